@@ -1,0 +1,1 @@
+"""Costs, one file each: ratios to the dense model in closed form."""

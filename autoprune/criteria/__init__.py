@@ -1,0 +1,1 @@
+"""Criteria, one file each: scores of atoms, higher is kept longer."""

@@ -1,0 +1,26 @@
+"""The errors a user can meet, and the near-miss helper that makes them useful."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class AutopruneError(Exception):
+    """Base of every error that autoprune raises on purpose; the command line prints it as one line."""
+
+
+class InputError(AutopruneError):
+    """The user's input is wrong: a job, a name, a file, a budget. Exit code 2."""
+
+
+class RunError(AutopruneError):
+    """The run failed, but what was computed is kept. Exit code 3."""
+
+
+def did_you_mean(name: str, allowed: Iterable[str]) -> str:
+    """Say what is allowed and which allowed name is nearest: the tail of an error message."""
+    names = sorted(allowed)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return f"{hint}allowed: {', '.join(names) or 'nothing'}"

@@ -1,0 +1,165 @@
+"""The Pareto front: of evaluations (pure functions), and as the values that a policy file carries (Front, Point, Base)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, overload
+
+import numpy as np
+import numpy.typing as npt
+
+from autoprune.errors import InputError, did_you_mean
+from autoprune.evaluation import Evaluation
+from autoprune.policy import Policy
+from autoprune.structure import Group
+
+
+def pareto_front(evaluations: Iterable[Evaluation], costs: Sequence[str]) -> tuple[Evaluation, ...]:
+    """Evaluations that no other beats in loss and all `costs`, ascending in the first cost; failed ones are left out.
+
+    Of equals (the same loss and costs) the first told stays, so the front does not depend on chance.
+    """
+    alive = [e for e in evaluations if e.ok]
+    if not alive:
+        return ()
+    values = np.array([[e.costs[c] for c in costs] + [e.loss] for e in alive])
+    order = np.lexsort((np.arange(len(alive)), *values.T[::-1]))
+    kept: list[int] = []
+    for i in order:
+        if not any(bool(np.all(values[j] <= values[i])) for j in kept):
+            kept.append(int(i))
+    return tuple(alive[i] for i in kept)
+
+
+def hypervolume(points: npt.NDArray[np.float64], reference: npt.NDArray[np.float64]) -> float:
+    """Hypervolume dominated by `points` [n, d] (minimised) up to `reference` [d]; moocore (Fonseca et al. 2006)."""
+    import moocore
+
+    inside = points[np.all(points < reference, axis=1)] if len(points) else points
+    return float(moocore.hypervolume(inside, ref=reference)) if len(inside) else 0.0
+
+
+@dataclass(frozen=True)
+class Base:
+    """The dense model that a front belongs to: what identifies it, what it costs and scores.
+
+    `costs` are absolute (macs a sample, params, bytes); `metrics` maps a split to its dense metrics; `inputs` are
+    {"shape": [...], "dtype": "float32"}; `space` holds granularity, criterion and multiple_of; `data` a hash.
+    """
+
+    structure_fingerprint: str
+    weights_fingerprint: str
+    model: str
+    inputs: tuple[Mapping[str, Any], ...]
+    costs: Mapping[str, float]
+    metrics: Mapping[str, Mapping[str, float]]
+    groups: tuple[Group, ...]
+    space: Mapping[str, Any]
+    data: str
+
+
+@dataclass(frozen=True)
+class Point:
+    """One policy of a front. `keep` lists the kept atoms of every group, ascending, in original coordinates.
+
+    `costs` as in the file: macs, macs_ratio, params, bytes, latency if it was measured. `metrics` maps "validation"
+    and, for finalists, "finetuned" to figures. `trial` is the index of the ask in the study.
+    """
+
+    id: str
+    policy: Policy
+    keep: Mapping[str, tuple[int, ...]]
+    costs: Mapping[str, Any]
+    metrics: Mapping[str, Mapping[str, float]]
+    trial: int
+    base: Base = field(repr=False)
+
+    def ratio(self, cost: str) -> float:
+        """The ratio of `cost` (macs, params, bytes, latency) to the dense model."""
+        if cost == "latency":
+            if "latency" not in self.costs:
+                raise InputError(f"point {self.id} has no measured latency; it has {', '.join(self.costs)}")
+            return float(self.costs["latency"]["ratio"])
+        if cost not in self.base.costs:
+            raise InputError(f"unknown cost {cost!r}; {did_you_mean(cost, [*self.base.costs, 'latency'])}")
+        return float(self.costs[cost]) / float(self.base.costs[cost])
+
+
+@dataclass(frozen=True)
+class Front(Sequence[Point]):
+    """Points ascending in their first cost, with their base and the record of how they came to be."""
+
+    points: tuple[Point, ...]
+    base: Base
+    measured_on: Mapping[str, Any]
+    provenance: Mapping[str, Any]
+
+    def __len__(self) -> int:
+        return len(self.points)
+
+    @overload
+    def __getitem__(self, index: int) -> Point: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Point]: ...
+    def __getitem__(self, index: int | slice) -> Point | Sequence[Point]:
+        return self.points[index]
+
+    def select(self, at: str | None = None, **limits: float) -> Point:
+        """The best point: `select(macs=0.5)`, `select("macs=0.5")`, `select("drop=0.01")`, `select("knee")`, an id.
+
+        A cost limit is a ratio to dense; among the points within all limits the one of least validation loss wins.
+        `drop` is the largest fall of the first validation metric against dense; the cheapest such point wins.
+
+        Raises:
+            InputError: no point satisfies it (says what the front offers), or the word is unknown.
+        """
+        if at is not None:
+            text = at.strip()
+            if text == "knee":
+                return self._knee()
+            if match := re.fullmatch(r"(\w+)\s*=\s*([0-9.eE+-]+)", text):
+                return self.select(**{match[1]: _number(match[2], text)})
+            for point in self.points:
+                if point.id == text:
+                    return point
+            ids = [p.id for p in self.points]
+            raise InputError(f"no point {text!r}; {did_you_mean(text, [*ids, 'knee'])}, or macs=0.5, drop=0.01")
+        if not limits:
+            raise InputError("say which point: macs=0.5, params=..., latency=..., drop=0.01, 'knee' or an id")
+        drop = limits.pop("drop", None)
+        fitting = [p for p in self.points if all(p.ratio(c) <= limit + 1e-12 for c, limit in limits.items())]
+        if not fitting:
+            offers = {c: min((p.ratio(c) for p in self.points), default=float("nan")) for c in limits}
+            least = ", ".join(f"{c}={ratio:.4g}" for c, ratio in offers.items())
+            raise InputError(f"no point of the front is within {limits}; the least it offers is {least}")
+        if drop is None:
+            return min(fitting, key=_validation_loss)
+        name, dense = next((k, v) for k, v in self.base.metrics["validation"].items() if k not in ("kl", "loss"))
+        enough = [p for p in fitting if dense - p.metrics["validation"][name] <= drop + 1e-12]
+        if not enough:
+            best = min(dense - p.metrics["validation"][name] for p in fitting)
+            raise InputError(f"no point keeps {name} within {drop} of dense; the least drop is {best:.4g}")
+        return min(enough, key=lambda p: p.ratio(next(iter(self.base.costs))))
+
+    def _knee(self) -> Point:
+        """The point farthest below the chord of log-loss against cost between the ends of the front."""
+        if not self.points:
+            raise InputError("the front is empty, so it has no knee")
+        cost = np.array([p.ratio(next(iter(self.base.costs))) for p in self.points])
+        loss = np.log(np.maximum([_validation_loss(p) for p in self.points], 1e-12))
+        x = (cost - cost.min()) / max(float(np.ptp(cost)), 1e-12)
+        y = (loss - loss.min()) / max(float(np.ptp(loss)), 1e-12)
+        return self.points[int(np.argmin(x + y))]
+
+
+def _validation_loss(point: Point) -> float:
+    return float(point.metrics["validation"]["loss"])
+
+
+def _number(text: str, whole: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise InputError(f"{whole!r}: {text!r} is not a number") from None

@@ -1,0 +1,63 @@
+"""Names and loading of plug-ins: a file in its folder is its own registration; `module:Class` names a user's own."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from pathlib import Path
+from typing import Any, Literal
+
+from autoprune.errors import InputError, did_you_mean
+
+Folder = Literal["criteria", "costs", "samplers", "strategies", "tasks", "executors"]
+SINGULAR = {"criteria": "criterion", "strategies": "strategy"}
+OPTUNA_FILE = "optuna_bridge"
+
+
+def names(folder: Folder) -> tuple[str, ...]:
+    """Names of the plug-ins in `folder`; imports nothing. A trailing underscore of the file is not part of the name."""
+    found = {p.stem.rstrip("_") for p in (Path(__file__).parent / folder).glob("*.py") if not p.stem.startswith("_")}
+    if folder == "samplers":
+        found = (found - {OPTUNA_FILE}) | set(OPTUNA_NAMES)
+    return tuple(sorted(found))
+
+
+OPTUNA_NAMES = ("random", "tpe", "nsga2", "nsga3", "gp", "cmaes", "qmc")
+"""Samplers that live together in samplers/optuna_bridge.py, the exception to one file a name."""
+
+
+def load(folder: Folder, name: str) -> Any:
+    """The class or function called `name` in `folder`, or the object of a user's "module:attribute".
+
+    Raises:
+        InputError: no such name (the nearest is named), or the user's module or attribute cannot be imported.
+    """
+    if ":" in name:
+        return load_object(name)
+    if name not in names(folder):
+        what = SINGULAR.get(folder, folder.removesuffix("s"))
+        raise InputError(f"unknown {what} {name!r}; {did_you_mean(name, names(folder))}, or 'module:attribute'")
+    if folder == "samplers" and name in OPTUNA_NAMES:
+        return importlib.import_module(f"autoprune.samplers.{OPTUNA_FILE}").SAMPLERS[name]
+    stem = name if (Path(__file__).parent / folder / f"{name}.py").exists() else f"{name}_"
+    module = importlib.import_module(f"autoprune.{folder}.{stem}")
+    wanted = name.replace("_", "").lower()
+    for attribute, value in vars(module).items():
+        if attribute.replace("_", "").lower() == wanted and getattr(value, "__module__", "") == module.__name__:
+            return value
+    raise InputError(f"{module.__name__} holds no class or function for the name {name!r}")
+
+
+def load_object(path: str) -> Any:
+    """The object at "module:attribute"; InputError in one line where it cannot be had."""
+    module_name, _, attribute = path.partition(":")
+    try:
+        value: Any = importlib.import_module(module_name)
+    except Exception as error:  # a user's module may fail in any way while it is imported
+        raise InputError(f"cannot import {module_name!r} of {path!r}: {type(error).__name__}: {error}") from error
+    for part in attribute.split("."):
+        if not hasattr(value, part):
+            public = [n for n, v in inspect.getmembers(value) if callable(v) and not n.startswith("_")]
+            raise InputError(f"module {module_name!r} has no {part!r}; {did_you_mean(part, public[:30])}")
+        value = getattr(value, part)
+    return value

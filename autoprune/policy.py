@@ -1,0 +1,67 @@
+"""A policy: how wide every group shall be. Integers only; ratios are derived elsewhere."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from autoprune.errors import InputError, did_you_mean
+from autoprune.structure import Structure
+
+IntArray = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """Widths by group name, sorted, so that equality and hash come for free."""
+
+    widths: tuple[tuple[str, int], ...]
+
+    def __post_init__(self) -> None:
+        clean = tuple(sorted((str(name), int(width)) for name, width in self.widths))
+        if len({name for name, _ in clean}) != len(clean):
+            raise InputError(f"a policy names a group twice: {[name for name, _ in clean]}")
+        object.__setattr__(self, "widths", clean)
+
+    @staticmethod
+    def of(widths: Mapping[str, int]) -> Policy:
+        return Policy(tuple(widths.items()))
+
+    @staticmethod
+    def dense(structure: Structure) -> Policy:
+        """The zero of pruning: every group at its full width."""
+        return Policy(tuple((g.name, g.width) for g in structure.groups))
+
+    @staticmethod
+    def from_array(structure: Structure, widths: Iterable[int]) -> Policy:
+        """From widths in the order of `structure.groups`."""
+        return Policy(tuple(zip(structure.names, (int(w) for w in widths), strict=True)))
+
+    def as_dict(self) -> dict[str, int]:
+        return dict(self.widths)
+
+    def array(self, structure: Structure) -> IntArray:
+        """Widths in the order of `structure.groups`, int64 [groups]."""
+        widths = dict(self.widths)
+        return np.array([widths[name] for name in structure.names], dtype=np.int64)
+
+    def check(self, structure: Structure) -> None:
+        """Raise InputError unless the policy names every group of `structure` once, at a width on its grid."""
+        widths, names = dict(self.widths), set(structure.names)
+        for name in widths:
+            if name not in names:
+                raise InputError(f"the policy names an unknown group {name!r}; {did_you_mean(name, names)}")
+        for group in structure.groups:
+            if group.name not in widths:
+                raise InputError(f"the policy has no width for group {group.name!r}")
+            group.check(widths[group.name])
+
+    @property
+    def digest(self) -> str:
+        """12 hex digits that identify the policy."""
+        text = ";".join(f"{name}={width}" for name, width in self.widths)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]

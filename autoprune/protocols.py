@@ -1,0 +1,132 @@
+"""The seams of the house: what a user or a plug-in has to offer. Torch appears as a type only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+
+from autoprune.evaluation import Ask, Evaluation
+from autoprune.policy import IntArray, Policy
+from autoprune.structure import Group, Structure
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+Batch = Any
+"""Any tree (tuples, lists, dicts) of tensors whose dimension 0 is the sample."""
+
+FloatArray = npt.NDArray[np.float64]
+Direction = Literal["maximize", "minimize"]
+SPLITS = ("calibration", "validation", "test", "train")
+
+
+@runtime_checkable
+class Task(Protocol):
+    """The user's model, data and metric."""
+
+    @property
+    def directions(self) -> Mapping[str, Direction]:
+        """Which way each metric of `metrics` is better."""
+
+    def build(self) -> nn.Module:
+        """A fresh model with the dense weights."""
+
+    def example_inputs(self) -> tuple[Tensor, ...]:
+        """Positional inputs of the model, a batch of at least 2."""
+
+    def split(self, name: str) -> Iterable[Batch]:
+        """Batches of `calibration`, `validation`, `test` or `train`: the same ones in the same order at every call."""
+
+    def outputs(self, model: nn.Module, batch: Batch) -> Tensor:
+        """What must stay faithful: logits [..., classes] for kl, any tensor for mse or cosine."""
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Scalar training loss, for gradients and fine-tuning."""
+
+    def metrics(self, model: nn.Module, batches: Iterable[Batch]) -> Mapping[str, float]:
+        """Metrics over all `batches`; model in eval mode."""
+
+
+class Criterion(Protocol):
+    """Scores the atoms of every group once; the model is left untouched."""
+
+    def __call__(self, model: nn.Module, groups: Sequence[Group], task: Task) -> Mapping[str, Tensor]:
+        """Group name -> finite scores [width]; higher is kept longer. Data comes from the calibration split."""
+
+
+class Cost(Protocol):
+    """A cost of widths, as a ratio to the dense model; built as C(structure)."""
+
+    monotone: bool
+    dense: float
+
+    def __call__(self, widths: IntArray) -> FloatArray:
+        """Widths [..., groups] in the order of `structure.groups` -> ratio [...]; 1 at the dense widths."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The range [low, high] of the first cost that the front should cover; where finalists are tuned; hard limits.
+
+    `limits` are upper bounds on further costs, as ratios to dense.
+    """
+
+    cost: str
+    low: float
+    high: float
+    at: tuple[float, ...]
+    limits: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """All that a searcher may know: widths and numbers, no model.
+
+    `objectives` are the names of the costs beside the loss; `tier` is the fitness tier to ask at; `table` maps a group
+    to {width: loss} where it was measured; `seeds` are evaluations that exist before the first ask.
+    """
+
+    structure: Structure
+    scores: Mapping[str, FloatArray]
+    costs: Mapping[str, Cost]
+    budget: Budget
+    objectives: tuple[str, ...] = ("macs",)
+    n_trials: int = 300
+    tier: Literal["stitch", "refit", "tune"] = "refit"
+    table: Mapping[str, Mapping[int, float]] | None = None
+    seeds: tuple[Evaluation, ...] = ()
+
+
+class Sampler(Protocol):
+    """Built as S(problem, rng, **options). The k-th tell answers the k-th ask; failed evaluations are told too."""
+
+    def ask(self) -> Ask: ...
+
+    def tell(self, evaluation: Evaluation) -> None: ...
+
+
+class Executor(Protocol):
+    """Runs asks somewhere. Built as E(make_evaluator, **settings); results come in any order."""
+
+    slots: int
+
+    def submit(self, index: int, ask: Ask) -> None: ...
+
+    def next_done(self, timeout: float | None = None) -> tuple[int, Evaluation] | None:
+        """The next finished (index, evaluation), or None after `timeout` seconds without one."""
+
+    def cancel(self, index: int) -> None: ...
+
+    def close(self) -> None: ...
+
+
+Strategy = Callable[[Problem, float], Policy]
+"""(problem, target) -> policy whose budget cost is at most `target`; closed form, no evaluation."""
+
+Evaluator = Callable[[Ask], Evaluation]
+EvaluatorFactory = Callable[[], Evaluator]
+"""Picklable; called once in every worker."""

@@ -1,0 +1,1 @@
+"""The report that people look at: plots and tables of a run folder."""

@@ -1,0 +1,1 @@
+"""Samplers, one file each: they see widths and numbers, and no model."""

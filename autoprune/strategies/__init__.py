@@ -1,0 +1,1 @@
+"""Strategies, one file each: closed-form policies, the control arms."""

@@ -1,0 +1,148 @@
+"""What can be pruned in a model, as data: slices, groups, operations and the frozen parts. No torch here."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from types import MappingProxyType
+from typing import Any, Literal, get_args
+
+from autoprune.errors import InputError, did_you_mean
+
+Role = Literal["produce", "carry", "consume"]
+Kind = Literal["channel", "head", "kv_group", "neuron", "block", "weight"]
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """One place that shrinks with an atom: positions of dimension `dim` of the tensor called `tensor`.
+
+    Atom i in [first, first + count) owns the positions offset + (i - first) * stride + [0, repeat). `produce`
+    writes the group's activations, `carry` passes them on (norms, depthwise weights), `consume` reads them.
+    """
+
+    tensor: str
+    dim: int
+    role: Role
+    offset: int = 0
+    stride: int = 1
+    repeat: int = 1
+    first: int = 0
+    count: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.role not in get_args(Role):
+            raise InputError(f"slice of {self.tensor!r}: role must be one of {get_args(Role)}, not {self.role!r}")
+        if min(self.dim, self.offset, self.first) < 0 or min(self.stride, self.repeat) < 1:
+            raise InputError(f"slice of {self.tensor!r}: dim, offset and first must be >= 0, stride and repeat >= 1")
+        if self.count is not None and self.count < 1:
+            raise InputError(f"slice of {self.tensor!r}: count must be >= 1, not {self.count}")
+
+    def positions(self, atom: int) -> range:
+        """Positions of `dim` that `atom` owns; empty where the slice does not hold the atom."""
+        if atom < self.first or (self.count is not None and atom >= self.first + self.count):
+            return range(0)
+        start = self.offset + (atom - self.first) * self.stride
+        return range(start, start + self.repeat)
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Parameter slices that must shrink together; `width` atoms in the dense model, `grid` the allowed widths."""
+
+    name: str
+    kind: Kind
+    width: int
+    slices: tuple[Slice, ...]
+    grid: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(Kind):
+            raise InputError(f"group {self.name!r}: kind must be one of {get_args(Kind)}, not {self.kind!r}")
+        ascending = all(a < b for a, b in zip(self.grid, self.grid[1:], strict=False))
+        if not self.grid or not ascending or self.grid[-1] != self.width or self.grid[0] < 0:
+            raise InputError(f"group {self.name!r}: the grid must ascend to the width {self.width}, not {self.grid}")
+
+    def check(self, width: int) -> None:
+        """Raise InputError unless `width` is on the grid."""
+        if width not in self.grid:
+            raise InputError(f"group {self.name!r} cannot be {width} wide; its grid is {self.grid}")
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """Name, dense shape and bytes an element of one parameter or buffer."""
+
+    name: str
+    shape: tuple[int, ...]
+    itemsize: int
+    is_parameter: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Op:
+    """One operation of the cost polynomial: MACs a sample = positions * numel(weight) at the current widths.
+
+    `positions` sums over all calls in one forward pass: output positions of a conv, input positions of a transposed
+    conv, rows of a linear; an operation without a weight has `weight=None` and `positions` constant MACs.
+    `tensors` are the parameters and buffers that the module owns; each tensor belongs to exactly one Op.
+    """
+
+    name: str
+    type: str
+    depth: int
+    positions: int = 0
+    weight: str | None = None
+    kernel: tuple[int, ...] = ()
+    stride: tuple[int, ...] = ()
+    spatial: tuple[int, ...] = ()
+    tensors: tuple[TensorSpec, ...] = ()
+    groups: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Structure:
+    """All groups (in execution order), the operations that cost, and what was frozen with a reason in a user's words.
+
+    `frozen` maps a module name to its reason. `fingerprint` identifies the dense structure ("sha256:..").
+    """
+
+    groups: tuple[Group, ...]
+    ops: tuple[Op, ...]
+    frozen: Mapping[str, str] = field(default_factory=dict)
+    fingerprint: str = ""
+
+    def __post_init__(self) -> None:
+        names = [g.name for g in self.groups]
+        if len(set(names)) != len(names):
+            raise InputError(f"group names must be unique, not {names}")
+        object.__setattr__(self, "frozen", MappingProxyType(dict(self.frozen)))
+        object.__setattr__(self, "fingerprint", self.fingerprint or _fingerprint(self.groups, self.ops))
+
+    def __iter__(self) -> Iterator[Group]:
+        return iter(self.groups)
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(g.name for g in self.groups)
+
+    def group(self, name: str) -> Group:
+        """The group called `name`; InputError with the nearest name where there is none."""
+        for g in self.groups:
+            if g.name == name:
+                return g
+        raise InputError(f"unknown group {name!r}; {did_you_mean(name, self.names)}")
+
+    def __reduce__(self) -> Any:  # a MappingProxyType does not pickle, and workers need the structure
+        return (Structure, (self.groups, self.ops, dict(self.frozen), self.fingerprint))
+
+
+def _fingerprint(groups: tuple[Group, ...], ops: tuple[Op, ...]) -> str:
+    """Hash of everything that decides which atoms a width means; the grid is the job's choice, so it is left out."""
+    what = [[{k: v for k, v in asdict(g).items() if k != "grid"} for g in groups], [asdict(o) for o in ops]]
+    return "sha256:" + hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
