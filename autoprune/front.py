@@ -1,4 +1,4 @@
-"""The Pareto front: of evaluations (pure functions), and as the values that a policy file carries (Front, Point, Base)."""
+"""The Pareto front: of evaluations (pure functions), and as the values of a policy file (Front, Point, Base)."""
 
 from __future__ import annotations
 
@@ -119,8 +119,8 @@ class Front(Sequence[Point]):
             text = at.strip()
             if text == "knee":
                 return self._knee()
-            if match := re.fullmatch(r"(\w+)\s*=\s*([0-9.eE+-]+)", text):
-                return self.select(**{match[1]: _number(match[2], text)})
+            if match := re.fullmatch(r"(\w+)\s*=\s*(\S+)", text):
+                return self._within({match[1]: _number(match[2], text)})
             for point in self.points:
                 if point.id == text:
                     return point
@@ -128,7 +128,11 @@ class Front(Sequence[Point]):
             raise InputError(f"no point {text!r}; {did_you_mean(text, [*ids, 'knee'])}, or macs=0.5, drop=0.01")
         if not limits:
             raise InputError("say which point: macs=0.5, params=..., latency=..., drop=0.01, 'knee' or an id")
-        drop = limits.pop("drop", None)
+        return self._within(limits)
+
+    def _within(self, wanted: Mapping[str, float]) -> Point:
+        limits = {c: limit for c, limit in wanted.items() if c != "drop"}
+        drop = wanted.get("drop")
         fitting = [p for p in self.points if all(p.ratio(c) <= limit + 1e-12 for c, limit in limits.items())]
         if not fitting:
             offers = {c: min((p.ratio(c) for p in self.points), default=float("nan")) for c in limits}

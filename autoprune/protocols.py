@@ -58,6 +58,14 @@ class Criterion(Protocol):
         """Group name -> finite scores [width]; higher is kept longer. Data comes from the calibration split."""
 
 
+@runtime_checkable
+class GramCriterion(Protocol):
+    """A criterion that works on the Grams which the level database collects anyway, so that they are collected once."""
+
+    def from_consumers(self, group: Group, consumers: Sequence[Any]) -> Tensor:
+        """Scores [width] of one group from its `database.consumers.Consumer`s."""
+
+
 class Cost(Protocol):
     """A cost of widths, as a ratio to the dense model; built as C(structure)."""
 

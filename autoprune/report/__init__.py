@@ -1,1 +1,126 @@
-"""The report that people look at: plots and tables of a run folder."""
+"""A run folder as one self-contained page, report.html: figures, tables, and plain words on who won."""
+
+from __future__ import annotations
+
+import html
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from autoprune.errors import InputError
+from autoprune.front import Front
+from autoprune.policy_file import load_front
+from autoprune.report.figures import front_figure, heatmap_figure, to_html, trials_figure
+from autoprune.report.read import Trial, read_summary, read_trials
+
+
+def build_report(run_dir: str | Path) -> Path:
+    """Write RUN_DIR/report.html from policy.json, study.journal and log.jsonl; returns its path.
+
+    Raises:
+        InputError: the folder is no finished run, or a file of it is damaged.
+    """
+    folder = Path(run_dir)
+    if not (folder / "policy.json").exists():
+        raise InputError(f"{folder} holds no policy.json: not a run folder, or its search has not finished")
+    front = load_front(folder / "policy.json")
+    rows, trials = read_summary(folder / "log.jsonl"), read_trials(folder / "study.journal")
+    page = Template((Path(__file__).parent / "page.html").read_text(encoding="utf-8"))
+    text = page.substitute(
+        title=html.escape(f"{_short_name(front.base.model)}: {len(front)} points from dense to small"),
+        subtitle=html.escape(_subtitle(front)),
+        table=_table(rows),
+        verdicts=_list(_verdicts(rows)),
+        front=to_html(front_figure(front, rows), inline_library=True),
+        heatmap=to_html(heatmap_figure(front)),
+        trials=_trials_section(trials),
+        facts=_facts(front, trials),
+    )
+    path = folder / "report.html"
+    draft = path.with_name(f"{path.name}.{os.getpid()}.part")
+    draft.write_text(text, encoding="utf-8")
+    os.replace(draft, path)
+    return path
+
+
+def _short_name(model: str) -> str:
+    return model.rsplit(":", 1)[-1].rsplit(".", 1)[-1]
+
+
+def _subtitle(front: Front) -> str:
+    costs, dense = front.base.costs, front.base.metrics.get("validation", {})
+    scores = ", ".join(f"{name} {value:.4g}" for name, value in dense.items())
+    sizes = ", ".join(f"{value:,} {'MACs a sample' if name == 'macs' else name}" for name, value in costs.items())
+    return f"Dense model: {sizes}; on validation: {scores}. MACs count matrix products and convolutions only."
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> str:
+    if not rows:
+        return "<p>The log holds no summary of this run.</p>"
+    metrics = list(dict.fromkeys(name for row in rows for name in row.get("metrics") or {} if name != "loss"))
+    headings = ["budget", "arm", "point", "MACs", "loss", *metrics, *(f"{m}, tuned" for m in metrics)]
+    lines = ["<table><tr>", *(_cell("th", h, h in ("arm", "point")) for h in headings), "</tr>"]
+    for row in rows:
+        plain, tuned = row.get("metrics") or {}, row.get("finetuned") or {}
+        cells = [row.get("budget"), row.get("arm"), row.get("point"), row.get("macs_ratio"), row.get("loss")]
+        cells += [*(plain.get(m) for m in metrics), *(tuned.get(m) for m in metrics)]
+        lines.append('<tr class="ours">' if row.get("arm") == "search" else "<tr>")
+        lines += [_cell("td", _number(value), i in (1, 2)) for i, value in enumerate(cells)]
+        lines.append("</tr>")
+    return "".join([*lines, "</table>"])
+
+
+def _verdicts(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, bool]]:
+    """One sentence a budget, and whether it is bad news: the search's loss beside the best control arm's."""
+    verdicts = []
+    for budget in dict.fromkeys(row.get("budget") for row in rows):
+        here = [r for r in rows if r.get("budget") == budget and r.get("loss") is not None]
+        ours = min((float(r["loss"]) for r in here if r.get("arm") == "search"), default=None)
+        control = min((r for r in here if r.get("arm") != "search"), key=lambda r: float(r["loss"]), default=None)
+        if ours is None or control is None:
+            continue
+        theirs, arm = float(control["loss"]), control["arm"]
+        if ours < theirs:
+            text = (
+                f"At {budget}: search has the lower loss, {ours:.4g} against {theirs:.4g} of {arm} (best control)."
+            )
+        else:
+            text = f"At {budget}: search did not beat {arm} ({ours:.4g} against {theirs:.4g})."
+        verdicts.append((text, ours >= theirs))
+    notes = dict.fromkeys(str(row["note"]) for row in rows if row.get("note"))
+    return [*verdicts, *((note, False) for note in notes)]
+
+
+def _list(items: Iterable[tuple[str, bool]]) -> str:
+    lines = [f"<li{' class=bad' if bad else ''}>{html.escape(text)}</li>" for text, bad in items]
+    return f"<ul>{''.join(lines)}</ul>" if lines else ""
+
+
+def _trials_section(trials: Sequence[Trial]) -> str:
+    figure = trials_figure(trials)
+    if figure is None:
+        return ""
+    return f"<section><h2>Every full evaluation of the search</h2>{to_html(figure)}</section>"
+
+
+def _facts(front: Front, trials: Sequence[Trial]) -> str:
+    failed = sum(trial.error is not None for trial in trials)
+    passes = sum(trial.passes for trial in trials)
+    counts = f"{len(trials)} recorded, {failed} failed, {passes:.4g} passes over the calibration set"
+    facts: dict[str, Any] = {"evaluations": counts}
+    facts |= dict(front.provenance) | dict(front.measured_on) | {"space": dict(front.base.space)}
+    pairs = ((name, v if isinstance(v, str) else json.dumps(v)) for name, v in facts.items())
+    return "".join(f"<dt>{html.escape(name)}</dt><dd>{html.escape(text)}</dd>" for name, text in pairs)
+
+
+def _cell(tag: str, text: object, left: bool) -> str:
+    return f"<{tag}{' class=left' if left else ''}>{html.escape(str(text))}</{tag}>"
+
+
+def _number(value: object) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,1 +1,52 @@
-"""Samplers, one file each: they see widths and numbers, and no model."""
+"""Samplers: propose policies one at a time; each is one file. Here is how one is built, and the loss that they see."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
+
+import numpy as np
+
+from autoprune import plugins
+from autoprune.errors import InputError, did_you_mean
+from autoprune.evaluation import Evaluation
+from autoprune.protocols import Problem, Sampler
+
+LEAST_LOSS = 1e-9  # below this, differences of losses are rounding
+
+
+def build_sampler(name: str, problem: Problem, rng: np.random.Generator, options: Mapping[str, Any]) -> Sampler:
+    """The sampler called `name`; "module:Class" may also be an Optuna or OptunaHub sampler, which is then bridged.
+
+    Raises:
+        InputError: no such sampler, or it does not take these options.
+    """
+    make = plugins.load("samplers", name)
+    if isinstance(make, type) and any(base.__qualname__ == "BaseSampler" for base in make.__mro__):
+        from autoprune.samplers.optuna_bridge import bridged
+
+        return bridged(make, problem, rng, options)
+    check_options(make, options, given=2)
+    return cast(Sampler, make(problem, rng, **options))
+
+
+def check_options(make: Callable[..., Any], options: Mapping[str, Any], given: int) -> None:
+    """Raise InputError where `make` does not take one of `options`; its first `given` parameters are ours."""
+    parameters = list(inspect.signature(make).parameters.values())[given:]
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return
+    allowed = [p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    for option in options:
+        if option not in allowed:
+            raise InputError(f"search.options: unknown option {option!r}; {did_you_mean(option, allowed)}")
+
+
+def log_loss(seeds: Sequence[Evaluation]) -> Callable[[float], float]:
+    """The scale on which losses compare: their logarithm, or, where a seed's loss is not positive, their spread."""
+    losses = [e.loss for e in seeds if e.ok]
+    if not losses or min(losses) > 0:
+        return lambda loss: math.log(max(loss, LEAST_LOSS))
+    spread = max(float(np.std(losses)), LEAST_LOSS)
+    return lambda loss: loss / spread

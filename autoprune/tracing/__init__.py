@@ -1,1 +1,1 @@
-"""From a live model to a Structure: coupling, atoms, certification, physical removal (torch; torch-pruning in couple.py only)."""
+"""From a live model to a Structure: coupling, atoms, certification, physical removal (torch)."""

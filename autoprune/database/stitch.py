@@ -1,0 +1,150 @@
+"""From one candidate to the next on a resident slim model: only the tensors of groups whose width changed are touched."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from autoprune.database.store import LevelDatabase
+from autoprune.policy import Policy
+from autoprune.structure import Structure
+from autoprune.tracing.slim import set_attributes
+
+
+@dataclass(frozen=True)
+class _Axis:
+    """One dimension of one tensor: for every position the index of its atom among all atoms of all groups, or the last."""
+
+    tensor: str
+    dim: int
+    owner: Tensor
+
+
+class Stitcher:
+    """Holds a resident copy of `model` and turns it into the slim model of one policy after another.
+
+    The level database supplies the consumers' weights, the dense tensors all the rest. Parameters and buffers keep
+    their identity, only their data change shape. What repairs or training overwrite must be named by `mark_dirty`.
+    """
+
+    def __init__(self, model: nn.Module, structure: Structure, database: LevelDatabase) -> None:
+        self.structure, self.database = structure, database
+        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        self.dense: dict[str, Tensor] = {n: t.detach().clone() for n, t in model.state_dict(keep_vars=True).items()}
+        self.live: Mapping[str, Tensor] = self.model.state_dict(keep_vars=True)
+        self.policy = Policy.dense(structure)
+        self._dirty: set[str] = set()
+        self._prepare()
+
+    def stitch(self, policy: Policy) -> nn.Module:
+        """The resident model at `policy`, in eval mode, without repairs."""
+        policy.check(self.structure)
+        old, new = dict(self.policy.widths), dict(policy.widths)
+        stale = set(self._dirty)
+        for name in new:
+            if old[name] != new[name]:
+                stale |= self._touches[name]
+                self._choose(name, new[name])
+        self.policy = policy
+        with torch.no_grad():
+            for tensor in sorted(stale):
+                self.live[tensor].data = self._slice(tensor, self._filled(tensor, new))
+        self._dirty.clear()
+        if stale:
+            set_attributes(self.model, self.structure)
+        self.model.eval()
+        return self.model
+
+    def mark_dirty(self, tensors: set[str] | None = None) -> None:
+        """These tensors (None: all) no longer hold what was stitched and are renewed by the next stitch."""
+        self._dirty |= set(self.dense) if tensors is None else tensors
+
+    def kept(self, tensor: str, dim: int) -> Tensor | None:
+        """Kept positions of a dimension, ascending, or None where it is whole."""
+        for axis in self._axes.get(tensor, ()):
+            if axis.dim == dim:
+                mask = self._alive[axis.owner]
+                return None if bool(mask.all()) else mask.nonzero()[:, 0]
+        return None
+
+    def narrowed(self) -> frozenset[str]:
+        """Names of the tensors that the policy makes smaller than dense."""
+        widths = dict(self.policy.widths)
+        narrow = [self._touches[g.name] for g in self.structure.groups if widths[g.name] < g.width]
+        return frozenset().union(*narrow)
+
+    def _prepare(self) -> None:
+        starts = dict(zip(self.structure.names, np.cumsum([0, *(g.width for g in self.structure)]).tolist(), strict=False))
+        total = sum(g.width for g in self.structure)
+        self._starts = starts
+        device = next(iter(self.dense.values())).device
+        self._alive = torch.ones(total + 1, dtype=torch.bool, device=device)
+        owners: dict[tuple[str, int], Tensor] = {}
+        self._touches: dict[str, set[str]] = {g.name: {s.tensor for s in g.slices} for g in self.structure}
+        self._readers: dict[str, list[str]] = {}
+        self._biases: dict[str, list[tuple[str, str]]] = {}
+        for group in self.structure:
+            for s in group.slices:
+                shape = self.dense[s.tensor].shape
+                owner = owners.setdefault((s.tensor, s.dim), torch.full((shape[s.dim],), total, dtype=torch.long))
+                for atom in range(group.width):
+                    positions = s.positions(atom)
+                    owner[positions.start : positions.stop] = starts[group.name] + atom
+                if s.role == "consume":
+                    self._note_reader(group.name, s.tensor)
+        self._axes: dict[str, list[_Axis]] = {}
+        for (tensor, dim), owner in owners.items():
+            self._axes.setdefault(tensor, []).append(_Axis(tensor, dim, owner.to(device)))
+        self._dims = {(g.name, s.tensor): s.dim for g in self.structure for s in g.slices if s.role == "consume"}
+
+    def _note_reader(self, group: str, tensor: str) -> None:
+        """A consumer's weight, and its bias, which takes the mean shift, depend on the group's width."""
+        readers = self._readers.setdefault(tensor, [])
+        if group not in readers:
+            readers.append(group)
+        bias = tensor.removesuffix("weight") + "bias"
+        if bias in self.dense and (group, tensor) not in self._biases.setdefault(bias, []):
+            self._biases[bias].append((group, tensor))
+            self._touches[group].add(bias)
+
+    def _choose(self, group: str, width: int) -> None:
+        start, count = self._starts[group], self.structure.group(group).width
+        self._alive[start : start + count] = False
+        self._alive[start + self.database.keep(group, width).to(self._alive.device)] = True
+
+    def _filled(self, tensor: str, widths: Mapping[str, int]) -> Tensor:
+        """The dense tensor with the compensated columns (or the shifted bias) of every narrowed group in place."""
+        value = self.dense[tensor]
+        for group in self._readers.get(tensor, ()):
+            entry = self.database.weight(group, widths[group], tensor)
+            if entry is not None:
+                value = value.clone() if value is self.dense[tensor] else value
+                dim = self._dims[group, tensor]
+                value.index_copy_(dim, self._columns(group, tensor, dim), entry.to(value))
+        for group, weight in self._biases.get(tensor, ()):
+            shift = self.database.shift(group, widths[group], weight)
+            value = value if shift is None else value + shift.to(value)
+        return value
+
+    def _columns(self, group: str, tensor: str, dim: int) -> Tensor:
+        """Kept positions of `dim` that belong to `group`."""
+        axis = next(a for a in self._axes[tensor] if a.dim == dim)
+        start, count = self._starts[group], self.structure.group(group).width
+        own = (axis.owner >= start) & (axis.owner < start + count)
+        return (own & self._alive[axis.owner]).nonzero()[:, 0]
+
+    def _slice(self, tensor: str, value: Tensor) -> Tensor:
+        """Kept positions of every dimension, in the dense tensor's memory format, never aliasing the dense tensor."""
+        like = self.dense[tensor]
+        for axis in self._axes.get(tensor, ()):
+            mask = self._alive[axis.owner]
+            if not bool(mask.all()):
+                value = value.index_select(axis.dim, mask.nonzero()[:, 0])
+        if value.dim() == 4 and like.is_contiguous(memory_format=torch.channels_last) and not like.is_contiguous():
+            value = value.contiguous(memory_format=torch.channels_last)
+        return value.clone() if value is like else value.contiguous() if value.dim() != 4 else value

@@ -1,0 +1,232 @@
+"""The tiered evaluator: from an Ask to an Evaluation on one resident model. The hot path is stitch + forward."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from autoprune import plugins
+from autoprune.calibration import Parts, chunks, gather, prepare, size
+from autoprune.database.consumers import consumed
+from autoprune.database.stitch import Stitcher
+from autoprune.database.store import LevelDatabase
+from autoprune.errors import InputError, did_you_mean
+from autoprune.evaluation import Ask, Evaluation, Split
+from autoprune.job import Job
+from autoprune.losses import FIDELITIES
+from autoprune.protocols import Batch, Direction, Task
+from autoprune.recover import Lesson, finetune
+from autoprune.repair import FixedPoint, Reference, Refit, observe
+from autoprune.structure import Structure
+from autoprune.tracing.wiring import find_sites
+
+COSTS = ("macs", "params", "bytes")
+TRAIN_SAMPLES = 20_000
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Plain settings of an evaluator.
+
+    `loss` is kl, mse or cosine to the dense outputs, or the name of a task metric with its `direction`.
+    """
+
+    loss: str = "kl"
+    direction: Direction | None = None
+    calibration: int = 2048
+    validation: int = 1024
+    finetune_steps: int = 100
+    batch_size: int = 256
+    seed: int = 0
+    device: str = "auto"
+
+    @staticmethod
+    def of(job: Job) -> Settings:
+        e, loss = job.evaluator, job.objectives.loss
+        name, direction = (loss, None) if isinstance(loss, str) else (loss.metric, loss.direction)
+        return Settings(
+            name, direction, e.calibration, e.validation, e.finetune_steps, seed=job.search.seed, device=e.device
+        )
+
+    @property
+    def torch_device(self) -> torch.device:
+        """The device; `auto` is a GPU where there is one."""
+        auto = "cuda" if torch.cuda.is_available() else "cpu"
+        return torch.device(auto if self.device == "auto" else self.device)
+
+
+def prepared_model(task: Task, device: torch.device) -> nn.Module:
+    """The task's model as evaluation wants it: eval mode, channels_last, on `device`."""
+    return task.build().to(device).to(memory_format=torch.channels_last).eval()
+
+
+def prepared_parts(task: Task, settings: Settings) -> Parts:
+    """The calibration parts on the settings' device."""
+    parts, device = Parts.of(task, settings.calibration, settings.batch_size), settings.torch_device
+    return Parts(
+        prepare(parts.statistics, device),
+        tuple(prepare(b, device) for b in parts.fitness),
+        tuple(prepare(b, device) for b in parts.heldback),
+        parts.total,
+    )
+
+
+def make_evaluator(job_text: str, structure: Structure, database: Path) -> TieredEvaluator:
+    """The evaluator of a job from its files: what every worker calls once."""
+    keep_freed_memory()
+    job = Job.loads(job_text)
+    return TieredEvaluator(job.build_task(), structure, LevelDatabase.open(database), Settings.of(job))
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep freed blocks above 32 MB: returning every activation to the system costs a third of a forward."""
+    try:
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(_M_MMAP_THRESHOLD, 1 << 30)
+        libc.mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
+    except (OSError, AttributeError):  # another C library: nothing to set, nothing lost but speed
+        return
+
+
+class TieredEvaluator:
+    """Calls answer asks. All candidates see the same samples in the same order (common random numbers).
+
+    stitch: the compensated model, each batch repaired by its own fixed-point batch norm. refit: one pass over the
+    statistics samples repairs the model, then it is scored on others. tune: refit, then the brief fine-tune.
+    """
+
+    def __init__(self, task: Task, structure: Structure, database: LevelDatabase, settings: Settings) -> None:
+        self.task, self.structure, self.settings = task, structure, settings
+        self.device = settings.torch_device
+        self.parts = prepared_parts(task, settings)
+        dense = prepared_model(task, self.device)
+        self.stitcher = Stitcher(dense, structure, database)
+        readers = {w for names in self._readers(dense).values() for w in names}
+        self.sites = {n: s for n, s in self._sites.items() if n in readers and s.calls == 1}
+        self.statistics = observe(dense, task, self.parts.statistics, self.sites)
+        self.dense = dense
+        self.references: dict[tuple[Split, int], Reference] = {}
+        self.costs = {name: plugins.load("costs", name)(structure) for name in COSTS}
+        self._batches: dict[Split, Sequence[Batch]] = {"fitness": self.parts.fitness, "heldback": self.parts.heldback}
+        self._lesson: Lesson | None = None
+
+    def __call__(self, ask: Ask) -> Evaluation:
+        """Evaluate; what goes wrong in the model under test becomes the evaluation's error."""
+        ask.policy.check(self.structure)
+        started = time.perf_counter()
+        costs = {n: float(cost(ask.policy.array(self.structure))) for n, cost in self.costs.items()}
+        try:
+            loss, metrics, samples = self._score(ask)
+        except (RuntimeError, ArithmeticError) as error:
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            self.stitcher.mark_dirty()
+            return Evaluation.failed(ask, reason, costs, time.perf_counter() - started)
+        seconds = time.perf_counter() - started
+        if not math.isfinite(loss):
+            self.stitcher.mark_dirty()
+            return Evaluation.failed(ask, f"the loss is {loss}", costs, seconds)
+        return Evaluation(ask, loss, costs, metrics, samples / self.parts.total, seconds)
+
+    def repaired(self, ask: Ask) -> nn.Module:
+        """The resident model at the ask's policy, repaired (and tuned) as its tier says. It changes with the next ask."""
+        self._repair(ask)
+        return self.stitcher.model
+
+    def batches(self, split: Split) -> Sequence[Batch]:
+        """The batches of a split; validation is loaded when it is first asked for."""
+        if split not in self._batches:
+            whole = gather(self.task.split("validation"), self.settings.validation)
+            self._batches[split] = tuple(prepare(b, self.device) for b in chunks(whole, self.settings.batch_size))
+        return self._batches[split]
+
+    def _score(self, ask: Ask) -> tuple[float, Mapping[str, float], float]:
+        """Loss, metrics and the samples that went forward (a backward pass counts two)."""
+        batches = self._share(self.batches(ask.split), ask.fraction)
+        count = sum(size(b) for b in batches)
+        direct = ask.tier == "stitch" and ask.split == "fitness" and self.settings.direction is None
+        if direct:
+            self.stitcher.stitch(ask.policy)
+            return self._fidelity(batches, ask.split, direct), {}, count
+        samples = self._repair(ask) + count
+        metrics: Mapping[str, float] = {}
+        if ask.split != "fitness" or self.settings.direction is not None:
+            with torch.no_grad():
+                metrics = {k: float(v) for k, v in self.task.metrics(self.stitcher.model, batches).items()}
+        if self.settings.direction is None:
+            return self._fidelity(batches, ask.split, direct), metrics, samples
+        value = _metric(metrics, self.settings.loss)
+        return (-value if self.settings.direction == "maximize" else value), metrics, samples
+
+    def _repair(self, ask: Ask) -> float:
+        model = self.stitcher.stitch(ask.policy)
+        if ask.tier == "stitch":
+            mode: FixedPoint | Refit = FixedPoint(self.stitcher, self.statistics, settle=True)
+        elif ask.tier in ("refit", "tune"):
+            mode = Refit(self.stitcher, self.statistics, self.sites)
+        else:
+            raise InputError(f"the evaluator has no tier {ask.tier!r}; allowed: stitch, refit, tune")
+        with torch.no_grad(), mode:
+            self.task.outputs(model, self.parts.statistics)
+        samples = float(size(self.parts.statistics))
+        if ask.tier == "tune":
+            samples += 3.0 * finetune(model, self.lesson(), self.settings.finetune_steps, self.settings.seed)
+            model.requires_grad_(False)
+            self.stitcher.mark_dirty()
+        return samples
+
+    def lesson(self) -> Lesson:
+        """Training samples with the dense outputs, computed once."""
+        if self._lesson is None:
+            wanted = min(TRAIN_SAMPLES, self.settings.finetune_steps * 128)
+            samples = prepare(gather(self.task.split("train"), wanted), self.device)
+            with torch.no_grad():
+                parts = [self.task.outputs(self.dense, b) for b in chunks(samples, self.settings.batch_size)]
+            fidelity = FIDELITIES.get(self.settings.loss, FIDELITIES["kl"])
+            self._lesson = Lesson(samples, torch.cat(parts), self.task.outputs, fidelity)
+        return self._lesson
+
+    def _fidelity(self, batches: Sequence[Batch], split: Split, direct: bool) -> float:
+        """Mean loss over samples to the dense outputs."""
+        total, count, model = 0.0, 0, self.stitcher.model
+        fidelity = FIDELITIES[self.settings.loss]
+        for i, batch in enumerate(batches):
+            n = size(batch)
+            reference = self._reference(split, i)
+            with torch.no_grad():
+                if direct:
+                    with FixedPoint(self.stitcher, reference, settle=False):
+                        outputs = self.task.outputs(model, batch)
+                else:
+                    outputs = self.task.outputs(model, batch)
+                total += n * float(fidelity(outputs, reference.outputs[: len(outputs)]))
+            count += n
+        return total / count
+
+    def _reference(self, split: Split, index: int) -> Reference:
+        key = (split, index)
+        if key not in self.references:
+            self.references[key] = observe(self.dense, self.task, self.batches(split)[index])
+        return self.references[key]
+
+    def _share(self, batches: Sequence[Batch], fraction: float) -> Sequence[Batch]:
+        """Always the same first batches: as many as make up the fraction, one at least."""
+        return batches[: max(1, round(fraction * len(batches)))]
+
+    def _readers(self, dense: nn.Module) -> dict[str, list[str]]:
+        example = tuple(x.to(self.device) for x in self.task.example_inputs())
+        self._sites = find_sites(dense, example)
+        return consumed(self.structure.groups, self._sites)
+
+
+def _metric(metrics: Mapping[str, float], name: str) -> float:
+    if name not in metrics:
+        raise InputError(f"objectives.loss.metric: the task has no metric {name!r}; {did_you_mean(name, metrics)}")
+    return metrics[name]

@@ -1,0 +1,70 @@
+"""The inside of a worker process of executors/local.py: builds its evaluator once, then answers asks until EOF."""
+
+from __future__ import annotations
+
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+from multiprocessing.connection import Connection
+
+from autoprune.errors import AutopruneError, InputError
+from autoprune.evaluation import Ask, Evaluation
+from autoprune.protocols import Evaluator
+
+BOOT = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
+    "from autoprune.executors._worker import main; main(int(sys.argv[2]))"
+)
+"""What the parent passes to `python -c`: never its own main module, so a user's script needs no guard."""
+
+
+def main(descriptor: int) -> None:
+    """Serve the socket `descriptor`: receives the factory, then asks; sends ("ready" | "broken" | "done", value)."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle; it tells us by closing the socket
+    connection = Connection(descriptor)
+    asks: queue.SimpleQueue[Ask] = queue.SimpleQueue()
+    try:
+        evaluate: Evaluator = connection.recv()()
+    except AutopruneError as error:
+        connection.send(("broken", (isinstance(error, InputError), str(error))))
+        return
+    except Exception as error:
+        connection.send(("broken", (False, one_line(error))))
+        return
+    _one_thread()
+    threading.Thread(target=_receive, args=(connection, asks), daemon=True).start()
+    connection.send(("ready", None))
+    while True:
+        connection.send(("done", _answer(evaluate, asks.get())))
+
+
+def one_line(error: BaseException) -> str:
+    """Type and message in one line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+def _answer(evaluate: Evaluator, ask: Ask) -> Evaluation:
+    start = time.perf_counter()
+    try:
+        return evaluate(ask)
+    except Exception as error:  # the user's code may fail in any way, and that is a value
+        return Evaluation.failed(ask, one_line(error), seconds=time.perf_counter() - start)
+
+
+def _receive(connection: Connection, asks: queue.SimpleQueue[Ask]) -> None:
+    """Feed `asks`. A closed socket means that the parent is gone, even by kill -9: leave at once, mid-evaluation."""
+    while True:
+        try:
+            asks.put(connection.recv())
+        except (EOFError, OSError):
+            os._exit(0)
+
+
+def _one_thread() -> None:
+    """A worker a core beats many threads; the environment does not reach a torch that was already imported."""
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        torch.set_num_threads(1)

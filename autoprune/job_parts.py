@@ -1,0 +1,198 @@
+"""The sections of a job file, each checked at birth; `job.py` reads the file and puts them together."""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+
+from autoprune import plugins
+from autoprune.errors import did_you_mean
+from autoprune.protocols import Budget, Direction
+
+Count = Annotated[int, Field(strict=True, ge=1)]
+Natural = Annotated[int, Field(strict=True, ge=0)]
+Share = Annotated[float, Field(gt=0.0, le=1.0)]
+Sparsity = Annotated[float, Field(ge=0.0, lt=1.0)]
+GRANULARITIES = ("channel", "head", "neuron", "block", "weight", "2:4")
+DEFAULT_AT = (0.7, 0.5, 0.3)
+TAG = "~"
+"""Marks the branch of a union in pydantic's error locations, so that messages can leave it out."""
+
+
+class Part(BaseModel):
+    """Frozen, and an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TaskPart(Part):
+    """A task by `name` (a file of autoprune/tasks) or by `factory` ("module:function"), and its arguments."""
+
+    name: str | None = None
+    factory: str | None = None
+    args: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> TaskPart:
+        if (self.name is None) == (self.factory is None):
+            raise ValueError("give either name or factory")
+        if self.name is not None:
+            check_plugin("tasks", self.name)
+        if self.factory is not None and ":" not in self.factory:
+            raise ValueError(f"factory must look like 'module:function', not {self.factory!r}")
+        return self
+
+    @property
+    def target(self) -> str:
+        return self.name or self.factory or ""
+
+
+class OverridePart(Part):
+    """What `space.overrides` may change for the groups that a glob matches."""
+
+    multiple_of: Count | None = None
+    max_sparsity: Sparsity | None = None
+
+
+class SpacePart(Part):
+    """Which groups are searched and at which widths."""
+
+    granularity: str | tuple[str, ...] = "channel"
+    include: tuple[str, ...] = ("*",)
+    exclude: tuple[str, ...] = ()
+    multiple_of: Count = 1
+    max_sparsity: Sparsity = 0.9
+    overrides: dict[str, OverridePart] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _known_granularity(self) -> SpacePart:
+        for word in self.kinds:
+            if word not in GRANULARITIES:
+                raise ValueError(f"unknown granularity {word!r}; {did_you_mean(word, GRANULARITIES)}")
+        return self
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        return (self.granularity,) if isinstance(self.granularity, str) else self.granularity
+
+
+class MetricLoss(Part):
+    """One of the task's own metrics as the loss of the search."""
+
+    metric: str
+    direction: Direction = "maximize"
+
+
+def _loss_branch(value: object) -> str:
+    return "~metric" if isinstance(value, dict | MetricLoss) else "~name"
+
+
+LossName = Literal["kl", "mse", "cosine"]
+Loss = Annotated[Annotated[LossName, Tag("~name")] | Annotated[MetricLoss, Tag("~metric")], Discriminator(_loss_branch)]
+
+
+class ObjectivesPart(Part):
+    """What is minimised: a loss against the dense outputs (or a task metric) and the costs beside it."""
+
+    loss: Loss = "kl"
+    costs: tuple[str, ...] = Field(default=("macs",), min_length=1)
+
+    @model_validator(mode="after")
+    def _known_costs(self) -> ObjectivesPart:
+        for cost in self.costs:
+            check_plugin("costs", cost)
+        return self
+
+
+class BudgetPart(BaseModel):
+    """`macs: [low, high]` is the range that the front should cover, `at` the asked budgets, `params: 0.6` a limit."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    at: tuple[Share, ...] | None = None
+
+    @model_validator(mode="after")
+    def _one_range(self) -> BudgetPart:
+        for name, value in self._given.items():
+            check_plugin("costs", name)
+            _check_ratio(name, value)
+        ranges = [name for name, value in self._given.items() if isinstance(value, list | tuple)]
+        if len(ranges) != 1:
+            raise ValueError(f"exactly one cost needs a range [low, high], as in macs: [0.3, 0.9]; ranges: {ranges}")
+        return self
+
+    @property
+    def _given(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+    def plain(self) -> Budget:
+        """The same as the core's Budget."""
+        cost = next(name for name, value in self._given.items() if isinstance(value, list | tuple))
+        low, high = (float(v) for v in self._given[cost])
+        limits = {name: float(value) for name, value in self._given.items() if name != cost}
+        asked = [at for at in DEFAULT_AT if low <= at <= high] if self.at is None else self.at
+        return Budget(cost, low, high, tuple(asked), limits)
+
+
+class SearchPart(Part):
+    """Who searches, for how long, from which seed; `options` go to the sampler."""
+
+    sampler: str = "evolution"
+    trials: Count = 300
+    seed: Natural = 0
+    window: Count = 16
+    options: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _known_sampler(self) -> SearchPart:
+        check_plugin("samplers", self.sampler)
+        return self
+
+
+class EvaluatorPart(Part):
+    """How many samples score a candidate, at which tier, and how the finalists are tuned."""
+
+    calibration: Count = 2048
+    validation: Count = 1024
+    fitness: Literal["auto", "stitch", "refit", "tune"] = "auto"
+    finalists: Natural = 8
+    finetune_steps: Natural = 100
+    device: str = "auto"
+
+
+class ExecutorPart(Part):
+    """Where evaluations run; nothing here changes a result."""
+
+    kind: str = "local"
+    workers: int | str = "auto"
+    timeout_s: Annotated[float, Field(gt=0.0)] = 600.0
+    retries: Natural = 2
+
+    @model_validator(mode="after")
+    def _known_kind(self) -> ExecutorPart:
+        check_plugin("executors", self.kind)
+        whole = isinstance(self.workers, int) and self.workers >= 1
+        if self.workers != "auto" and not whole:
+            raise ValueError(f"workers must be auto or a whole number from 1, not {self.workers!r}")
+        return self
+
+    @property
+    def n_workers(self) -> int:
+        """Workers to start: the cores that this process may use where the job says auto."""
+        return self.workers if isinstance(self.workers, int) else len(os.sched_getaffinity(0))
+
+
+def check_plugin(folder: plugins.Folder, name: str) -> None:
+    """A ValueError with the nearest name unless `name` is a plug-in of `folder` or a user's module:attribute."""
+    if ":" not in name and name not in plugins.names(folder):
+        what = plugins.SINGULAR.get(folder, folder.removesuffix("s"))
+        raise ValueError(f"unknown {what} {name!r}; {did_you_mean(name, plugins.names(folder))}")
+
+
+def _check_ratio(name: str, value: object) -> None:
+    numbers = list(value) if isinstance(value, list | tuple) else [value]
+    ratios = [float(n) for n in numbers if isinstance(n, int | float) and not isinstance(n, bool) and 0.0 < n <= 1.0]
+    whole = len(ratios) == len(numbers)
+    if not whole or (isinstance(value, list | tuple) and (len(ratios) != 2 or ratios[0] > ratios[1])):
+        raise ValueError(f"{name} must be a range [low, high] or an upper limit, ratios in (0, 1], not {value!r}")

@@ -1,0 +1,70 @@
+"""Fine-tuning of a pruned model by distillation from the dense one: the proxy in the search and the recovery after it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from autoprune.calibration import size, take
+from autoprune.losses import Fidelity
+from autoprune.protocols import Batch
+from autoprune.tracing.wiring import batch_norms
+
+BATCH_SIZE = 128
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """Training samples as one batch, the dense outputs for them, and the loss between outputs."""
+
+    samples: Batch
+    teacher: Tensor
+    outputs: Callable[[nn.Module, Batch], Tensor]
+    fidelity: Fidelity
+
+
+def finetune(model: nn.Module, lesson: Lesson, steps: int, seed: int, lr: float | None = None) -> int:
+    """Train `model` in place for `steps` optimizer steps; returns the samples seen.
+
+    SGD with Nesterov momentum where there are batch norms, else AdamW; linear warm-up over a tenth, then cosine. The
+    order of the samples depends on `seed` alone, so that all candidates learn from the same batches.
+
+    Raises:
+        ArithmeticError: the loss is not finite.
+    """
+    parameters = [p.requires_grad_(True) for p in model.parameters()]
+    convolutional = bool(batch_norms(model))
+    optimizer: torch.optim.Optimizer
+    if convolutional:
+        optimizer = torch.optim.SGD(parameters, lr or 0.01, momentum=0.9, nesterov=True, weight_decay=1e-4)
+    else:
+        optimizer = torch.optim.AdamW(parameters, lr or 1e-3, weight_decay=0.01)
+    warm = max(1, steps // 10)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, warm, steps))
+    generator, seen = torch.Generator().manual_seed(seed), 0
+    order = torch.empty(0, dtype=torch.long)
+    model.train()
+    with torch.enable_grad():
+        for step in range(steps):
+            if len(order) < min(BATCH_SIZE, size(lesson.samples)):
+                order = torch.randperm(size(lesson.samples), generator=generator)
+            index, order = order[:BATCH_SIZE].to(lesson.teacher.device), order[BATCH_SIZE:]
+            loss = lesson.fidelity(lesson.outputs(model, take(lesson.samples, index)), lesson.teacher[index])
+            if not math.isfinite(loss.item()):
+                raise ArithmeticError(f"the fine-tuning loss is {loss.item()} at step {step}")
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            schedule.step()
+            seen += len(index)
+    model.zero_grad(set_to_none=True)
+    model.eval()
+    return seen
+
+
+def _rate(step: int, warm: int, steps: int) -> float:
+    return (step + 1) / warm if step < warm else 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))

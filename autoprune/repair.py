@@ -1,0 +1,319 @@
+"""The two repairs of a pruned network that cost forward passes only: fixed-point batch norm and the sequential refit.
+
+Both are one pass of the pruned model over samples that the dense model has seen (ALGORITHMS 2b); both leave the dense
+model exactly as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from autoprune.database.stitch import Stitcher
+from autoprune.protocols import Batch, Task
+from autoprune.tracing.calls import (
+    ADDS,
+    Call,
+    NormCall,
+    from_matrix,
+    outputs_at,
+    parse_call,
+    parse_norm,
+    pick_positions,
+    rows,
+    spatial_count,
+    to_matrix,
+)
+from autoprune.tracing.wiring import Site, batch_norms
+
+REFIT_POSITIONS = 32
+REFIT_RIDGE = 1e-2
+"""Of the mean diagonal; the shrinkage is towards the database's weights (ALGORITHMS 2b)."""
+
+MANY = 32_768
+"""Values a channel from which every other row is enough for its moments: both networks are measured alike."""
+
+Moments = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The dense model on one batch: its outputs, moments of every batch norm's input, and targets of the refit.
+
+    A target is the dense output of a weight at fixed positions [samples * positions, outputs]: of the conv itself, or,
+    where it closes a residual branch, of the sum.
+    """
+
+    outputs: Tensor
+    norms: Mapping[str, Moments]
+    targets: Mapping[str, Tensor]
+
+
+def observe(model: nn.Module, task: Task, batch: Batch, sites: Mapping[str, Site] | None = None) -> Reference:
+    """One dense pass; targets are recorded for `sites`."""
+    watch = _Watch(model, sites or {})
+    with torch.no_grad(), watch:
+        outputs = task.outputs(model, batch)
+    return Reference(outputs.detach(), watch.moments, watch.targets)
+
+
+def moments(y: Tensor, centre: Tensor) -> Moments:
+    """Mean and biased variance of [N, C, ...] over all but the channels [C]; from every other row of a large map.
+
+    In blocks that stay in the cache: torch.var_mean takes ten times as long on a CPU.
+    """
+    lines = y.movedim(1, -1).reshape(-1, *y.shape[-1:], y.shape[1]) if y.dim() > 2 else y[:, None]
+    if y[:, 0].numel() >= MANY:
+        lines = lines[::2]
+    total, squares = torch.zeros_like(centre), torch.zeros_like(centre)
+    for block in lines.split(max(1, 16384 // lines.shape[1])):
+        d = block - centre
+        total, squares = total + d.sum((0, 1)), squares + d.square_().sum((0, 1))
+    n = lines.shape[0] * lines.shape[1]
+    mean = total / n
+    return mean + centre, (squares / n - mean.square()).clamp_min(0.0)
+
+
+class _Watch(TorchFunctionMode):
+    """Records a dense pass."""
+
+    def __init__(self, model: nn.Module, sites: Mapping[str, Site]) -> None:
+        super().__init__()
+        self.norms, self.sites = norm_ids(model), sites
+        self.names = {id(p): n for n, p in model.named_parameters() if n in sites}
+        self.moments: dict[str, Moments] = {}
+        self.targets: dict[str, Tensor] = {}
+        self.open: dict[int, tuple[Site, Tensor]] = {}  # tensors on their way to the addition that they close
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        opened = [self.open.pop(id(a)) for a in args if isinstance(a, Tensor) and id(a) in self.open]
+        norm = parse_norm(func, args, kwargs)
+        if norm is not None and id(norm.mean) in self.norms:
+            self.moments[self.norms[id(norm.mean)]] = moments(norm.x, norm.mean)
+        out = func(*args, **kwargs)
+        if opened and not isinstance(out, Tensor):  # a look at its shape
+            self.open.update({id(t): (site, t) for site, t in opened})
+        elif opened and norm is not None:
+            self.open[id(out)] = (opened[0][0], out)
+        elif opened and func in ADDS:
+            for site, _ in opened:
+                self.targets[site.weight] = self._at(site, out)
+        call = parse_call(func, args, kwargs)
+        if call is not None and (name := self.names.get(id(call.weight))) is not None:
+            site = self.sites[name]
+            if site.closes:
+                self.open[id(out)] = (site, out)
+            elif site.calls == 1:
+                self.targets[name] = self._at(site, out)
+        return out
+
+    @staticmethod
+    def _at(site: Site, y: Tensor) -> Tensor:
+        return outputs_at(site.kind, y, positions_of(site.kind, y)).clone()
+
+
+def positions_of(kind: str, y: Tensor) -> Tensor:
+    """The fixed random positions at which a refit looks, for an output of this size."""
+    return pick_positions(spatial_count(kind, y), REFIT_POSITIONS, seed=1)
+
+
+class FixedPoint(TorchFunctionMode):
+    """Corrects every batch norm relative to the dense network on the same batch; the dense network is a fixed point.
+
+    mean' = mean + (m - m_dense) sqrt(var / v_dense), var' = var * v / v_dense. With `settle` the corrected statistics
+    are written into the model; else they hold for this batch alone.
+    """
+
+    def __init__(self, stitcher: Stitcher, reference: Reference, settle: bool) -> None:
+        super().__init__()
+        self.stitcher, self.reference, self.settle = stitcher, reference, settle
+        self.norms = norm_ids(stitcher.model)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        norm = parse_norm(func, args, kwargs)
+        name = self.norms.get(id(norm.mean)) if norm is not None else None
+        if norm is None or name not in self.reference.norms:
+            return func(*args, **kwargs)
+        mean, var = correct(self.stitcher, name, moments(norm.x, norm.mean), self.reference.norms[name])
+        if self.settle:
+            norm.mean.data, norm.var.data = mean, var
+            self.stitcher.mark_dirty({f"{name}.running_mean", f"{name}.running_var"})
+        return norm.run(mean=mean, var=var)
+
+
+def norm_ids(model: nn.Module) -> dict[int, str]:
+    """Batch norms of a model by the identity of their running mean, which is what a call shows."""
+    return {id(m.running_mean): n for n, m in batch_norms(model).items()}
+
+
+def correct(stitcher: Stitcher, norm: str, pruned: Moments, dense: Moments) -> Moments:
+    """The fixed-point statistics of one batch norm at the stitched widths."""
+    name = f"{norm}.running_mean"
+    kept = stitcher.kept(name, 0)
+    mean, var = stitcher.dense[name], stitcher.dense[f"{norm}.running_var"]
+    (m, v), (md, vd) = pruned, dense
+    if kept is not None:
+        mean, var, md, vd = mean[kept], var[kept], md[kept], vd[kept]
+    vd = vd.clamp_min(1e-12)  # a dead channel has no variance in either network
+    return mean + (m - md) * (var / vd).sqrt(), var * (v.clamp_min(1e-12) / vd)
+
+
+class Refit(TorchFunctionMode):
+    """Walks the pruned network once; each consumer of a group is fitted from its pruned inputs to the dense targets.
+
+    Ridge regression shrunk towards the database's weights. Where the consumer closes a residual branch, its target is
+    the dense sum minus the pruned shortcut; until that is known, a placeholder stands for its output. Batch norms
+    stay in place: one behind a fitted weight takes the intercept in its mean, the others are corrected as FixedPoint
+    does. Nothing is touched before the first narrowed tensor, so the dense policy is exact.
+    """
+
+    def __init__(self, stitcher: Stitcher, reference: Reference, sites: Mapping[str, Site]) -> None:
+        super().__init__()
+        self.stitcher, self.reference, self.sites = stitcher, reference, sites
+        self.norms = norm_ids(stitcher.model)
+        self.names = {id(p): n for n, p in stitcher.model.named_parameters()}
+        self.narrowed, self.changed = stitcher.narrowed(), False
+        self.settled: set[str] = set()  # batch norms behind fitted weights
+        self.waiting: dict[int, _Waiting] = {}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        held = next((self.waiting[id(a)] for a in args if isinstance(a, Tensor) and id(a) in self.waiting), None)
+        if held is not None:
+            return self._with_placeholder(held, func, args, kwargs)
+        call = parse_call(func, args, kwargs)
+        if call is not None:
+            return self._weighted(call)
+        norm = parse_norm(func, args, kwargs)
+        if norm is not None and id(norm.mean) in self.norms:
+            return self._normed(self.norms[id(norm.mean)], norm)
+        return func(*args, **kwargs)
+
+    def _weighted(self, call: Call) -> Tensor:
+        name = self.names.get(id(call.weight), "")
+        self.changed = self.changed or name in self.narrowed
+        if not self.changed or name not in self.reference.targets:
+            return call.run()
+        site = self.sites[name]
+        if not site.closes:
+            target = self.reference.targets[name]
+            keep = self._kept_rows(site)
+            self._fit(site, call, target if keep is None else target[:, keep])
+            return call.run()
+        empty = _placeholder(call)
+        self.waiting[id(empty)] = _Waiting(site, call, empty)
+        return empty
+
+    def _normed(self, name: str, norm: NormCall) -> Tensor:
+        self.changed = self.changed or f"{name}.running_mean" in self.narrowed
+        if self.changed and name not in self.settled and name in self.reference.norms:
+            pruned = moments(norm.x, norm.mean)
+            norm.mean.data, norm.var.data = correct(self.stitcher, name, pruned, self.reference.norms[name])
+            self.stitcher.mark_dirty({f"{name}.running_mean", f"{name}.running_var"})
+        return norm.run()
+
+    def _with_placeholder(self, held: _Waiting, func: Any, args: Any, kwargs: Any) -> Any:
+        norm = parse_norm(func, args, kwargs)
+        if norm is not None and held.norm is None and self.norms.get(id(norm.mean)) == held.site.norm:
+            held.norm = norm
+            return held.empty
+        if func in ADDS:
+            other = args[1] if args[0] is held.empty else args[0]
+            self._fit(held.site, held.call, self._branch_target(held, other))
+        else:
+            looked = func(*args, **kwargs)
+            if not isinstance(looked, Tensor):
+                return looked  # a look at its shape
+        return func(*(held.output() if a is held.empty else a for a in args), **kwargs)
+
+    def _branch_target(self, held: _Waiting, shortcut: Tensor) -> Tensor:
+        """Dense sum minus pruned shortcut, taken back through the batch norm."""
+        site, target, keep = held.site, self.reference.targets[held.site.weight], self._kept_rows(held.site)
+        target = (target if keep is None else target[:, keep]) - outputs_at(
+            site.kind, shortcut, positions_of(site.kind, shortcut)
+        )
+        if held.norm is None:
+            return target
+        n = held.norm
+        scale = (n.var + n.eps).rsqrt() * (1.0 if n.gamma is None else n.gamma)
+        scale = torch.where(scale.abs() < 1e-6, torch.full_like(scale, 1e-6), scale)
+        return (target - (0.0 if n.beta is None else n.beta)) / scale + n.mean
+
+    def _fit(self, site: Site, call: Call, target: Tensor) -> None:
+        """Solve, and write the weight and its intercept where they belong."""
+        kernel, live, dirty = call.weight.shape[2:], self.stitcher.live, {site.weight}
+        positions = pick_positions(site.positions, REFIT_POSITIONS, seed=1)
+        prior = to_matrix(call.weight, call.kind, call.groups)
+        intercept = site.bias is not None or site.norm is not None
+        u, t = rows(call, positions), target.unflatten(1, (call.groups, -1)).transpose(0, 1)
+        weight, shift = ridge_towards(u, t, prior.flatten(2), intercept)
+        native = from_matrix(weight.view_as(prior), call.kind, kernel)
+        like = torch.channels_last if call.weight.dim() == 4 else torch.contiguous_format
+        live[site.weight].data = native.contiguous(memory_format=like)
+        if site.bias is not None:
+            live[site.bias].data = shift
+            dirty.add(site.bias)
+        if site.norm is not None:
+            self.settled.add(site.norm)
+            if site.bias is None:
+                mean = live[f"{site.norm}.running_mean"]
+                mean.data = mean - shift
+                dirty.add(f"{site.norm}.running_mean")
+        self.stitcher.mark_dirty(dirty)
+
+    def _kept_rows(self, site: Site) -> Tensor | None:
+        """Kept outputs of a weight."""
+        if site.kind != "transposed":
+            return self.stitcher.kept(site.weight, 0)
+        kept = self.stitcher.kept(site.weight, 1)
+        if kept is None or site.groups == 1:
+            return kept
+        wide = self.stitcher.dense[site.weight].shape[1]
+        return (torch.arange(site.groups, device=kept.device)[:, None] * wide + kept).flatten()
+
+
+def ridge_towards(u: Tensor, t: Tensor, prior: Tensor, intercept: bool) -> tuple[Tensor, Tensor]:
+    """min |t - u W' - b|^2 / n + ridge |W - prior|^2 for each conv group: W [g, rows, columns], b [g * rows].
+
+    u: [g, n, columns], t: [g, n, rows], prior: [g, rows, columns].
+    """
+    mu, mt = u.mean(1, keepdim=True), t.mean(1, keepdim=True)
+    if not intercept:
+        mu, mt = torch.zeros_like(mu), torch.zeros_like(mt)
+    u = u - mu
+    second, cross = u.transpose(1, 2) @ u / u.shape[1], u.transpose(1, 2) @ (t - mt) / u.shape[1]
+    ridge = REFIT_RIDGE * second.diagonal(dim1=1, dim2=2).mean(1).clamp_min(1e-12)[:, None, None]
+    eye = torch.eye(second.shape[1], dtype=u.dtype, device=u.device)
+    w = torch.linalg.solve(second + ridge * eye, cross + ridge * prior.transpose(1, 2)).transpose(1, 2)
+    return w, (mt - mu @ w.transpose(1, 2)).flatten()
+
+
+@dataclass
+class _Waiting:
+    """A consumer whose output is not known before the other operand of its addition."""
+
+    site: Site
+    call: Call
+    empty: Tensor
+    norm: NormCall | None = None
+
+    def output(self) -> Tensor:
+        y = self.call.run()
+        return y if self.norm is None else self.norm.run(y)
+
+
+def _placeholder(call: Call) -> Tensor:
+    """A tensor of the call's output shape that costs neither memory nor time."""
+    if call.kind == "linear":
+        shape = (*call.x.shape[:-1], len(call.weight))
+    else:
+        kwargs = {k: v for k, v in (call.kwargs or {}).items() if k not in ("weight", "bias")}
+        shape = tuple(call.func(call.x.to("meta"), call.weight.to("meta"), None, **kwargs).shape)
+    return call.x.new_zeros(()).expand(shape)

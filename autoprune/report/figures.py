@@ -1,0 +1,126 @@
+"""The report's figures: the front beside its control arms, the sparsity heatmap, the cloud of trials."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from autoprune.front import Front
+from autoprune.report.read import Trial
+
+COLOURS = {"search": "#2457d6", "uniform": "#d97b1c", "global": "#2d9a5f"}
+SYMBOLS = {"uniform": "square", "global": "diamond"}
+OTHER, TUNED = "#7b8494", "#8a3ffc"
+
+
+def front_figure(front: Front, rows: Sequence[Mapping[str, Any]]) -> Any:
+    """Loss (log) and the first metric against the first cost; control arms at the asked budgets, dense as a line."""
+    cost = next(iter(front.base.costs))
+    dense = front.base.metrics.get("validation", {})
+    metric = next((name for name in dense if name not in ("kl", "loss")), None)
+    panels = [("loss", "loss (log scale)"), *([(metric, metric)] if metric else [])]
+    figure = make_subplots(rows=1, cols=len(panels), horizontal_spacing=0.09)
+    x = [point.ratio(cost) for point in front]
+    hover = [f"{point.id}, trial {point.trial}" for point in front]
+    for column, (name, title) in enumerate(panels, start=1):
+        y = [point.metrics["validation"].get(name) for point in front]
+        line = {"color": COLOURS["search"], "width": 2}
+        _add(figure, column, x, y, {"name": "search", "mode": "lines+markers", "line": line, "text": hover})
+        _add_arms(figure, column, rows, name)
+        figure.update_yaxes(title_text=title, row=1, col=column)
+        figure.update_xaxes(title_text=f"{_cost_word(cost)} / dense", row=1, col=column)
+    figure.update_yaxes(type="log", dtick=1, row=1, col=1)
+    if metric:
+        _add_tuned(figure, len(panels), front, cost, metric)
+        text = f"dense {dense[metric]:.4g}"
+        figure.add_hline(y=dense[metric], line_dash="dot", line_color=OTHER, annotation_text=text, row=1, col=2)
+    return _styled(figure, 430)
+
+
+def heatmap_figure(front: Front) -> Any:
+    """Sparsity of every group (rows, in execution order) at every point (columns, ascending in the first cost)."""
+    cost = next(iter(front.base.costs))
+    groups = front.base.groups
+    widths = [point.policy.as_dict() for point in front]
+    z = [[1.0 - w[group.name] / group.width for w in widths] for group in groups]
+    text = [[f"{w[group.name]} of {group.width}" for w in widths] for group in groups]
+    labels = [f"{point.id}<br>{point.ratio(cost):.2f}" for point in front]
+    hover = "%{y}<br>point %{x}<br>%{text} wide<br>sparsity %{z:.2f}<extra></extra>"
+    bar = {"title": {"text": "sparsity"}, "thickness": 14}
+    heat = go.Heatmap(z=z, x=labels, y=[g.name for g in groups], text=text, hovertemplate=hover)
+    heat.update(colorscale="Blues", zmin=0, zmax=1, colorbar=bar, xgap=1, ygap=1)
+    figure = go.Figure(heat)
+    figure.update_yaxes(autorange="reversed", automargin=True)
+    figure.update_xaxes(title_text=f"point and its {_cost_word(cost)} / dense", type="category")
+    return _styled(figure, 170 + 24 * len(groups))
+
+
+def trials_figure(trials: Sequence[Trial]) -> Any:
+    """Fitness loss against the first cost for all full evaluations, coloured by their order; None without any."""
+    shown = [t for t in trials if t.loss is not None and t.full and t.split == "fitness" and t.stage != "final"]
+    if not shown:
+        return None
+    cost = next(iter(shown[0].costs))
+    found = [t for t in shown if t.stage == "search"]
+    bar = {"title": {"text": "trial"}, "thickness": 14}
+    marker = {"color": [t.index for t in found], "colorscale": "Viridis", "size": 6, "colorbar": bar, "opacity": 0.8}
+    figure = make_subplots()
+    _add(figure, 1, *_points(found, cost), {"name": "search", "marker": marker})
+    for arm in ("uniform", "global"):
+        seeds = [t for t in shown if t.stage == "seed" and t.label.startswith(arm)]
+        mark = {"color": COLOURS[arm], "symbol": SYMBOLS[arm], "size": 9}
+        _add(figure, 1, *_points(seeds, cost), {"name": arm, "marker": mark, "text": [t.label for t in seeds]})
+    figure.update_yaxes(type="log", dtick=1, title_text="fitness loss (log scale)")
+    figure.update_xaxes(title_text=f"{_cost_word(cost)} / dense")
+    return _styled(figure, 400)
+
+
+def to_html(figure: Any, inline_library: bool = False) -> str:
+    """The figure as a piece of HTML; the first one of a page carries plotly itself, so that the page stands alone."""
+    library = "inline" if inline_library else False
+    config = {"displaylogo": False, "responsive": True}
+    return str(figure.to_html(full_html=False, include_plotlyjs=library, config=config))
+
+
+def _points(trials: Sequence[Trial], cost: str) -> tuple[list[float], list[float | None]]:
+    return [t.costs[cost] for t in trials], [t.loss for t in trials]
+
+
+def _add(figure: Any, column: int, x: Sequence[Any], y: Sequence[Any], look: Mapping[str, Any]) -> None:
+    """One trace with plotly's properties `look`; an empty one is left out, one name appears once in the legend."""
+    if x:
+        trace = go.Scatter(x=list(x), y=list(y), legendgroup=look["name"], mode="markers")
+        trace.update(showlegend=look["name"] not in {other.name for other in figure.data}, **look)
+        figure.add_trace(trace, row=1, col=column)
+
+
+def _add_arms(figure: Any, column: int, rows: Sequence[Mapping[str, Any]], name: str) -> None:
+    """The control arms of the summary: at each asked budget, one mark."""
+    for arm in dict.fromkeys(str(row["arm"]) for row in rows if row.get("arm") != "search"):
+        own = [row for row in rows if row.get("arm") == arm and row.get("macs_ratio") is not None]
+        y = [row.get("loss") if name == "loss" else (row.get("metrics") or {}).get(name) for row in own]
+        marker = {"color": COLOURS.get(arm, OTHER), "symbol": SYMBOLS.get(arm, "x"), "size": 10}
+        _add(figure, column, [row["macs_ratio"] for row in own], y, {"name": arm, "marker": marker})
+
+
+def _add_tuned(figure: Any, column: int, front: Front, cost: str, metric: str) -> None:
+    tuned = [point for point in front if metric in point.metrics.get("finetuned", {})]
+    y = [point.metrics["finetuned"][metric] for point in tuned]
+    marker = {"color": TUNED, "symbol": "star", "size": 11}
+    x = [point.ratio(cost) for point in tuned]
+    _add(figure, column, x, y, {"name": "search, fine-tuned", "marker": marker})
+
+
+def _cost_word(cost: str) -> str:
+    return "MACs" if cost == "macs" else cost
+
+
+def _styled(figure: Any, height: int) -> Any:
+    legend = {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0}
+    margin = {"l": 60, "r": 20, "t": 40, "b": 55}
+    font = {"family": 'system-ui, "DejaVu Sans", sans-serif', "size": 13}
+    figure.update_layout(template="plotly_white", height=height, legend=legend, margin=margin, font=font)
+    return figure

@@ -1,0 +1,195 @@
+"""Pareto-archive evolution: elites over the whole budget range, budget-neutral exchanges, racing on few samples."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from autoprune.budget import Projector
+from autoprune.errors import InputError
+from autoprune.evaluation import Ask, Evaluation
+from autoprune.policy import IntArray, Policy
+from autoprune.protocols import FloatArray, Problem
+from autoprune.samplers import log_loss
+
+LATTICE = 9  # targets spread over the budget range; the budgets of the finalists come on top, twice as often
+TRIES = 32  # children drawn before a duplicate is let through: a tiny space may have no new one
+POOL = 8  # parents are drawn among this many, the better ones more often
+ARCHIVE = 400  # elites kept before the worse half goes
+FAR = 0.5  # log loss that a parent must be better by to be taken from the other end of the budget range
+PAIRS = 4  # candidates that go all the way unjudged, to learn what few samples say about all
+DOUBT = 0.2  # what is assumed, before that, to be the standard error of a log loss on few samples
+
+
+@dataclass(frozen=True)
+class _Elite:
+    positions: IntArray
+    cost: float
+    value: float  # log loss on all samples
+
+
+@dataclass
+class _Round:
+    """What one round of the race (one fraction) has taught: log loss on it less log loss on all samples."""
+
+    errors: list[float] = field(default_factory=list)
+    unjudged: int = 0  # candidates on their way to be such a pair
+
+    @property
+    def bias(self) -> float:
+        return float(np.median(self.errors)) if self.errors else 0.0
+
+    @property
+    def doubt(self) -> float:
+        squares = float(np.sum((np.array(self.errors) - self.bias) ** 2))
+        return float(np.sqrt((PAIRS * DOUBT**2 + squares) / (PAIRS + len(self.errors))))
+
+
+class Evolution:
+    """After ALGORITHMS 6.3 and EvoPress (Sieberling et al. 2024): elitist, seeded by `problem.seeds`, no duplicates.
+
+    Each ask is a child of an elite, on a budget from a lattice over the range. It is asked at the first of
+    `fractions`, and again at later ones unless it is confidently worse than the front, or better at once.
+    """
+
+    def __init__(
+        self, problem: Problem, rng: np.random.Generator, *, fractions: tuple[float, ...] = (0.125, 0.5, 1.0)
+    ) -> None:
+        self._fractions = tuple(float(f) for f in fractions)
+        if list(self._fractions) != sorted(set(self._fractions)) or self._fractions[-1:] != (1.0,):
+            raise InputError(f"search.options.fractions must ascend to 1, not {list(fractions)}")
+        budget = problem.budget
+        self._problem = problem
+        self._rng = rng
+        self._projector = Projector(problem.structure, problem.costs)
+        self._projector.check({**budget.limits, budget.cost: budget.low})
+        at = [t for t in budget.at if budget.low <= t <= budget.high]
+        self._targets = np.array([*np.linspace(budget.low, budget.high, LATTICE), *at, *at])
+        self._log = log_loss(problem.seeds)
+        self._elites: list[_Elite] = []
+        self._front: tuple[FloatArray, FloatArray] | None = None
+        self._seen: set[Policy] = set()
+        self._rounds = [_Round() for _ in self._fractions[:-1]]
+        self._values: dict[Policy, dict[int, float]] = {}  # of those still in the race, by round
+        self._held: deque[tuple[Policy, int, float]] = deque()  # wait until their round has its first pairs
+        self._promoted: deque[tuple[Policy, int]] = deque()
+        for seed in problem.seeds:
+            self._seen.add(seed.ask.policy)
+            if seed.ok and seed.ask.fraction == 1.0 and seed.ask.tier == problem.tier:
+                self._crown(seed)
+
+    def ask(self) -> Ask:
+        """The next round of a promoted candidate, else a new child in its first round."""
+        if self._promoted:
+            policy, race_round = self._promoted.popleft()
+        else:
+            policy, race_round = self._child(), 0
+            self._seen.add(policy)
+        return Ask(policy, self._problem.tier, self._fractions[race_round])
+
+    def tell(self, evaluation: Evaluation) -> None:
+        """Judge a candidate after a round; crown it after the last."""
+        policy, race_round = evaluation.ask.policy, self._fractions.index(evaluation.ask.fraction)
+        final = race_round == len(self._fractions) - 1
+        values = self._values.pop(policy, {})
+        if evaluation.ok:
+            values[race_round] = value = self._log(evaluation.loss)
+            if final:
+                self._crown(evaluation)
+            else:
+                self._values[policy] = values
+                self._held.append((policy, race_round, evaluation.costs[self._problem.budget.cost]))
+        if final:
+            for earlier in values.keys() - {race_round}:
+                self._rounds[earlier].unjudged -= 1
+                if evaluation.ok:
+                    self._rounds[earlier].errors.append(values[earlier] - value)
+        for _ in range(len(self._held)):
+            self._judge(*self._held.popleft())
+
+    def _judge(self, policy: Policy, race_round: int, cost: float) -> None:
+        """Promote, drop, or hold back until the round has been calibrated."""
+        state, last = self._rounds[race_round], len(self._fractions) - 1
+        if len(state.errors) < PAIRS or self._front is None:
+            if len(state.errors) + state.unjudged >= PAIRS and self._front is not None:
+                self._held.append((policy, race_round, cost))
+                return
+            behind = -np.inf
+        else:
+            behind = self._values[policy][race_round] - state.bias - float(np.interp(cost, *self._front))
+        if behind > state.doubt:
+            del self._values[policy]
+            return
+        following = last if behind < -state.doubt else race_round + 1
+        self._promoted.append((policy, following))
+        if following == last:
+            for earlier in self._values[policy]:
+                self._rounds[earlier].unjudged += 1
+
+    def _child(self) -> Policy:
+        """A new policy: an elite moved to a target and mutated there."""
+        codec = self._projector.codec
+        for attempt in range(TRIES):
+            target = float(self._rng.choice(self._targets))
+            limits = {**self._problem.budget.limits, self._problem.budget.cost: target}
+            parent = self._parent(target) if attempt < TRIES // 2 else None
+            if parent is None:
+                positions = self._projector.positions(self._rng.random(len(codec.dense)), limits)
+            else:
+                start = self._projector.positions(codec.ratios(codec.widths(parent.positions)), limits)
+                positions = self._exchange(start, limits)
+            policy = codec.policy(positions)
+            if policy not in self._seen:
+                break
+        return policy
+
+    def _parent(self, target: float) -> _Elite | None:
+        """An elite near the front and near the target; the better, the likelier."""
+        if not self._elites or self._front is None:
+            return None
+        costs = np.array([e.cost for e in self._elites])
+        behind = np.array([e.value for e in self._elites]) - np.interp(costs, *self._front)
+        span = max(self._problem.budget.high - self._problem.budget.low, 1e-9)
+        order = np.argsort(behind + FAR * np.abs(costs - target) / span, kind="stable")
+        rank = int(min(self._rng.integers(min(POOL, len(order)), size=2)))
+        return self._elites[int(order[rank])]
+
+    def _exchange(self, positions: IntArray, limits: dict[str, float]) -> IntArray:
+        """Widen min(U{1..3}, U{1..3}) groups, narrow random others until the budget holds again, fill what is left."""
+        last, start = self._projector.codec.last, positions
+        positions = positions.copy()
+        widened = self._rng.permutation(np.flatnonzero(positions < last))[: min(self._rng.integers(1, 4, size=2))]
+        for group in widened:
+            positions[group] = min(last[group], positions[group] + self._stride(int(last[group])))
+        others = np.setdiff1d(np.arange(len(last)), widened)
+        for group in self._rng.permutation(others):
+            if self._projector.fits(positions[None], limits)[0]:
+                break
+            lowest = max(0, positions[group] - self._stride(int(last[group])))
+            options = np.repeat(positions[None], positions[group] - lowest + 1, axis=0)
+            options[:, group] = np.arange(lowest, positions[group] + 1)
+            positions = options[max(0, int(np.sum(self._projector.fits(options, limits))) - 1)]
+        if not self._projector.fits(positions[None], limits)[0]:
+            return start  # nothing to take from; the caller draws again
+        return self._projector.give_back(positions, limits)
+
+    def _stride(self, n_cells: int) -> int:
+        """Cells to move by: from one to 40 % of the grid, small ones likelier."""
+        return max(1, round(n_cells * 10 ** self._rng.uniform(-2.0, -0.4)))
+
+    def _crown(self, evaluation: Evaluation) -> None:
+        """Take a candidate into the archive and redraw the front."""
+        codec = self._projector.codec
+        positions = codec.positions(evaluation.ask.policy.array(codec.structure))
+        cost = evaluation.costs[self._problem.budget.cost]
+        self._elites.append(_Elite(positions, cost, self._log(evaluation.loss)))
+        ranked = sorted(self._elites, key=lambda e: (e.cost, e.value))
+        best = np.minimum.accumulate([e.value for e in ranked])
+        front = [i for i, e in enumerate(ranked) if e.value == best[i] and (i == 0 or best[i] < best[i - 1])]
+        self._front = np.array([ranked[i].cost for i in front]), best[front]
+        if len(self._elites) > ARCHIVE:
+            behind = [e.value - float(np.interp(e.cost, *self._front)) for e in self._elites]
+            keep = np.sort(np.argsort(behind, kind="stable")[: ARCHIVE // 2])
+            self._elites = [self._elites[i] for i in keep]

@@ -1,0 +1,138 @@
+"""Any Optuna or OptunaHub sampler as one of ours, and the names random, tpe, nsga2, nsga3, gp, cmaes and qmc."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, cast
+
+import numpy as np
+import optuna
+from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
+from optuna.samplers import BaseSampler
+from optuna.study import StudyDirection
+from optuna.trial import TrialState
+
+from autoprune.budget import Projector
+from autoprune.errors import InputError
+from autoprune.evaluation import Ask, Evaluation
+from autoprune.protocols import FloatArray, Problem, Sampler
+from autoprune.samplers import check_options, log_loss
+from autoprune.study import optuna_quiet
+
+
+class Bridge:
+    """Asks `sampler` for a grid position for every group and one budget target; the policy is their projection.
+
+    The private in-memory study sees the whole ask/tell sequence and nothing else: samplers that keep state in system
+    attributes (NSGA, CMA-ES, QMC) degrade when they are fed finished trials. It minimises (log loss, costs...), or,
+    for a sampler of one objective, the log loss relative to that of the seeds at the same cost.
+    """
+
+    def __init__(self, problem: Problem, sampler: BaseSampler, multi_objective: bool = True) -> None:
+        self._problem = problem
+        self._projector = Projector(problem.structure, problem.costs)
+        self._projector.check({**problem.budget.limits, problem.budget.cost: problem.budget.low})
+        self._names = [f"width {name}" for name in problem.structure.names]
+        last = self._projector.codec.last
+        self._space: dict[str, BaseDistribution] = {
+            name: IntDistribution(0, int(n)) for name, n in zip(self._names, last, strict=True)
+        }
+        self._space["target"] = FloatDistribution(problem.budget.low, problem.budget.high)
+        self._log = log_loss(problem.seeds)
+        self._multi_objective = multi_objective
+        self._reference = _reference(problem, self._log)
+        self._trials: deque[optuna.Trial] = deque()
+        n_objectives = 1 + len(problem.objectives) if multi_objective else 1
+        with optuna_quiet():
+            self._study = optuna.create_study(directions=[StudyDirection.MINIMIZE] * n_objectives, sampler=sampler)
+
+    def ask(self) -> Ask:
+        """The next proposal, projected onto its own target."""
+        try:
+            with optuna_quiet():
+                trial = self._study.ask(fixed_distributions=self._space)
+        except ValueError as error:
+            hint = "samplers of one objective take options: {multi_objective: false}"
+            raise InputError(f"search.sampler: {error} ({hint})") from error
+        self._trials.append(trial)
+        codec = self._projector.codec
+        positions = np.array([trial.params[name] for name in self._names], dtype=np.int64)
+        limits = {**self._problem.budget.limits, self._problem.budget.cost: float(trial.params["target"])}
+        policy = self._projector.project(codec.ratios(codec.widths(positions)), limits)
+        return Ask(policy, self._problem.tier)
+
+    def tell(self, evaluation: Evaluation) -> None:
+        """Answer the oldest open ask."""
+        trial = self._trials.popleft()
+        with optuna_quiet():
+            if evaluation.ok:
+                self._study.tell(trial, self._values(evaluation))
+            else:
+                self._study.tell(trial, state=TrialState.FAIL)
+
+    def _values(self, evaluation: Evaluation) -> list[float]:
+        value = self._log(evaluation.loss)
+        if self._multi_objective:
+            return [value, *(evaluation.costs[c] for c in self._problem.objectives)]
+        costs, values = self._reference
+        return [value - float(np.interp(evaluation.costs[self._problem.budget.cost], costs, values))]
+
+
+def bridged(
+    make: Callable[..., BaseSampler], problem: Problem, rng: np.random.Generator, options: Mapping[str, Any]
+) -> Sampler:
+    """A user's Optuna sampler class, built with `options` and, where it takes one, a seed.
+
+    The option `multi_objective` (default true) is ours: false gives the sampler one objective.
+    """
+    own = {key: value for key, value in options.items() if key != "multi_objective"}
+    return Bridge(problem, _make(make, rng, own), bool(options.get("multi_objective", True)))
+
+
+def _make(make: Callable[..., BaseSampler], rng: np.random.Generator, options: Mapping[str, Any]) -> BaseSampler:
+    check_options(make, options, given=0)
+    try:
+        with optuna_quiet():
+            return make(**{"seed": int(rng.integers(2**31 - 1)), **options})
+    except (TypeError, ValueError) as error:
+        raise InputError(f"search.options: the sampler refuses {dict(options)}: {error}") from error
+
+
+def _named(
+    make: Callable[..., BaseSampler],
+    fixed: Mapping[str, Any],
+    multi_objective: bool,
+    problem: Problem,
+    rng: np.random.Generator,
+    **options: Any,
+) -> Sampler:
+    return Bridge(problem, _make(make, rng, {**fixed, **options}), multi_objective)
+
+
+def _reference(problem: Problem, log: Callable[[float], float]) -> tuple[FloatArray, FloatArray]:
+    """(costs ascending, log loss) of the best seed at each cost; a flat zero where there are no seeds."""
+    best: dict[float, float] = {}
+    for seed in problem.seeds:
+        if seed.ok:
+            cost = seed.costs[problem.budget.cost]
+            best[cost] = min(log(seed.loss), best.get(cost, np.inf))
+    costs = sorted(best) or [0.0]
+    return np.array(costs), np.array([best.get(c, 0.0) for c in costs])
+
+
+_QUIET_QMC = {"scramble": True, "warn_independent_sampling": False, "warn_asynchronous_seeding": False}
+
+SAMPLERS: Mapping[str, Callable[..., Sampler]] = {
+    name: cast("Callable[..., Sampler]", partial(_named, make, fixed, multi_objective))
+    for name, make, fixed, multi_objective in (
+        ("random", optuna.samplers.RandomSampler, {}, True),
+        ("tpe", optuna.samplers.TPESampler, {}, True),
+        ("nsga2", optuna.samplers.NSGAIISampler, {}, True),
+        ("nsga3", optuna.samplers.NSGAIIISampler, {}, True),
+        ("gp", optuna.samplers.GPSampler, {"warn_independent_sampling": False}, True),
+        ("cmaes", optuna.samplers.CmaEsSampler, {"warn_independent_sampling": False}, False),
+        ("qmc", optuna.samplers.QMCSampler, _QUIET_QMC, True),
+    )
+}

@@ -1,0 +1,316 @@
+"""The one search loop, its record (an Optuna study in a journal file) and its resume by replay."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+import platform
+import socket
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, get_args
+
+import optuna
+from optuna.distributions import BaseDistribution, IntDistribution
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import TrialState
+
+from autoprune.errors import InputError, RunError
+from autoprune.evaluation import Ask, Evaluation, Tier
+from autoprune.policy import Policy
+from autoprune.protocols import Executor, Sampler
+from autoprune.structure import Structure
+
+Stage = Literal["seed", "search", "final"]
+JOURNAL, LOCK = "study.journal", "study.lock"
+PACKAGES = ("autoprune", "optuna", "numpy", "torch")
+
+
+def search_loop(
+    record: Record, executor: Executor, sampler: Sampler, n_trials: int, window: int = 16
+) -> Iterator[Evaluation]:
+    """Run `sampler` for `n_trials` asks; yields the evaluations as they are told, in ask order.
+
+    Ask i happens exactly after tell i - window, so the run is the same whatever the number and speed of the workers,
+    and on resume the record answers the asks that it holds. A policy that was evaluated before is not evaluated again.
+
+    Raises:
+        RunError: the sampler does not repeat what the record holds (names the versions), or the executor failed.
+    """
+    if window < 1:
+        raise InputError(f"search.window must be at least 1, not {window}")
+    flight = _Flight(record, executor, "search")
+    asked = 0
+    try:
+        for told in range(n_trials):
+            while asked < min(n_trials, told + window):
+                flight.start(asked, sampler.ask())
+                asked += 1
+            evaluation = flight.result(told)
+            sampler.tell(evaluation)
+            if asked < n_trials:  # here and not after the yield: workers stay busy during the caller's turn
+                flight.start(asked, sampler.ask())
+                asked += 1
+            yield evaluation
+    finally:
+        flight.abandon()
+
+
+def evaluate_all(
+    record: Record, executor: Executor, asks: Sequence[tuple[str, Ask]], stage: Stage
+) -> Iterator[Evaluation]:
+    """Evaluate a fixed list of (label, ask); yields in its order. What the record holds already is not repeated."""
+    flight = _Flight(record, executor, stage)
+    recorded = {(record.labels[key], e.ask): key[1] for key, e in record.evaluations.items() if key[0] == stage}
+    taken = {index for kind, index in record.evaluations if kind == stage}
+    spare = max(taken, default=-1) + 1 + len(asks)
+    try:
+        indices: list[int] = []
+        for position, (label, ask) in enumerate(asks):
+            index = recorded.get((label, ask), position)
+            if (label, ask) not in recorded and position in taken:  # another list used it, before trials grew
+                index = spare = spare + 1
+            flight.start(index, ask, label)
+            indices.append(index)
+        for index in indices:
+            yield flight.result(index)
+    finally:
+        flight.abandon()
+
+
+class Record:
+    """The study of a run folder, held under a lock: every finished evaluation, on disk at once, and read back.
+
+    `evaluations` maps (stage, index of the ask) to its evaluation, `labels` likewise; `known` maps each Ask to its
+    first evaluation. `tier` is the fitness tier: full evaluations at it and above are COMPLETE trials, others PRUNED.
+
+    Raises:
+        InputError: another process uses the folder, or the journal is damaged or belongs to other objectives.
+    """
+
+    def __init__(self, folder: Path, structure: Structure, objectives: Sequence[str], tier: Tier = "refit") -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path = folder
+        self.evaluations: dict[tuple[Stage, int], Evaluation] = {}
+        self.labels: dict[tuple[Stage, int], str] = {}
+        self.known: dict[Ask, Evaluation] = {}
+        self._objectives = tuple(objectives)
+        self._fitness = get_args(Tier).index(tier)
+        self._distributions: dict[str, BaseDistribution] = {
+            g.name: IntDistribution(g.grid[0], g.width) for g in structure.groups
+        }
+        self._lock = _lock(folder / LOCK)
+        try:
+            _mend(folder / JOURNAL)
+            self.study = _open_study(folder / JOURNAL, ("loss", *objectives))
+            self.versions: Mapping[str, str] = self.study.user_attrs["versions"]
+            for trial in self.study.get_trials(deepcopy=False):
+                self._remember(*_from_trial(trial))
+        except BaseException:
+            self.close()
+            raise
+
+    def add(self, index: int, evaluation: Evaluation, stage: Stage, label: str = "") -> None:
+        """Record the answer to ask `index` of `stage`; when this returns it is on disk."""
+        if (stage, index) in self.evaluations:
+            raise RunError(f"ask {index} of stage {stage!r} is already recorded")
+        ask, state = evaluation.ask, self._state(evaluation)
+        attributes = {
+            **{"ask": index, "stage": stage, "label": label, "tier": ask.tier, "fraction": ask.fraction},
+            **{"split": ask.split, "passes": evaluation.passes, "seconds": evaluation.seconds},
+            **{"costs": dict(evaluation.costs), "metrics": dict(evaluation.metrics)},
+            **({"loss": evaluation.loss} if evaluation.ok else {"error": evaluation.error}),
+        }
+        values = [evaluation.loss, *(evaluation.costs[c] for c in self._objectives)]
+        trial = optuna.trial.create_trial(
+            state=state,
+            values=values if state == TrialState.COMPLETE else None,
+            params=ask.policy.as_dict(),
+            distributions=self._distributions,
+            user_attrs=attributes,
+        )
+        self.study.add_trial(trial)
+        self._remember(stage, index, label, evaluation)
+
+    def close(self) -> None:
+        """Release the folder."""
+        os.close(self._lock) if self._lock >= 0 else None
+        self._lock = -1
+
+    def __enter__(self) -> Record:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _state(self, evaluation: Evaluation) -> TrialState:
+        if not evaluation.ok:
+            return TrialState.FAIL
+        full = evaluation.ask.fraction == 1.0 and get_args(Tier).index(evaluation.ask.tier) >= self._fitness
+        return TrialState.COMPLETE if full else TrialState.PRUNED
+
+    def _remember(self, stage: Stage, index: int, label: str, evaluation: Evaluation) -> None:
+        self.evaluations[stage, index] = evaluation
+        self.labels[stage, index] = label
+        self.known.setdefault(evaluation.ask, evaluation)
+
+
+class _Flight:
+    """The asks of one stage that are under way: answers from the record, else from the executor, each ask once."""
+
+    def __init__(self, record: Record, executor: Executor, stage: Stage) -> None:
+        self._record = record
+        self._executor = executor
+        self._stage: Stage = stage
+        self._asks: dict[int, tuple[str, Ask]] = {}
+        self._leader: dict[Ask, int] = {}  # the index under which an ask is being evaluated
+        self._followers: dict[int, list[int]] = {}  # equal asks that wait for it
+
+    def start(self, index: int, ask: Ask, label: str = "") -> None:
+        record = self._record
+        self._asks[index] = (label, ask)
+        recorded = record.evaluations.get((self._stage, index))
+        if recorded is not None:
+            if recorded.ask != ask:
+                raise RunError(_mismatch(index, recorded.ask, ask, record.versions))
+        elif ask in record.known:
+            record.add(index, _again(record.known[ask]), self._stage, label)
+        elif ask in self._leader:
+            self._followers[self._leader[ask]].append(index)
+        else:
+            self._leader[ask], self._followers[index] = index, []
+            self._executor.submit(index, ask)
+        self._settle(timeout=0)  # what finished meanwhile is on disk at once
+
+    def result(self, index: int) -> Evaluation:
+        while (self._stage, index) not in self._record.evaluations:
+            if not self._settle(timeout=None):
+                raise RunError(f"the executor has no answer to ask {index} and is not working on it")
+        return self._record.evaluations[self._stage, index]
+
+    def abandon(self) -> None:
+        """Cancel what is under way; a later run asks again."""
+        for index in self._leader.values():
+            self._executor.cancel(index)
+        self._leader.clear()
+
+    def _settle(self, timeout: float | None) -> bool:
+        """Record the next finished evaluation and those that waited for it."""
+        finished = self._executor.next_done(timeout) if self._leader else None
+        if finished is None:
+            return False
+        index, evaluation = finished
+        label, ask = self._asks[index]
+        evaluation = replace(evaluation, ask=ask)
+        del self._leader[ask]
+        self._record.add(index, evaluation, self._stage, label)
+        for follower in self._followers.pop(index):
+            self._record.add(follower, _again(evaluation), self._stage, self._asks[follower][0])
+        return True
+
+
+@contextmanager
+def optuna_quiet() -> Iterator[None]:
+    """Optuna without its messages about new studies and its warnings about its own experimental parts."""
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            yield
+    finally:
+        optuna.logging.set_verbosity(before)
+
+
+def _again(evaluation: Evaluation) -> Evaluation:
+    """The same answer for an equal ask: nothing was computed for it."""
+    return replace(evaluation, passes=0.0, seconds=0.0)
+
+
+def _from_trial(trial: optuna.trial.FrozenTrial) -> tuple[Stage, int, str, Evaluation]:
+    a: Mapping[str, Any] = trial.user_attrs
+    ask = Ask(Policy.of(trial.params), a["tier"], a["fraction"], a["split"])
+    loss = a.get("loss", float("inf"))
+    evaluation = Evaluation(ask, loss, a["costs"], a["metrics"], a["passes"], a["seconds"], a.get("error"))
+    return a["stage"], a["ask"], a["label"], evaluation
+
+
+def _lock(path: Path) -> int:
+    """Take the folder for this process; the system gives it free when the process ends, however it ends."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        holder = os.read(descriptor, 200).decode(errors="replace").strip() or "another process"
+        os.close(descriptor)
+        raise InputError(f"{path.parent} is in use by {holder}; wait for it or choose another folder") from None
+    os.ftruncate(descriptor, 0)
+    os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+    return descriptor
+
+
+def _mend(journal: Path) -> None:
+    """After a kill: cut a torn last line, which makes Optuna refuse the whole journal, and drop Optuna's own lock."""
+    for stale in journal.parent.glob(f"{journal.name}.lock*"):
+        stale.unlink(missing_ok=True)
+    if not journal.exists():
+        return
+    with journal.open("rb+") as file:
+        content = file.read()
+        end = content.rfind(b"\n") + 1
+        start = content.rfind(b"\n", 0, max(end - 1, 0)) + 1
+        try:
+            json.loads(content[start:end] or b"{}")
+        except ValueError:
+            end = start
+        file.truncate(end)
+
+
+def _open_study(journal: Path, names: tuple[str, ...]) -> optuna.Study:
+    """The study in `journal`, made where there is none; all objectives are minimised."""
+    with optuna_quiet():
+        try:
+            storage = optuna.storages.JournalStorage(JournalFileBackend(str(journal)))
+            study = optuna.create_study(
+                storage=storage, study_name="autoprune", directions=["minimize"] * len(names), load_if_exists=True
+            )
+            study_names = study.metric_names
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{journal} is damaged ({error}); restore it, or start anew with --fresh") from error
+        if study_names is None:
+            study.set_metric_names(list(names))
+        elif tuple(study_names) != names:
+            was, now = ", ".join(study_names), ", ".join(names)
+            raise InputError(f"{journal} records {was}, this job has {now}; start anew with --fresh")
+        if "versions" not in study.user_attrs:
+            study.set_user_attr("versions", _versions())
+    return study
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def _mismatch(index: int, recorded: Ask, ask: Ask, then: Mapping[str, str]) -> str:
+    now = _versions()
+    changed = [f"{name} {old} -> {now.get(name)}" for name, old in then.items() if now.get(name) != old]
+    why = f"changed since: {', '.join(changed)}" if changed else f"versions are the same: {now}"
+    return (
+        f"cannot resume: ask {index} was policy {recorded.policy.digest} ({recorded.tier}, {recorded.fraction:g}) in "
+        f"the record and is {ask.policy.digest} ({ask.tier}, {ask.fraction:g}) now; {why}; go back, or use --fresh"
+    )

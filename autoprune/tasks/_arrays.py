@@ -1,0 +1,73 @@
+"""What the tasks over in-memory arrays share: disjoint seeded splits, batches of pictures, accuracy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from autoprune.errors import InputError, did_you_mean
+from autoprune.protocols import SPLITS
+from autoprune.tasks._modes import evaluating
+
+Pair = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Batches:
+    """Pictures as (inputs float32 channels_last, targets int64), the same at every pass; made batch by batch."""
+
+    images: Tensor
+    labels: Tensor
+    mean: Tensor
+    std: Tensor
+    scale: float
+    size: int = 256
+
+    def __len__(self) -> int:
+        return -(-len(self.images) // self.size)
+
+    def __iter__(self) -> Iterator[Pair]:
+        for start in range(0, len(self.images), self.size):
+            pictures = self.images[start : start + self.size].permute(0, 3, 1, 2).float() / self.scale
+            inputs = (pictures - self.mean[:, None, None]) / self.std[:, None, None]
+            yield inputs.contiguous(memory_format=torch.channels_last), self.labels[start : start + self.size]
+
+
+def cut(n: int, n_calibration: int | None, n_validation: int | None, seed: int) -> Mapping[str, np.ndarray]:
+    """Disjoint indices of `n` training samples; by default 30 % calibrate, 15 % validate, the rest trains.
+
+    Raises:
+        InputError: the parts do not leave a sample to train on.
+    """
+    calibration = round(0.30 * n) if n_calibration is None else n_calibration
+    validation = round(0.15 * n) if n_validation is None else n_validation
+    if min(calibration, validation) < 1 or calibration + validation >= n:
+        raise InputError(
+            f"n_calibration={calibration} and n_validation={validation} must be positive and leave some of the "
+            f"{n} training samples for fine-tuning"
+        )
+    order = np.random.default_rng(seed).permutation(n)
+    borders = np.cumsum([calibration, validation])
+    parts = np.split(order, borders)
+    return dict(zip(("calibration", "validation", "train"), parts, strict=True))
+
+
+def pick(splits: Mapping[str, Batches], name: str) -> Batches:
+    """The split called `name`."""
+    if name not in splits:
+        raise InputError(f"unknown split {name!r}; {did_you_mean(name, SPLITS)}")
+    return splits[name]
+
+
+def accuracy(model: nn.Module, batches: Iterable[Pair]) -> dict[str, float]:
+    """Share of right answers over all batches, model in eval mode."""
+    right = seen = 0
+    with evaluating(model):
+        for inputs, targets in batches:
+            right += int((model(inputs).argmax(-1) == targets).sum())
+            seen += targets.numel()
+    return {"accuracy": right / max(seen, 1)}

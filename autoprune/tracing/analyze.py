@@ -1,0 +1,113 @@
+"""From a live model to a Structure: what can be pruned, what it costs, and what is frozen and why."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+from torch import Tensor, nn
+
+from autoprune.structure import Group, Op, Structure
+from autoprune.tracing.atoms import Candidate, candidates
+from autoprune.tracing.copies import batch_size, first_samples, private_copy, quiet_random_state
+from autoprune.tracing.couple import closures
+from autoprune.tracing.ops import count_macs, operations, with_groups
+from autoprune.tracing.reasons import explain, known_reason, lost_reason, module_reasons
+from autoprune.tracing.verify import Certifier
+from autoprune.tracing.watch import Trace, is_producer, watch
+
+
+def analyze(model: nn.Module, example_inputs: tuple[Tensor, ...], *, seed: int = 0) -> Structure:
+    """All groups of `model` that an experiment proved, in execution order and with full grids; the rest frozen.
+
+    The lent model comes back untouched. A model of which nothing can be pruned gives a Structure without groups.
+
+    Raises:
+        InputError: the model cannot be copied, does not run on `example_inputs`, or cannot be traced.
+    """
+    inputs = first_samples(example_inputs, 2)
+    rng = np.random.default_rng(seed)
+    with quiet_random_state(seed):
+        twin = private_copy(model)
+        trace = watch(twin, inputs)
+        ops = operations(twin, trace, batch_size(inputs), count_macs(model, inputs))
+        found = candidates(twin, closures(model, inputs) if trace.outputs else (), trace.order)
+        modules = module_reasons(twin, trace)
+        frozen = {c.name: reason for c in found if (reason := known_reason(c, trace, modules))}
+        open_ = [c for c in found if c.name not in frozen]
+        groups = _certified(model, inputs, ops, open_, trace, frozen, rng) if open_ else ()
+        said = _all_frozen(twin, trace, found, groups, frozen, modules)
+    groups = _renamed(groups)
+    return Structure(groups, with_groups(ops, groups), said)
+
+
+def _certified(
+    model: nn.Module,
+    inputs: tuple[Tensor, ...],
+    ops: tuple[Op, ...],
+    tried: Sequence[Candidate],
+    trace: Trace,
+    frozen: dict[str, str],
+    rng: np.random.Generator,
+) -> tuple[Group, ...]:
+    """The groups that pass, each alone and all together; the others get their reason in `frozen`."""
+    certifier = Certifier.of(model, inputs, ops, rng)
+    passed: list[Candidate] = []
+    for candidate in tried:
+        if complaint := certifier.complaint(_groups([candidate]), rng):
+            frozen[candidate.name] = explain(candidate, trace, complaint)
+        else:
+            passed.append(candidate)
+    if len(passed) > 1 and certifier.complaint(_groups(passed), rng):
+        joint: list[Candidate] = []
+        for candidate in passed:  # some do not get along: keep, in execution order, those that do
+            if complaint := certifier.complaint(_groups([*joint, candidate]), rng):
+                frozen[candidate.name] = explain(candidate, trace, f"beside other pruned groups {complaint}")
+            else:
+                joint.append(candidate)
+        passed = joint
+    return _groups(passed)
+
+
+def _groups(some: Sequence[Candidate]) -> tuple[Group, ...]:
+    return tuple(c.group for c in some if c.group is not None)
+
+
+def _all_frozen(
+    model: nn.Module,
+    trace: Trace,
+    found: Sequence[Candidate],
+    groups: Sequence[Group],
+    frozen: dict[str, str],
+    modules: dict[str, str],
+) -> dict[str, str]:
+    """Reasons of frozen groups, of the other producers that share their channels, and of modules that no group holds."""
+    alive = {g.name for g in groups}
+    pruned = {producer for c in found if c.name in alive for producer in c.producers}
+    said: dict[str, str] = {}
+    for candidate in found:  # the parts of one producer get along with one entry
+        if candidate.name in frozen and candidate.producers[0] not in {*pruned, *said}:
+            said[candidate.producers[0]] = frozen[candidate.name]
+    for candidate in found:
+        for producer in candidate.producers:
+            if candidate.name in frozen and producer not in {*pruned, *said}:
+                said[producer] = f"shares its channels with {candidate.name}: {frozen[candidate.name].split('; ')[0]}"
+    for name, module in model.named_modules():
+        if name in modules and name not in said:
+            said[name or "(model)"] = modules[name]
+        elif is_producer(module) and name not in said and name not in pruned:
+            said[name] = lost_reason(name, trace)
+    order = {name: i for i, name in enumerate(n or "(model)" for n, _ in model.named_modules())}
+    return dict(sorted(said.items(), key=lambda item: order[item[0]]))
+
+
+def _renamed(groups: Sequence[Group]) -> tuple[Group, ...]:
+    """Of several groups made by one module the first gets its plain name: that of a part that failed may be free."""
+    taken: dict[str, int] = {}
+    renamed = []
+    for group in groups:
+        base = group.name.split("#")[0]
+        taken[base] = taken.get(base, 0) + 1
+        renamed.append(replace(group, name=base if taken[base] == 1 else f"{base}#{taken[base]}"))
+    return tuple(renamed)

@@ -1,0 +1,233 @@
+"""Closures -> atoms -> affine slices: which positions of which tensors go together, or why that cannot be said."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
+from torch import Tensor, nn
+
+from autoprune.structure import Group, Role, Slice
+from autoprune.tracing.couple import Closure, Reach, Side
+from autoprune.tracing.slim import named_tensors
+from autoprune.tracing.watch import is_depthwise, is_producer
+
+IntArray = npt.NDArray[np.int64]
+ROLES: Mapping[Side, Role] = {"out": "produce", "in": "consume", "carry": "carry"}
+NORMS = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """One side of a module, or one dimension of a raw parameter, as a row of `size` positions."""
+
+    name: str
+    side: Side
+    size: int
+    dim: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """Channels that hang together and are laid out alike: a group, or (`group` is None) the reason why not.
+
+    `modules` are all that the channels touch, `producers` those that make them, first executed first; `related` are
+    the producers of all candidates that have a producer in common, directly or over others.
+    """
+
+    name: str
+    width: int
+    producers: tuple[str, ...]
+    modules: tuple[str, ...]
+    related: tuple[str, ...]
+    group: Group | None
+    reason: str = ""
+
+
+def candidates(model: nn.Module, closures: Sequence[Closure], order: Mapping[str, int]) -> tuple[Candidate, ...]:
+    """All candidates, in execution order of their first producer. `order` ranks the modules by their first call."""
+    modules = dict(model.named_modules())
+    axes = _axes(modules, dict(model.named_parameters()), closures)
+    owned = _components(modules, axes, closures)
+    late = len(order)
+    makers = {a: (order.get(axis.name, late), axis.name) for a, axis in enumerate(axes) if axis.side == "out"}
+    # atoms that touch the same axes with as many positions each are one group
+    alike: dict[tuple[tuple[int, int], ...], list[dict[int, IntArray]]] = defaultdict(list)
+    for atom in owned:
+        if any(a in makers for a in atom):
+            alike[tuple(sorted((a, len(p)) for a, p in atom.items()))].append(atom)
+    names = {id(t): n for n, t in named_tensors(model).items()}
+    taken: dict[str, int] = defaultdict(int)
+    found = []
+    relatives = _relatives([{axes[a].name for a in atoms[0] if a in makers} for atoms in alike.values()])
+    for atoms in sorted(alike.values(), key=lambda atoms: _rank(atoms, makers)):
+        producers = sorted((a for a in atoms[0] if a in makers), key=makers.__getitem__)
+        atoms.sort(key=lambda atom: int(atom[producers[0]][0]))
+        first = axes[producers[0]].name
+        taken[first] += 1
+        label = first if taken[first] == 1 else f"{first}#{taken[first]}"
+        group, reason = _group(label, atoms, axes, modules, names)
+        touched = tuple(dict.fromkeys(axes[a].name for a in atoms[0]))
+        made_by = tuple(axes[a].name for a in producers)
+        found.append(Candidate(label, len(atoms), made_by, touched, relatives[first], group, reason))
+    return tuple(found)
+
+
+def _relatives(families: Sequence[set[str]]) -> dict[str, tuple[str, ...]]:
+    """Producer -> all producers that it meets in one of `families`, directly or over others."""
+    joined: list[set[str]] = []
+    for family in families:
+        apart = [other for other in joined if other.isdisjoint(family)]
+        joined = [*apart, set(family).union(*(other for other in joined if not other.isdisjoint(family)))]
+    return {name: tuple(sorted(family)) for family in joined for name in family}
+
+
+def _rank(atoms: list[dict[int, IntArray]], makers: Mapping[int, tuple[int, str]]) -> tuple[int, int]:
+    first = min((a for a in atoms[0] if a in makers), key=makers.__getitem__)
+    return makers[first][0], min(int(atom[first][0]) for atom in atoms)
+
+
+def _axes(modules: Mapping[str, nn.Module], parameters: Mapping[str, Tensor], found: Sequence[Closure]) -> list[Axis]:
+    axes: dict[Axis, None] = {}
+    for closure in found:
+        for reach in closure.reaches:
+            axes[_axis(reach, modules, parameters)] = None
+    return list(axes)
+
+
+def _axis(reach: Reach, modules: Mapping[str, nn.Module], parameters: Mapping[str, Tensor]) -> Axis:
+    if reach.dim is not None:
+        return Axis(reach.name, reach.side, int(parameters[reach.name].shape[reach.dim]), reach.dim)
+    return Axis(reach.name, reach.side, axis_size(modules[reach.name], reach.side))
+
+
+def axis_size(module: nn.Module, side: str) -> int:
+    """Channels on a side of a module; 0 for a module whose channels this file cannot place."""
+    if isinstance(module, nn.modules.conv._ConvNd):
+        return module.in_channels if side == "in" else module.out_channels
+    if isinstance(module, nn.Linear):
+        return module.in_features if side == "in" else module.out_features
+    if isinstance(module, nn.Embedding):
+        return module.num_embeddings if side == "in" else module.embedding_dim
+    if isinstance(module, NORMS):
+        return int(module.num_features)
+    if isinstance(module, nn.PReLU):
+        return int(module.num_parameters)
+    return 0
+
+
+def _components(
+    modules: Mapping[str, nn.Module], axes: Sequence[Axis], found: Sequence[Closure]
+) -> list[dict[int, IntArray]]:
+    """Atoms as {axis index: ascending positions}: connected components of the relation "goes together"."""
+    index = {(axis.name, axis.side): i for i, axis in enumerate(axes)}
+    sizes = [max(axis.size, 1) for axis in axes]
+    starts = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+    left, right = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+    for closure in found:
+        root = index[closure.root, "out"]
+        for reach in closure.reaches:
+            a = index[reach.name, reach.side]
+            if 1 in (axes[a].size, axes[root].size):  # one channel is broadcast to many, it does not go with them
+                continue
+            positions, roots = np.array(reach.positions, np.int64), np.array(reach.roots, np.int64)
+            if axes[a].size == 0:  # a module that cannot be narrowed: one mark that the channels touch it
+                positions = np.zeros_like(positions)
+            inside = positions < sizes[a]  # beyond it the coupling is wrong; certification will tell
+            left.append(starts[root] + roots[inside])
+            right.append(starts[a] + positions[inside])
+    for a, axis in enumerate(axes):
+        period = _period(modules.get(axis.name), axis.side) if axis.dim is None else axis.size
+        p = np.arange(axis.size, dtype=np.int64)
+        left.append(starts[a] + p)
+        right.append(starts[a] + (p % period if period else p))
+    n, one, two = int(starts[-1]), np.concatenate(left), np.concatenate(right)
+    _, label = connected_components(coo_matrix((np.ones(len(one), bool), (one, two)), shape=(n, n)), directed=False)
+    return _split(label, np.repeat(np.arange(len(axes)), sizes), starts)
+
+
+def _split(label: IntArray, axis_of: IntArray, starts: IntArray) -> list[dict[int, IntArray]]:
+    order = np.lexsort((np.arange(len(label)), axis_of, label))
+    atoms: dict[int, dict[int, list[int]]] = defaultdict(lambda: defaultdict(list))
+    for i in order:
+        atoms[int(label[i])][int(axis_of[i])].append(int(i - starts[axis_of[i]]))
+    return [{a: np.array(p, np.int64) for a, p in atom.items()} for atom in atoms.values()]
+
+
+def _period(module: nn.Module | None, side: str) -> int:
+    """Channels of one conv group on this side: all conv groups must stay alike, so positions a period apart go together."""
+    if not isinstance(module, nn.modules.conv._ConvNd) or module.groups == 1 or is_depthwise(module):
+        return 0
+    return (module.in_channels if side == "in" else module.out_channels) // module.groups
+
+
+def _group(
+    name: str,
+    atoms: Sequence[Mapping[int, IntArray]],
+    axes: Sequence[Axis],
+    modules: Mapping[str, nn.Module],
+    names: Mapping[int, str],
+) -> tuple[Group | None, str]:
+    slices: dict[Slice, None] = {}
+    for a in atoms[0]:
+        if axes[a].size == 0:
+            return None, ""  # `reasons` knows the module
+        for tensor, dim, role, period in _places(axes[a], modules, names):
+            rows = [np.unique(atom[a] % period if period else atom[a]) for atom in atoms]
+            found = _affine(rows, tensor, dim, role)
+            if found is None:
+                return None, f"its channels are not laid out regularly in {tensor!r}"
+            slices.update(dict.fromkeys(found))
+    return Group(name, "channel", len(atoms), tuple(slices), tuple(range(1, len(atoms) + 1))), ""
+
+
+def _places(
+    axis: Axis, modules: Mapping[str, nn.Module], names: Mapping[int, str]
+) -> Iterable[tuple[str, int, Role, int]]:
+    """(tensor, dim, role, period) of every tensor that an axis runs along; period 0 but within a grouped conv's weight."""
+    if axis.dim is not None:
+        return [(axis.name, axis.dim, "carry", 0)]
+    module = modules[axis.name]
+    role = ROLES[axis.side]
+    period = _period(module, axis.side)
+    weight_dim = 1 if axis.side == "in" else 0
+    if isinstance(module, nn.modules.conv._ConvNd) and module.transposed and is_producer(module):
+        weight_dim = 1 - weight_dim
+    if isinstance(module, nn.Embedding):
+        weight_dim = 1 - weight_dim
+    places: list[tuple[str, int, Role, int]] = []
+    for attribute in ("weight", "bias", "running_mean", "running_var"):
+        tensor = getattr(module, attribute, None)
+        if not isinstance(tensor, Tensor) or id(tensor) not in names or (axis.side == "in" and attribute != "weight"):
+            continue
+        dim = weight_dim if attribute == "weight" else 0
+        # dimension 1 of a grouped conv's weight (0 where transposed) counts within one conv group
+        inner = 1 if attribute == "weight" else -1
+        places.append((names[id(tensor)], dim, role, period if dim == inner else 0))
+    return places
+
+
+def _affine(rows: Sequence[IntArray], tensor: str, dim: int, role: Role) -> list[Slice] | None:
+    """Slices in which atom i owns `rows[i]`, each offset + i * stride + [0, repeat); None if there are none."""
+    if len({len(row) for row in rows}) != 1:
+        return None
+    table = np.stack(rows)
+    steps = np.diff(table, axis=0)
+    if len(rows) > 1 and ((steps != steps[0]).any() or (steps[0] < 1).any()):
+        return None
+    columns = table[0]
+    strides = steps[0] if len(rows) > 1 else np.full(len(columns), len(columns), np.int64)
+    slices: list[Slice] = []
+    start = 0
+    for end in range(1, len(columns) + 1):
+        joined = end < len(columns) and columns[end] == columns[end - 1] + 1 and strides[end] == strides[start]
+        # one slice may hold a run of neighbours only as long as the next atom does not begin inside it
+        if not joined or end - start >= strides[start]:
+            slices.append(Slice(tensor, dim, role, int(columns[start]), int(strides[start]), end - start))
+            start = end
+    return slices

@@ -1,0 +1,181 @@
+"""Calls of convolutions and linears as data, caught while a model runs: their inputs as matrix rows, their weights as matrices.
+
+One algebra serves Grams, compensation and refit: every such call is y = u W' with u [rows, taps * channels], for each
+conv group. A transposed convolution is a convolution of its zero-inserted input with the flipped kernel.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+CONVS: dict[Any, int] = {torch.conv1d: 1, torch.conv2d: 2, torch.conv3d: 3}
+TRANSPOSED: dict[Any, int] = {torch.conv_transpose1d: 1, torch.conv_transpose2d: 2, torch.conv_transpose3d: 3}
+ADDS = frozenset({torch.add, torch.Tensor.add, torch.Tensor.add_, torch.Tensor.__add__, torch.Tensor.__iadd__})
+_CONV_ARGS = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+_NORM_ARGS = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
+_TRANSPOSED_ARGS = ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One call of a conv, transposed conv or linear with its geometry; `pads` are (before, after) a spatial dimension."""
+
+    kind: Literal["conv", "transposed", "linear"]
+    func: Callable[..., Tensor]
+    x: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    stride: tuple[int, ...] = ()
+    pads: tuple[tuple[int, int], ...] = ()
+    dilation: tuple[int, ...] = ()
+    groups: int = 1
+    kwargs: Mapping[str, Any] | None = None
+
+    def run(self, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
+        """The call itself, with other weights if given."""
+        kwargs = {k: v for k, v in (self.kwargs or {}).items() if k not in ("weight", "bias")}
+        return self.func(self.x, self.weight if weight is None else weight, self.bias if bias is None else bias, **kwargs)
+
+
+def parse_call(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call | None:
+    """The call behind a torch function, or None if it is neither convolution nor linear."""
+    if func is F.linear:
+        given = dict(zip(("input", "weight", "bias"), args, strict=False), **kwargs)
+        return Call("linear", func, given["input"], given["weight"], given.get("bias"))
+    transposed = func in TRANSPOSED
+    if not transposed and func not in CONVS:
+        return None
+    n = TRANSPOSED[func] if transposed else CONVS[func]
+    given = dict(zip(_TRANSPOSED_ARGS if transposed else _CONV_ARGS, args, strict=False), **kwargs)
+    x, weight, bias = given.pop("input"), given["weight"], given.get("bias")
+    kernel, stride, dilation = weight.shape[2:], _tuple(given.get("stride", 1), n), _tuple(given.get("dilation", 1), n)
+    padding = given.get("padding", 0)
+    if padding == "same":
+        total = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
+        pads = tuple((t // 2, t - t // 2) for t in total)
+    else:
+        pads = tuple((p, p) for p in _tuple(0 if padding == "valid" else padding, n))
+    if transposed:
+        extra = _tuple(given.get("output_padding", 0), n)
+        span = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
+        pads = tuple((s - p, s - p + e) for s, (p, _), e in zip(span, pads, extra, strict=True))
+    kind: Literal["conv", "transposed"] = "transposed" if transposed else "conv"
+    return Call(kind, func, x, weight, bias, stride, pads, dilation, given.get("groups", 1), given)
+
+
+@dataclass(frozen=True, slots=True)
+class NormCall:
+    """One call of batch norm with running statistics in eval mode."""
+
+    x: Tensor
+    mean: Tensor
+    var: Tensor
+    gamma: Tensor | None
+    beta: Tensor | None
+    eps: float
+
+    def run(self, x: Tensor | None = None, mean: Tensor | None = None, var: Tensor | None = None) -> Tensor:
+        """The call itself, on other inputs or statistics if given."""
+        x, mean, var = (a if b is None else b for a, b in ((self.x, x), (self.mean, mean), (self.var, var)))
+        return F.batch_norm(x, mean, var, self.gamma, self.beta, False, 0.0, self.eps)
+
+
+def parse_norm(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> NormCall | None:
+    """The batch norm behind a torch function, or None if it is none that uses running statistics."""
+    if func is not F.batch_norm:
+        return None
+    given = dict(zip(_NORM_ARGS, args, strict=False), **kwargs)
+    if given.get("training") or given.get("running_mean") is None:
+        return None
+    x, mean, var = given["input"], given["running_mean"], given["running_var"]
+    return NormCall(x, mean, var, given.get("weight"), given.get("bias"), given.get("eps", 1e-5))
+
+
+def rows(call: Call, positions: Tensor) -> Tensor:
+    """Inputs as matrix rows, [conv groups, samples * positions, taps * channels of a conv group].
+
+    `positions` are flat output positions [P] (all tokens of a linear with 2-d input: ignored there).
+    """
+    if call.kind == "linear":
+        return call.x.flatten(1, -2)[:, positions].flatten(0, 1)[None] if call.x.dim() > 2 else call.x[None]
+    x, stride = _as_convolution(call)
+    size, kernel = x.shape[2:], call.weight.shape[2:]
+    grid = _output_size(size, kernel, stride, call.dilation)
+    at, tap, step = positions, torch.arange(math.prod(kernel), device=x.device), 1
+    index = torch.zeros(len(at), len(tap), dtype=torch.long, device=x.device)
+    for d in reversed(range(len(size))):
+        index += ((at % grid[d]) * stride[d])[:, None] * step + ((tap % kernel[d]) * call.dilation[d])[None] * step
+        at, tap, step = at // grid[d], tap // kernel[d], step * size[d]
+    u = x.movedim(1, -1).flatten(1, -2)[:, index.flatten()]
+    channels = x.shape[1] // call.groups
+    u = u.reshape(len(x) * len(positions), index.shape[1], call.groups, channels)
+    return u.permute(2, 0, 1, 3).flatten(2)
+
+
+def outputs_at(call_kind: str, y: Tensor, positions: Tensor) -> Tensor:
+    """Outputs [N, C, ...] (linear: [N, ..., C]) at flat positions as [samples * positions, C], rows as in `rows`."""
+    if call_kind == "linear":
+        return y.flatten(1, -2)[:, positions].flatten(0, 1) if y.dim() > 2 else y
+    return y.movedim(1, -1).flatten(1, -2)[:, positions].flatten(0, 1)
+
+
+def to_matrix(weight: Tensor, kind: str, groups: int) -> Tensor:
+    """A weight as [conv groups, rows, taps, channels], so that y = u W' with the columns of `rows`."""
+    if kind == "linear":
+        return weight[None, :, None, :]
+    if kind == "transposed":
+        w = weight.flip(tuple(range(2, weight.dim()))).unflatten(0, (groups, -1)).transpose(1, 2)
+    else:
+        w = weight.unflatten(0, (groups, -1))
+    return w.flatten(3).transpose(2, 3)
+
+
+def from_matrix(matrix: Tensor, kind: str, kernel: Sequence[int]) -> Tensor:
+    """The inverse of `to_matrix`."""
+    if kind == "linear":
+        return matrix[0, :, 0, :]
+    w = matrix.transpose(2, 3).unflatten(3, tuple(kernel))
+    if kind == "transposed":
+        return w.transpose(1, 2).flatten(0, 1).flip(tuple(range(2, 2 + len(kernel))))
+    return w.flatten(0, 1)
+
+
+def pick_positions(count: int, wanted: int, seed: int) -> Tensor:
+    """`wanted` of `count` flat positions, ascending, the same for the same arguments; all where there are fewer."""
+    if count <= wanted:
+        return torch.arange(count)
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:wanted].sort().values
+
+
+def spatial_count(kind: str, y: Tensor) -> int:
+    """How many positions a sample has in the output `y` of a call."""
+    return math.prod(y.shape[1:-1]) if kind == "linear" else math.prod(y.shape[2:])
+
+
+def _as_convolution(call: Call) -> tuple[Tensor, tuple[int, ...]]:
+    """The padded input and stride of the plain convolution that the call is."""
+    x, stride = call.x, call.stride
+    if call.kind == "transposed":
+        size = [(s - 1) * t + 1 for s, t in zip(x.shape[2:], stride, strict=True)]
+        wide = x.new_zeros(*x.shape[:2], *size)
+        wide[(slice(None), slice(None), *(slice(None, None, t) for t in stride))] = x
+        x, stride = wide, (1,) * len(stride)
+    pads = [p for pair in reversed(call.pads) for p in pair]
+    return (F.pad(x, pads) if any(pads) else x), stride
+
+
+def _output_size(
+    size: Sequence[int], kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]
+) -> list[int]:
+    return [(s - d * (k - 1) - 1) // t + 1 for s, k, t, d in zip(size, kernel, stride, dilation, strict=True)]
+
+
+def _tuple(value: Any, n: int) -> tuple[int, ...]:
+    return (int(value),) * n if isinstance(value, int) else tuple(int(v) for v in value) * (n if len(value) == 1 else 1)

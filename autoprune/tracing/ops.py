@@ -1,0 +1,116 @@
+"""The operations that cost, as data: every module with tensors is an Op, and what has no weight is one constant."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+from torch.utils.flop_counter import FlopCounterMode
+
+from autoprune.errors import InputError
+from autoprune.structure import Group, Op, TensorSpec
+from autoprune.tracing.copies import batch_size, one_line, private_copy, quiet_random_state
+from autoprune.tracing.slim import named_tensors
+from autoprune.tracing.watch import Trace, WeightUse
+
+CONSTANT = "(matmul)"
+"""Name of the operation that holds the MACs without a weight: attention, einsum, generated kernels."""
+
+
+def count_macs(model: nn.Module, example_inputs: Sequence[Any]) -> int:
+    """MACs a sample, by FlopCounterMode (2 a MAC) on the meta device, or on the model's own where meta cannot run it.
+
+    Raises:
+        InputError: the model runs on neither.
+    """
+    batch = batch_size(example_inputs)
+    try:
+        total = _flops(private_copy(model).to("meta"), tree_map(_to_meta, tuple(example_inputs)))
+    except InputError:
+        raise
+    except Exception:  # meta has no values: .item() and custom kernels fail in many ways
+        try:
+            total = _flops(private_copy(model), tuple(example_inputs))
+        except Exception as error:
+            raise InputError(f"{type(model).__name__} does not run on its example inputs: {one_line(error)}") from error
+    return total // (2 * batch)
+
+
+def operations(model: nn.Module, trace: Trace, batch: int, macs: int) -> tuple[Op, ...]:
+    """All Ops in execution order (modules that never ran last), so that their polynomial is `macs` when dense."""
+    names = {id(tensor): name for name, tensor in named_tensors(model).items()}
+    ops: list[Op] = []
+    seen: set[int] = set()
+    for name, module in _in_order(model, trace):
+        own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+        mine = [t for t in own if id(t) not in seen]  # a tied tensor belongs to the module that runs first
+        seen.update(id(t) for t in mine)
+        # an Op has one weight: the first that multiplies keeps the module's other tensors, each further one is alone
+        used = [t for t in mine if id(t) in trace.uses and trace.uses[id(t)].positions % batch == 0]
+        for i, weight in enumerate(used or ([None] if mine else [])):
+            tensors = [t for t in mine if t is weight or (i == 0 and not any(t is u for u in used))]
+            label = (name or "(model)") if i == 0 else names[id(weight)]
+            ops.append(_op(label, module, weight, tensors, trace, batch, names, len(ops)))
+    shapes = {spec.name: spec.shape for op in ops for spec in op.tensors}
+    constant = macs - sum(op.positions * prod(shapes[op.weight]) for op in ops if op.weight is not None)
+    if constant:
+        ops.append(Op(CONSTANT, "matmul", len(ops), positions=constant))
+    return tuple(ops)
+
+
+def with_groups(ops: Sequence[Op], groups: Sequence[Group]) -> tuple[Op, ...]:
+    """The same operations, each naming the groups that scale it, in the order of `groups`."""
+    touched = [(g.name, {s.tensor for s in g.slices}) for g in groups]
+    return tuple(
+        replace(op, groups=tuple(name for name, tensors in touched if tensors & {t.name for t in op.tensors}))
+        for op in ops
+    )
+
+
+def _op(
+    name: str,
+    module: nn.Module,
+    weight: Tensor | None,
+    tensors: Sequence[Tensor],
+    trace: Trace,
+    batch: int,
+    names: Mapping[int, str],
+    depth: int,
+) -> Op:
+    use = WeightUse() if weight is None else trace.uses[id(weight)]
+    return Op(
+        name=name,
+        type=type(module).__name__,
+        depth=depth,
+        positions=use.positions // batch,
+        weight=None if weight is None else names[id(weight)],
+        kernel=() if weight is None else tuple(weight.shape[2:]),
+        stride=use.stride,
+        spatial=use.spatial,
+        tensors=tuple(
+            TensorSpec(names[id(t)], tuple(t.shape), t.element_size(), isinstance(t, nn.Parameter)) for t in tensors
+        ),
+    )
+
+
+def _in_order(model: nn.Module, trace: Trace) -> list[tuple[str, nn.Module]]:
+    late = len(trace.order)
+    return sorted(model.named_modules(), key=lambda pair: trace.order.get(pair[0], late))
+
+
+def _flops(model: nn.Module, inputs: tuple[Any, ...]) -> int:
+    # gradients stay on: without them attention takes fused paths that the counter does not know
+    with quiet_random_state(0), warnings.catch_warnings(), FlopCounterMode(display=False) as counter:
+        warnings.simplefilter("ignore")
+        model(*inputs)
+    return int(counter.get_total_flops())
+
+
+def _to_meta(value: Any) -> Any:
+    return value.detach().to("meta") if isinstance(value, torch.Tensor) else value

@@ -1,0 +1,101 @@
+"""Why something is frozen, in a user's words: known before any experiment, or an explanation of one that failed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from torch import nn
+from torch.nn.utils import parametrize
+
+from autoprune.tracing.atoms import NORMS, Candidate, axis_size
+from autoprune.tracing.slim import expected_attributes
+from autoprune.tracing.watch import Trace, is_producer
+
+OUTPUT = "its channels are the model's output"
+RECURRENT = "recurrent layers are not pruned"
+ATTENTION = "attention is not pruned by channels"
+
+
+def module_reasons(model: nn.Module, trace: Trace) -> dict[str, str]:
+    """Module name -> why its own tensors may not be narrowed; modules that are fine are left out."""
+    found = {}
+    for name, module in model.named_modules():
+        said = any(_below(name, other) for other in found)  # what is inside a module goes with it
+        if not said and (reason := _module_reason(name, module, trace)):
+            found[name] = reason
+    return found
+
+
+def known_reason(candidate: Candidate, trace: Trace, modules: Mapping[str, str]) -> str:
+    """Why `candidate` cannot be searched, as far as one sees without an experiment; "" if it may."""
+    for place, function in trace.decisions.items():
+        where = f"{place!r}" if place else "the model's forward"
+        if any(_below(m, place) for m in candidate.modules) or _feeds(candidate, trace, trace.inputs.get(place, ())):
+            return f"{where} decides by the data (Tensor.{function}), so one trace does not show every branch"
+    for touched in candidate.modules:
+        # a raw parameter is listed by its own name; its module is the rest of it
+        for name in (touched, touched.rpartition(".")[0]):
+            if name in modules:
+                return modules[name] if name in candidate.producers else f"it meets {name!r}: {modules[name]}"
+    for name, reason in modules.items():
+        if reason.startswith((RECURRENT, ATTENTION)) and _feeds(candidate, trace, trace.inputs.get(name, ())):
+            return f"it feeds {name!r}: {reason}"
+    if _feeds(candidate, trace, trace.outputs):
+        return OUTPUT
+    if candidate.group is None:
+        return explain(candidate, trace, candidate.reason)
+    if not any(s.role == "consume" for s in candidate.group.slices):
+        return explain(candidate, trace, "the trace found no layer that reads its channels")
+    return explain(candidate, trace, "its channels could only go all together") if candidate.width < 2 else ""
+
+
+def explain(candidate: Candidate, trace: Trace, complaint: str) -> str:
+    """`complaint`, led by the operation on the channels' way that best explains it, if one was seen."""
+    for producers in (candidate.producers, candidate.related):
+        seen = [
+            (rank, i, words)
+            for i, (rank, words, nodes) in enumerate(trace.suspects)
+            if not trace.sources(nodes).isdisjoint(producers)
+        ]
+        if seen:
+            return f"{min(seen)[2]}; {complaint}"
+    return complaint
+
+
+def lost_reason(name: str, trace: Trace) -> str:
+    """Why a producer belongs to no candidate at all."""
+    if name not in trace.order:
+        return "the example inputs never reach it"
+    return "the trace loses it: no gradient path leads from it to the output (torch.no_grad, detach, or unused)"
+
+
+def _module_reason(name: str, module: nn.Module, trace: Trace) -> str:
+    own = list(module.parameters(recurse=False))
+    if parametrize.is_parametrized(module) or _computes_weight(module):
+        return "its weight is computed from other tensors (weight_norm, spectral_norm or another parametrization)"
+    if isinstance(module, nn.RNNBase | nn.RNNCellBase):
+        return f"{RECURRENT} ({type(module).__name__})"
+    if isinstance(module, nn.MultiheadAttention):
+        return f"{ATTENTION} (MultiheadAttention)"
+    if isinstance(module, nn.LayerNorm | nn.GroupNorm | nn.RMSNorm | nn.LocalResponseNorm):
+        return f"{type(module).__name__} normalises over all its channels"
+    if isinstance(module, NORMS) and not expected_attributes(module):
+        return f"{type(module).__name__} without parameters and statistics cannot tell its width"
+    if any(id(p) in trace.outside for p in own):
+        return "its weights are used outside its own forward"
+    if own and name not in trace.order:
+        return "the example inputs never reach it"
+    known = axis_size(module, "out") or not own or not type(module).__module__.startswith("torch.")
+    return "" if known else f"autoprune does not know how to narrow {type(module).__name__}"
+
+
+def _computes_weight(module: nn.Module) -> bool:
+    return (is_producer(module) or isinstance(module, NORMS)) and "weight" not in module._parameters
+
+
+def _below(name: str, place: str) -> bool:
+    return not place or name == place or name.startswith(f"{place}.")
+
+
+def _feeds(candidate: Candidate, trace: Trace, nodes: Sequence[object]) -> bool:
+    return not trace.sources(nodes).isdisjoint(candidate.producers)

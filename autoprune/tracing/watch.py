@@ -1,0 +1,187 @@
+"""One forward pass under observation: who ran, where weights were used, who feeds whom, what looks hard to prune."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+
+from autoprune.errors import InputError
+from autoprune.tracing.calls import CONVS, TRANSPOSED
+from autoprune.tracing.copies import one_line
+from autoprune.tracing.suspects import DECISIONS, suspicion
+
+Node = Any
+"""A node of the autograd graph."""
+
+OPAQUE = (nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention)
+"""Modules whose inside is not looked into; whatever feeds them is frozen."""
+
+
+@dataclass(slots=True)
+class WeightUse:
+    """How often a weight multiplies: `positions` over the whole batch, output size of the first call, its stride."""
+
+    positions: int = 0
+    spatial: tuple[int, ...] = ()
+    stride: tuple[int, ...] = ()
+
+
+@dataclass(slots=True)
+class Trace:
+    """What one forward pass showed. Modules go by name ("" is the model itself), weights by id."""
+
+    order: dict[str, int] = field(default_factory=dict)
+    uses: dict[int, WeightUse] = field(default_factory=dict)
+    outside: set[int] = field(default_factory=set)
+    producers: dict[Node, str] = field(default_factory=dict)
+    inputs: dict[str, list[Node]] = field(default_factory=dict)
+    outputs: list[Node] = field(default_factory=list)
+    decisions: dict[str, str] = field(default_factory=dict)
+    suspects: list[tuple[int, str, list[Node]]] = field(default_factory=list)
+
+    def sources(self, nodes: Iterable[Node]) -> set[str]:
+        """Producers whose channels arrive at `nodes` without passing another producer."""
+        found: set[str] = set()
+        seen: set[Node] = set()
+        stack = [n for n in nodes if n is not None]
+        while stack:
+            node = stack.pop()
+            if node in seen:
+                continue
+            seen.add(node)
+            if node in self.producers:
+                found.add(self.producers[node])
+            else:
+                stack.extend(n for n, _ in getattr(node, "next_functions", ()) if n is not None)
+        return found
+
+
+def watch(model: nn.Module, inputs: Sequence[Any]) -> Trace:
+    """Run `model` once on `inputs` and record; the model is a private copy whose parameters want gradients.
+
+    Raises:
+        InputError: the model does not run on these inputs.
+    """
+    trace = Trace()
+    stack: list[str] = []
+    owners = {id(p): name for name, m in model.named_modules() for p in m.parameters(recurse=False)}
+    with _hooks(model, trace, stack):
+        try:
+            with _Watcher(trace, stack, owners, inputs):
+                output = model(*inputs)
+        except Exception as error:  # the user's forward may fail in any way
+            where = f" in {stack[-1]!r}" if stack and stack[-1] else ""
+            raise InputError(
+                f"{type(model).__name__} does not run on its example inputs{where}: {one_line(error)}"
+            ) from error
+    trace.outputs = _nodes(output)
+    return trace
+
+
+def is_producer(module: nn.Module) -> bool:
+    """Whether a module makes new channels: a conv that is not depthwise, a linear, an embedding."""
+    if isinstance(module, nn.modules.conv._ConvNd):
+        return not is_depthwise(module)
+    return isinstance(module, nn.Linear | nn.Embedding)
+
+
+def is_depthwise(module: nn.Module) -> bool:
+    """Whether a conv passes every channel on by itself."""
+    if not isinstance(module, nn.modules.conv._ConvNd) or module.groups == 1:
+        return False
+    return module.groups == module.in_channels == module.out_channels
+
+
+@contextmanager
+def _hooks(model: nn.Module, trace: Trace, stack: list[str]) -> Iterator[None]:
+    handles = []
+    for name, module in model.named_modules():
+        handles.append(module.register_forward_pre_hook(_enter(name, trace, stack), with_kwargs=True))
+        handles.append(module.register_forward_hook(_leave(name, trace, stack, is_producer(module))))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _enter(name: str, trace: Trace, stack: list[str]) -> Callable[..., None]:
+    def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
+        stack.append(name)
+        trace.order.setdefault(name, len(trace.order))
+        trace.inputs.setdefault(name, []).extend(_nodes((args, kwargs)))
+
+    return hook
+
+
+def _leave(name: str, trace: Trace, stack: list[str], producer: bool) -> Callable[..., None]:
+    def hook(module: nn.Module, args: Any, output: Any) -> None:
+        stack.pop()
+        if producer:
+            trace.producers.update(dict.fromkeys(_nodes(output), name))
+
+    return hook
+
+
+class _Watcher(TorchFunctionMode):
+    """Sees every torch function of the pass; `tainted` holds tensors that depend on the inputs (by id, kept alive)."""
+
+    def __init__(self, trace: Trace, stack: list[str], owners: Mapping[int, str], inputs: Sequence[Any]) -> None:
+        super().__init__()
+        self._trace, self._stack, self._owners = trace, stack, owners
+        self._tainted: dict[int, Tensor] = {id(t): t for t in _tensors(tuple(inputs))}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        here = self._stack[-1] if self._stack else ""
+        given = [t for t in _tensors((args, kwargs)) if id(t) in self._tainted]
+        name = getattr(func, "__name__", "")
+        if given and name in DECISIONS:
+            self._trace.decisions.setdefault(here, name)
+        result = func(*args, **kwargs)
+        if given:
+            self._tainted.update({id(t): t for t in _tensors(result)})
+            found = suspicion(name, args, kwargs, result, lambda t: id(t) in self._tainted)
+            if found is not None:
+                self._trace.suspects.append((*found, _nodes(given)))
+        self._record_weight(func, args, kwargs, result, here)
+        return result
+
+    def _record_weight(self, func: Any, args: Any, kwargs: Any, result: Any, here: str) -> None:
+        if func is not F.linear and func not in CONVS and func not in TRANSPOSED:
+            return
+        x = args[0] if args else kwargs["input"]
+        weight = args[1] if len(args) > 1 else kwargs["weight"]
+        if id(weight) not in self._owners:
+            return
+        if self._owners[id(weight)] != here:
+            self._trace.outside.add(id(weight))
+        use = self._trace.uses.setdefault(id(weight), WeightUse())
+        if func is F.linear:
+            use.positions += x.numel() // max(x.shape[-1], 1)
+            return
+        spatial = weight.dim() - 2
+        counted = x if func in TRANSPOSED else result
+        use.positions += counted.numel() // max(counted.shape[-spatial - 1], 1)
+        if not use.spatial:
+            stride = args[3] if len(args) > 3 else kwargs.get("stride", 1)
+            use.spatial = tuple(result.shape[-spatial:])
+            use.stride = (stride,) * spatial if isinstance(stride, int) else tuple(stride)
+
+
+def _nodes(tree: Any) -> list[Node]:
+    return [t.grad_fn for t in _tensors(tree) if t.grad_fn is not None]
+
+
+def _tensors(tree: Any) -> list[Tensor]:
+    leaves = tree_leaves(tree)
+    if not any(isinstance(leaf, Tensor) for leaf in leaves):
+        leaves = [x for leaf in leaves if hasattr(leaf, "__dict__") and not callable(leaf) for x in vars(leaf).values()]
+    return [leaf for leaf in leaves if isinstance(leaf, Tensor)]

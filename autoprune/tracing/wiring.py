@@ -1,0 +1,132 @@
+"""How every weight is used in one forward pass: which batch norm reads its output, and does it close a residual branch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+
+from autoprune.tracing.calls import ADDS, parse_call, parse_norm, spatial_count
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """The use of one weight: by a conv, transposed conv or linear call.
+
+    `norm` is the batch norm that alone reads the output; `closes` says that the output (behind the norm) goes into
+    one addition and nowhere else. A weight that is called more than once has `calls` > 1 and neither.
+    """
+
+    weight: str
+    kind: str
+    groups: int
+    bias: str | None
+    norm: str | None
+    closes: bool
+    calls: int
+    positions: int
+
+
+def find_sites(model: nn.Module, example_inputs: Sequence[Tensor]) -> dict[str, Site]:
+    """Sites by weight name, in execution order; the model must be in eval mode and is left untouched."""
+    flow = _Flow(model)
+    with torch.no_grad(), flow:
+        model(*example_inputs)
+    sites = {name: flow.site(name) for name in flow.outputs}
+    rivals: dict[int, list[str]] = {}
+    for name, site in sites.items():
+        if site.closes:
+            rivals.setdefault(flow.closing_add(name), []).append(name)
+    sizes = {n: p.numel() for n, p in model.named_parameters()}
+    for names in rivals.values():  # of two branches that meet in one addition, the larger weight repairs the sum
+        best = max(names, key=lambda n: (sizes[n], n))
+        for name in names:
+            if name != best:
+                s = sites[name]
+                sites[name] = Site(s.weight, s.kind, s.groups, s.bias, s.norm, False, s.calls, s.positions)
+    return sites
+
+
+def batch_norms(model: nn.Module) -> dict[str, _BatchNorm]:
+    """Batch norms with running statistics, by module name."""
+    return {n: m for n, m in model.named_modules() if isinstance(m, _BatchNorm) and m.running_mean is not None}
+
+
+@dataclass
+class _Use:
+    order: int
+    func: Any
+    first: Tensor | None
+    norm: str | None
+    out: Tensor
+    plain: bool
+
+
+@dataclass
+class _Output:
+    tensors: list[Tensor] = field(default_factory=list)
+    kind: str = ""
+    groups: int = 1
+    bias: Tensor | None = None
+    positions: int = 0
+
+
+class _Flow(TorchFunctionMode):
+    """Records which tensor goes into which function; keeps all tensors alive so that identities stay unique."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.names: Mapping[int, str] = {id(p): n for n, p in model.named_parameters()}
+        self.norms = {id(m.running_mean): n for n, m in batch_norms(model).items()}
+        self.outputs: dict[str, _Output] = {}
+        self.uses: dict[int, list[_Use]] = {}
+        self.alive: list[Any] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        if not isinstance(out, Tensor):
+            return out
+        self.alive.append((args, kwargs, out))
+        inputs = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor) and not isinstance(t, nn.Parameter)]
+        bn = parse_norm(func, args, kwargs)
+        norm = self.norms.get(id(bn.mean)) if bn is not None else None
+        plain = not kwargs.get("alpha") and len(inputs) == 2 and inputs[0].shape == inputs[1].shape
+        for tensor in inputs:
+            first = args[0] if args else None
+            self.uses.setdefault(id(tensor), []).append(_Use(len(self.alive), func, first, norm, out, plain))
+        call = parse_call(func, args, kwargs)
+        if call is not None and id(call.weight) in self.names:
+            seen = self.outputs.setdefault(self.names[id(call.weight)], _Output())
+            seen.tensors.append(out)
+            seen.kind, seen.groups, seen.bias = call.kind, call.groups, call.bias
+            seen.positions = spatial_count(call.kind, out)
+        return out
+
+    def site(self, name: str) -> Site:
+        o = self.outputs[name]
+        bias = self.names.get(id(o.bias)) if o.bias is not None else None
+        once = len(o.tensors) == 1
+        norm = self._norm_use(name) if once else None
+        closes = once and self.closing_add(name) >= 0
+        return Site(name, o.kind, o.groups, bias, norm.norm if norm else None, closes, len(o.tensors), o.positions)
+
+    def closing_add(self, name: str) -> int:
+        """Order of the one addition that reads the output (behind its norm); -1 if there is none such."""
+        norm = self._norm_use(name)
+        tensor = norm.out if norm else self.outputs[name].tensors[0]
+        uses = self.uses.get(id(tensor), [])
+        if not uses or uses[0].func not in ADDS or not uses[0].plain:
+            return -1
+        in_place = uses[0].out is tensor  # later uses are uses of the sum
+        return uses[0].order if in_place or len(uses) == 1 else -1
+
+    def _norm_use(self, name: str) -> _Use | None:
+        uses = self.uses.get(id(self.outputs[name].tensors[0]), [])
+        return uses[0] if len(uses) == 1 and uses[0].norm is not None else None

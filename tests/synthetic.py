@@ -1,0 +1,110 @@
+"""A model-free world for the search side: a structure of twelve coupled groups and a picklable evaluator over it."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from autoprune.costs.bytes import Bytes
+from autoprune.costs.macs import Macs
+from autoprune.costs.params import Params
+from autoprune.evaluation import Ask, Evaluation
+from autoprune.policy import Policy
+from autoprune.protocols import Budget, Problem
+from autoprune.strategies.global_ import global_
+from autoprune.strategies.uniform import uniform
+from autoprune.structure import Group, Op, Slice, Structure, TensorSpec
+
+
+def chain(n_groups: int = 12, seed: int = 0, grid_step: int = 1) -> Structure:
+    """A chain of 3x3 convolutions with norms between; every third layer also reads a residual stream."""
+    rng = np.random.default_rng(seed)
+    widths = [int(w) for w in rng.choice([8, 12, 16, 24, 32], size=n_groups)]
+    ops: list[Op] = []
+    slices: list[list[Slice]] = [[] for _ in widths]
+    previous, size = 3, 16
+    for i, width in enumerate(widths):
+        name = f"layer{i}"
+        spec = TensorSpec(f"{name}.weight", (width, previous, 3, 3), 4)
+        ops.append(Op(name, "Conv2d", i, size * size, spec.name, (3, 3), (1, 1), (size, size), (spec,)))
+        norms = tuple(TensorSpec(f"{name}.norm.{t}", (width,), 4, t != "mean") for t in ("weight", "mean"))
+        ops.append(Op(f"{name}.norm", "BatchNorm2d", i, tensors=norms))
+        slices[i] += [Slice(spec.name, 0, "produce"), *(Slice(n.name, 0, "carry") for n in norms)]
+        if i:
+            slices[i - 1].append(Slice(spec.name, 1, "consume"))
+        if i % 3 == 2:  # a 1x1 shortcut from the layer before the last: that group has two consumers
+            extra, area = TensorSpec(f"{name}.short", (width, widths[i - 2], 1, 1), 4), size * size
+            ops.append(Op(f"{name}.shortcut", "Conv2d", i, area, extra.name, (1, 1), (1, 1), (size, size), (extra,)))
+            slices[i].append(Slice(extra.name, 0, "produce"))
+            slices[i - 2].append(Slice(extra.name, 1, "consume"))
+        previous, size = width, max(size // 2, 4) if i % 4 == 3 else size
+    head = TensorSpec("head.weight", (10, previous), 4)
+    ops.append(Op("head", "Linear", n_groups, 1, head.name, tensors=(head,)))
+    slices[-1].append(Slice(head.name, 1, "consume"))
+    ops.append(Op("attention", "matmul", n_groups, 500))
+    grids = [tuple(w for w in range(1, width + 1) if w % grid_step == 0 or w == width) for width in widths]
+    groups = [
+        Group(f"layer{i}", "channel", w, tuple(s), g)
+        for i, (w, s, g) in enumerate(zip(widths, slices, grids, strict=True))
+    ]
+    return Structure(tuple(groups), tuple(ops), {"head": "its outputs are the model's outputs"})
+
+
+@dataclass(frozen=True)
+class Hills:
+    """A synthetic evaluator: groups differ in how much they mind being narrow; fewer samples mean more noise.
+
+    `seconds` it takes; `fails` (of the policy's digest) raises; picklable, and a function of the ask alone.
+    """
+
+    structure: Structure
+    seconds: float = 0.0
+    fail_share: float = 0.0
+    log: str | None = None  # a file that gets one line for each evaluation that really ran
+
+    def __call__(self, ask: Ask) -> Evaluation:
+        if self.log is not None:
+            with open(self.log, "a", encoding="utf-8") as file:
+                file.write(f"{ask.policy.digest} {ask.tier} {ask.fraction} {ask.split}\n")
+        time.sleep(self.seconds)
+        chance = int(ask.policy.digest[:8], 16) / 16**8
+        if chance < self.fail_share:
+            raise FloatingPointError(f"the loss of {ask.policy.digest} is not finite")
+        noise = math.sin(1e4 * chance) * 0.05 / math.sqrt(ask.fraction)
+        return Evaluation(
+            ask,
+            true_loss(self.structure, ask.policy) * math.exp(noise),
+            {"macs": float(Macs(self.structure)(ask.policy.array(self.structure)))},
+            {"accuracy": 1.0 / (1.0 + true_loss(self.structure, ask.policy))},
+            passes=ask.fraction,
+            seconds=self.seconds,
+        )
+
+
+def true_loss(structure: Structure, policy: Policy) -> float:
+    """Without noise: a sum over groups, the sensitivities spread over two decades."""
+    dense = Policy.dense(structure).array(structure)
+    sensitivity = 10 ** np.random.default_rng(1).uniform(-2, 0, size=len(structure))
+    narrow = 1 - policy.array(structure) / dense
+    return float(1e-3 + np.sum(sensitivity * narrow**2 * (1 + 2 * narrow)))
+
+
+def make_problem(structure: Structure | None = None, n_trials: int = 60, seeded: bool = True) -> Problem:
+    """A problem over `structure` whose scores know nothing of the sensitivities; seeds from both strategies."""
+    structure = structure or chain()
+    rng = np.random.default_rng(5)
+    scores = {g.name: np.sort(rng.gamma(2.0, size=g.width))[::-1] for g in structure.groups}
+    costs = {"macs": Macs(structure), "params": Params(structure), "bytes": Bytes(structure)}
+    budget = Budget("macs", 0.3, 0.9, (0.7, 0.5, 0.3), {})
+    problem = Problem(structure, scores, costs, budget, ("macs",), n_trials)
+    if not seeded:
+        return problem
+    hills = Hills(structure)
+    plans: list[Callable[[Problem, float], Policy]] = [uniform, global_]
+    targets = np.linspace(budget.low, budget.high, 5)
+    asks = dict.fromkeys(Ask(plan(problem, float(t)), "refit") for plan in plans for t in targets)
+    return replace(problem, seeds=tuple(hills(ask) for ask in asks))
