@@ -1,3 +1,47 @@
-"""autoprune: AutoML search for neural-network pruning policies."""
+"""autoprune: AutoML search for neural-network pruning policies.
+
+The verbs are `analyze`, `search`, `pareto_front`, `apply` and `compare`; nothing heavy is imported before it is used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from autoprune.apply_ import apply as apply
+    from autoprune.compare_ import compare as compare
+    from autoprune.front import pareto_front as pareto_front
+    from autoprune.job import Job as Job
+    from autoprune.policy import Policy as Policy
+    from autoprune.policy_file import load_front as load_front
+    from autoprune.search_ import search as search
+    from autoprune.structure import Structure as Structure
+    from autoprune.tasks._wrap import task as task
+    from autoprune.tracing.analyze import analyze as analyze
 
 __version__ = "0.1.0"
+
+_HOMES = {
+    "Job": "job",
+    "Policy": "policy",
+    "Structure": "structure",
+    "analyze": "tracing.analyze",
+    "apply": "apply_",
+    "compare": "compare_",
+    "load_front": "policy_file",
+    "pareto_front": "front",
+    "search": "search_",
+    "task": "tasks._wrap",
+}
+__all__ = [*_HOMES]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'autoprune' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"autoprune.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

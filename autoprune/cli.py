@@ -31,6 +31,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 PLAIN_EVERY_S = 15.0
+PLAIN_WIDTH = 140
 N_FRONT_ROWS = 8
 JobPath = Annotated[Path, typer.Argument(metavar="JOB.yaml", help="The job file.")]
 OutPath = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="The folder to write to.")]
@@ -194,7 +195,8 @@ def _say(message: str, code: int) -> int:
 
 
 def _console(json_: bool) -> Console:
-    return Console(stderr=json_)
+    console = Console(stderr=json_)
+    return console if console.is_terminal else Console(stderr=json_, width=PLAIN_WIDTH)
 
 
 def _words(text: str) -> tuple[str, ...]:

@@ -158,7 +158,7 @@ class EvaluatorPart(Part):
     fitness: Literal["auto", "stitch", "refit", "tune"] = "auto"
     finalists: Natural = 8
     finetune_steps: Natural = 100
-    device: str = "auto"
+    device: str = Field(default="auto", pattern=r"^(auto|cpu|mps|cuda(:[0-9]+)?)$")
 
 
 class ExecutorPart(Part):

@@ -30,7 +30,11 @@ def save_front(front: Front, path: str | Path) -> None:
         InputError: the front contradicts itself: a width off its grid, kept atoms that do not match a width.
     """
     _check_front(front, str(path))
-    _write_atomically(Path(path), json.dumps(_front_to_json(front), indent=1, allow_nan=False) + "\n")
+    try:
+        text = json.dumps(_front_to_json(front), indent=1, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{path}: a policy file holds plain finite values only: {error}") from error
+    _write_atomically(Path(path), text + "\n")
 
 
 def load_front(path: str | Path) -> Front:

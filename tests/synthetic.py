@@ -108,3 +108,23 @@ def make_problem(structure: Structure | None = None, n_trials: int = 60, seeded:
     targets = np.linspace(budget.low, budget.high, 5)
     asks = dict.fromkeys(Ask(plan(problem, float(t)), "refit") for plan in plans for t in targets)
     return replace(problem, seeds=tuple(hills(ask) for ask in asks))
+
+
+@dataclass(frozen=True)
+class MakeHills:
+    """The factory of `Hills` that executors call, here or in a worker."""
+
+    structure: Structure
+    seconds: float = 0.0
+    fail_share: float = 0.0
+    log: str | None = None
+
+    def __call__(self) -> Hills:
+        return Hills(self.structure, self.seconds, self.fail_share, self.log)
+
+
+def single_steps(structure: Structure, policy: Policy) -> list[Policy]:
+    """All policies that are one grid cell wider in one group."""
+    widths = policy.as_dict()
+    wider = {g.name: [w for w in g.grid if w > widths[g.name]] for g in structure.groups}
+    return [Policy.of({**widths, name: above[0]}) for name, above in wider.items() if above]

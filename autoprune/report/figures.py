@@ -14,6 +14,7 @@ from autoprune.report.read import Trial
 COLOURS = {"search": "#2457d6", "uniform": "#d97b1c", "global": "#2d9a5f"}
 SYMBOLS = {"uniform": "square", "global": "diamond"}
 OTHER, TUNED = "#7b8494", "#8a3ffc"
+SMALLEST_LOSS = 1e-6
 
 
 def front_figure(front: Front, rows: Sequence[Mapping[str, Any]]) -> Any:
@@ -26,13 +27,13 @@ def front_figure(front: Front, rows: Sequence[Mapping[str, Any]]) -> Any:
     x = [point.ratio(cost) for point in front]
     hover = [f"{point.id}, trial {point.trial}" for point in front]
     for column, (name, title) in enumerate(panels, start=1):
-        y = [point.metrics["validation"].get(name) for point in front]
+        y = [_drawable(point.metrics["validation"].get(name), name) for point in front]
         line = {"color": COLOURS["search"], "width": 2}
         _add(figure, column, x, y, {"name": "search", "mode": "lines+markers", "line": line, "text": hover})
         _add_arms(figure, column, rows, name)
         figure.update_yaxes(title_text=title, row=1, col=column)
         figure.update_xaxes(title_text=f"{_cost_word(cost)} / dense", row=1, col=column)
-    figure.update_yaxes(type="log", dtick=1, row=1, col=1)
+    figure.update_yaxes(type="log", exponentformat="power", row=1, col=1)
     if metric:
         _add_tuned(figure, len(panels), front, cost, metric)
         text = f"dense {dense[metric]:.4g}"
@@ -73,7 +74,7 @@ def trials_figure(trials: Sequence[Trial]) -> Any:
         seeds = [t for t in shown if t.stage == "seed" and t.label.startswith(arm)]
         mark = {"color": COLOURS[arm], "symbol": SYMBOLS[arm], "size": 9}
         _add(figure, 1, *_points(seeds, cost), {"name": arm, "marker": mark, "text": [t.label for t in seeds]})
-    figure.update_yaxes(type="log", dtick=1, title_text="fitness loss (log scale)")
+    figure.update_yaxes(type="log", exponentformat="power", title_text="fitness loss (log scale)")
     figure.update_xaxes(title_text=f"{_cost_word(cost)} / dense")
     return _styled(figure, 400)
 
@@ -112,6 +113,11 @@ def _add_tuned(figure: Any, column: int, front: Front, cost: str, metric: str) -
     marker = {"color": TUNED, "symbol": "star", "size": 11}
     x = [point.ratio(cost) for point in tuned]
     _add(figure, column, x, y, {"name": "search, fine-tuned", "marker": marker})
+
+
+def _drawable(value: float | None, name: str) -> float | None:
+    """A value for its axis; a loss of zero (the dense model) has no place on a log axis, and a gap is honest."""
+    return None if value is None or (name == "loss" and value < SMALLEST_LOSS) else value
 
 
 def _cost_word(cost: str) -> str:

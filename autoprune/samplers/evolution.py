@@ -16,6 +16,7 @@ from autoprune.samplers import log_loss
 
 LATTICE = 9  # targets spread over the budget range; the budgets of the finalists come on top, twice as often
 TRIES = 32  # children drawn before a duplicate is let through: a tiny space may have no new one
+EXPLORED = 16  # half of the first children are drawn from the whole space, an ever smaller share of later ones
 POOL = 8  # parents are drawn among this many, the better ones more often
 ARCHIVE = 400  # elites kept before the worse half goes
 FAR = 0.5  # log loss that a parent must be better by to be taken from the other end of the budget range
@@ -134,12 +135,14 @@ class Evolution:
         for attempt in range(TRIES):
             target = float(self._rng.choice(self._targets))
             limits = {**self._problem.budget.limits, self._problem.budget.cost: target}
-            parent = self._parent(target) if attempt < TRIES // 2 else None
+            exploring = self._rng.random() < EXPLORED / (2 * (EXPLORED + len(self._seen)))
+            parent = None if exploring or attempt >= TRIES // 2 else self._parent(target)
             if parent is None:
                 positions = self._projector.positions(self._rng.random(len(codec.dense)), limits)
+            elif self._rng.random() < 0.5:
+                positions = self._exchange(self._moved(parent, limits), limits)
             else:
-                start = self._projector.positions(codec.ratios(codec.widths(parent.positions)), limits)
-                positions = self._exchange(start, limits)
+                positions = self._difference(self._moved(parent, limits), limits)
             policy = codec.policy(positions)
             if policy not in self._seen:
                 break
@@ -155,6 +158,25 @@ class Evolution:
         order = np.argsort(behind + FAR * np.abs(costs - target) / span, kind="stable")
         rank = int(min(self._rng.integers(min(POOL, len(order)), size=2)))
         return self._elites[int(order[rank])]
+
+    def _moved(self, elite: _Elite, limits: dict[str, float]) -> IntArray:
+        """The elite at another budget: a step along the front; it stays where it is where its budget is the same."""
+        codec = self._projector.codec
+        return self._projector.positions(codec.ratios(codec.widths(elite.positions)), limits)
+
+    def _difference(self, positions: IntArray, limits: dict[str, float]) -> IntArray:
+        """Go on in the direction in which one elite is better than another (differential evolution, Storn 1997)."""
+        codec = self._projector.codec
+        pair = self._rng.choice(len(self._elites), size=2)
+        elites = sorted((self._elites[int(i)] for i in pair), key=self._behind)
+        better, worse = (codec.ratios(codec.widths(self._moved(e, limits))) for e in elites)
+        taking_part = self._rng.random(len(positions)) < self._rng.choice([0.5, 1.0])
+        step = self._rng.uniform(0.2, 1.0) * taking_part * (better - worse)
+        return self._projector.positions(codec.ratios(codec.widths(positions)) + step, limits)
+
+    def _behind(self, elite: _Elite) -> float:
+        """Log loss above the front at the elite's cost."""
+        return elite.value - float(np.interp(elite.cost, *self._front)) if self._front is not None else 0.0
 
     def _exchange(self, positions: IntArray, limits: dict[str, float]) -> IntArray:
         """Widen min(U{1..3}, U{1..3}) groups, narrow random others until the budget holds again, fill what is left."""
@@ -176,8 +198,8 @@ class Evolution:
         return self._projector.give_back(positions, limits)
 
     def _stride(self, n_cells: int) -> int:
-        """Cells to move by: from one to 40 % of the grid, small ones likelier."""
-        return max(1, round(n_cells * 10 ** self._rng.uniform(-2.0, -0.4)))
+        """Cells to move by: 5 to 50 % of the grid and at least one, small ones likelier."""
+        return max(1, round(n_cells * 10 ** self._rng.uniform(-1.3, -0.3)))
 
     def _crown(self, evaluation: Evaluation) -> None:
         """Take a candidate into the archive and redraw the front."""
@@ -190,6 +212,5 @@ class Evolution:
         front = [i for i, e in enumerate(ranked) if e.value == best[i] and (i == 0 or best[i] < best[i - 1])]
         self._front = np.array([ranked[i].cost for i in front]), best[front]
         if len(self._elites) > ARCHIVE:
-            behind = [e.value - float(np.interp(e.cost, *self._front)) for e in self._elites]
-            keep = np.sort(np.argsort(behind, kind="stable")[: ARCHIVE // 2])
+            keep = np.sort(np.argsort([self._behind(e) for e in self._elites], kind="stable")[: ARCHIVE // 2])
             self._elites = [self._elites[i] for i in keep]

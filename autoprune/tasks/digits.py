@@ -49,7 +49,8 @@ class Digits:
         path = cache_folder() / f"digits-{RECIPE}-{self._key}.safetensors"
         if not path.exists():
             _save(_train(self._splits["train"]), path)
-        model = _model()
+        with torch.random.fork_rng(devices=[]):  # first weights are drawn, then overwritten: leave no trace of it
+            model = _model()
         try:
             load_weights(model, path)
         except InputError:  # a cache is no input: what does not load is made anew

@@ -52,7 +52,8 @@ class Images:
 
     def build(self) -> nn.Module:
         factory = plugins.load_object(self._factory)
-        model = factory()
+        with torch.random.fork_rng(devices=[]):  # first weights are drawn, then overwritten: leave no trace of it
+            model = factory()
         if not isinstance(model, nn.Module):
             raise InputError(f"model {self._factory!r} returned a {type(model).__name__}, not a torch.nn.Module")
         load_weights(model, self._weights)

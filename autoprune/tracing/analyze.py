@@ -13,7 +13,7 @@ from autoprune.tracing.atoms import Candidate, candidates
 from autoprune.tracing.copies import batch_size, first_samples, private_copy, quiet_random_state
 from autoprune.tracing.couple import closures
 from autoprune.tracing.ops import count_macs, operations, with_groups
-from autoprune.tracing.reasons import explain, known_reason, lost_reason, module_reasons
+from autoprune.tracing.reasons import below, explain, known_reason, lost_reason, module_reasons
 from autoprune.tracing.verify import Certifier
 from autoprune.tracing.watch import Trace, is_producer, watch
 
@@ -82,7 +82,7 @@ def _all_frozen(
     frozen: dict[str, str],
     modules: dict[str, str],
 ) -> dict[str, str]:
-    """Reasons of frozen groups, of the other producers that share their channels, and of modules that no group holds."""
+    """Reasons of frozen groups, of the other producers that share their channels, and of modules outside all groups."""
     alive = {g.name for g in groups}
     pruned = {producer for c in found if c.name in alive for producer in c.producers}
     said: dict[str, str] = {}
@@ -96,7 +96,7 @@ def _all_frozen(
     for name, module in model.named_modules():
         if name in modules and name not in said:
             said[name or "(model)"] = modules[name]
-        elif is_producer(module) and name not in said and name not in pruned:
+        elif is_producer(module) and name not in {*said, *pruned} and not any(below(name, m) for m in modules):
             said[name] = lost_reason(name, trace)
     order = {name: i for i, name in enumerate(n or "(model)" for n, _ in model.named_modules())}
     return dict(sorted(said.items(), key=lambda item: order[item[0]]))

@@ -160,7 +160,7 @@ def _split(label: IntArray, axis_of: IntArray, starts: IntArray) -> list[dict[in
 
 
 def _period(module: nn.Module | None, side: str) -> int:
-    """Channels of one conv group on this side: all conv groups must stay alike, so positions a period apart go together."""
+    """Channels of one conv group on this side; all conv groups stay alike, so positions a period apart go together."""
     if not isinstance(module, nn.modules.conv._ConvNd) or module.groups == 1 or is_depthwise(module):
         return 0
     return (module.in_channels if side == "in" else module.out_channels) // module.groups
@@ -189,7 +189,7 @@ def _group(
 def _places(
     axis: Axis, modules: Mapping[str, nn.Module], names: Mapping[int, str]
 ) -> Iterable[tuple[str, int, Role, int]]:
-    """(tensor, dim, role, period) of every tensor that an axis runs along; period 0 but within a grouped conv's weight."""
+    """(tensor, dim, role, period) of every tensor along an axis; period is 0 but within a grouped conv's weight."""
     if axis.dim is not None:
         return [(axis.name, axis.dim, "carry", 0)]
     module = modules[axis.name]

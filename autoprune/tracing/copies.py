@@ -29,7 +29,9 @@ def private_copy(model: nn.Module) -> nn.Module:
     try:
         twin = copy.deepcopy(model, memo)
     except Exception as error:  # a user's module may refuse in any way
-        raise InputError(f"{type(model).__name__} cannot be copied: {one_line(error)}; it must survive copy.deepcopy") from error
+        raise InputError(
+            f"{type(model).__name__} cannot be copied: {one_line(error)}; it must survive copy.deepcopy"
+        ) from error
     for parameter in twin.parameters():
         parameter.grad = None
         if parameter.is_floating_point() or parameter.is_complex():
@@ -84,8 +86,7 @@ def float_tensors(value: Any) -> list[Tensor]:
 @contextmanager
 def quiet_random_state(seed: int) -> Iterator[None]:
     """A forward pass that draws numbers draws the same ones, and the global torch generators do not notice."""
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
-    with torch.random.fork_rng(devices=devices), torch.inference_mode(False), torch.enable_grad():
+    with torch.random.fork_rng(), torch.inference_mode(False), torch.enable_grad():
         torch.manual_seed(seed)
         yield
 

@@ -91,7 +91,8 @@ def _closure(graph: Any, root: str, group: Any, names: dict[Any, str]) -> Closur
         target = item.dep.target
         roots, positions = tuple(item.root_idxs), tuple(item.idxs)
         if isinstance(target.module, nn.Parameter):
-            reaches.append(Reach(graph._param_to_name[target.module], "carry", roots, positions, target.pruning_dim))
+            name = graph._param_to_name[target.module].removeprefix("model.")
+            reaches.append(Reach(name, "carry", roots, positions, target.pruning_dim))
         elif target.module in names:
             side: Side = "carry"
             if is_producer(target.module):
@@ -149,7 +150,7 @@ def _opaque(model: nn.Module) -> nn.Module:
 
 
 def _ungrouped(model: nn.Module) -> nn.Module:
-    """Replace each grouped conv by a full one of the same sizes, in place: torch-pruning ties the two sides of a grouped one.
+    """Replace each grouped conv by a full one of the same sizes, in place: torch-pruning ties a grouped one's sides.
 
     Which channels must go together to keep the conv groups alike is added afterwards, by `atoms`.
     """

@@ -9,7 +9,7 @@ from torch import nn
 
 
 def weights_fingerprint(model: nn.Module) -> str:
-    """"sha256:.." over names, types, shapes and bytes of all tensors of the state dict; the order is left out."""
+    """Give "sha256:.." over names, types, shapes and bytes of all tensors of the state dict; the order is left out."""
     digest = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
         if not isinstance(value, torch.Tensor):

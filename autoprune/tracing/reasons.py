@@ -18,9 +18,9 @@ ATTENTION = "attention is not pruned by channels"
 
 def module_reasons(model: nn.Module, trace: Trace) -> dict[str, str]:
     """Module name -> why its own tensors may not be narrowed; modules that are fine are left out."""
-    found = {}
+    found: dict[str, str] = {}
     for name, module in model.named_modules():
-        said = any(_below(name, other) for other in found)  # what is inside a module goes with it
+        said = any(below(name, other) for other in found)  # what is inside a module goes with it
         if not said and (reason := _module_reason(name, module, trace)):
             found[name] = reason
     return found
@@ -28,18 +28,8 @@ def module_reasons(model: nn.Module, trace: Trace) -> dict[str, str]:
 
 def known_reason(candidate: Candidate, trace: Trace, modules: Mapping[str, str]) -> str:
     """Why `candidate` cannot be searched, as far as one sees without an experiment; "" if it may."""
-    for place, function in trace.decisions.items():
-        where = f"{place!r}" if place else "the model's forward"
-        if any(_below(m, place) for m in candidate.modules) or _feeds(candidate, trace, trace.inputs.get(place, ())):
-            return f"{where} decides by the data (Tensor.{function}), so one trace does not show every branch"
-    for touched in candidate.modules:
-        # a raw parameter is listed by its own name; its module is the rest of it
-        for name in (touched, touched.rpartition(".")[0]):
-            if name in modules:
-                return modules[name] if name in candidate.producers else f"it meets {name!r}: {modules[name]}"
-    for name, reason in modules.items():
-        if reason.startswith((RECURRENT, ATTENTION)) and _feeds(candidate, trace, trace.inputs.get(name, ())):
-            return f"it feeds {name!r}: {reason}"
+    if reason := _decision(candidate, trace) or _neighbour(candidate, trace, modules):
+        return reason
     if _feeds(candidate, trace, trace.outputs):
         return OUTPUT
     if candidate.group is None:
@@ -60,6 +50,27 @@ def explain(candidate: Candidate, trace: Trace, complaint: str) -> str:
         if seen:
             return f"{min(seen)[2]}; {complaint}"
     return complaint
+
+
+def _decision(candidate: Candidate, trace: Trace) -> str:
+    """The module that branches on data which the channels are part of, or which holds layers of theirs."""
+    for place, function in trace.decisions.items():
+        if any(below(m, place) for m in candidate.modules) or _feeds(candidate, trace, trace.inputs.get(place, ())):
+            where = f"{place!r}" if place else "the model's forward"
+            return f"{where} decides by the data (Tensor.{function}), so one trace does not show every branch"
+    return ""
+
+
+def _neighbour(candidate: Candidate, trace: Trace, modules: Mapping[str, str]) -> str:
+    """The module on the channels' way that may not be narrowed."""
+    for touched in candidate.modules:
+        for name in (touched, touched.rpartition(".")[0]):  # a raw parameter goes by its own name, not its module's
+            if name in modules:
+                return modules[name] if name in candidate.producers else f"it meets {name!r}: {modules[name]}"
+    for name, reason in modules.items():
+        if reason.startswith((RECURRENT, ATTENTION)) and _feeds(candidate, trace, trace.inputs.get(name, ())):
+            return f"it feeds {name!r}: {reason}"
+    return ""
 
 
 def lost_reason(name: str, trace: Trace) -> str:
@@ -93,7 +104,8 @@ def _computes_weight(module: nn.Module) -> bool:
     return (is_producer(module) or isinstance(module, NORMS)) and "weight" not in module._parameters
 
 
-def _below(name: str, place: str) -> bool:
+def below(name: str, place: str) -> bool:
+    """Whether a module is `place` or inside it; "" is the whole model."""
     return not place or name == place or name.startswith(f"{place}.")
 
 

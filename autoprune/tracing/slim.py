@@ -116,9 +116,7 @@ def named_tensors(model: nn.Module) -> dict[str, Tensor]:
     return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
-def _conv_attributes(
-    conv: nn.modules.conv._ConvNd, weight: Tensor, carries: bool | None
-) -> list[tuple[str, object]]:
+def _conv_attributes(conv: nn.modules.conv._ConvNd, weight: Tensor, carries: bool | None) -> list[tuple[str, object]]:
     groups = conv.groups
     looks_depthwise = groups > 1 and groups == conv.in_channels == conv.out_channels
     if looks_depthwise and weight.shape[1] == 1 and carries is not False:

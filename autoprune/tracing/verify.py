@@ -62,7 +62,7 @@ def verify(
 
 
 def masked(dense: nn.Module, slim_model: nn.Module, structure: Structure, keep: Keep) -> nn.Module:
-    """A copy of `dense` that holds the tensors of `slim_model` at their kept positions, consumers reading zeros elsewhere.
+    """A copy of `dense` that holds the tensors of `slim_model` at their kept positions; consumers read zeros elsewhere.
 
     Tensors that only the slim model has (a bias that a repair added) are scattered into zeros.
     """
@@ -143,8 +143,8 @@ class Certifier:
             try:
                 slim(small, structure, keep)
                 got = _run(small, self.inputs)
-            except Exception as error:  # wrong coupling shows as a shape error anywhere in the user's forward
-                return f"the model does not run once its channels are removed ({one_line(error)})"
+            except Exception as crash:  # wrong coupling shows as a shape error anywhere in the user's forward
+                return f"the model does not run once its channels are removed ({one_line(crash)})"
             error = relative_error(got, expected)
             if not error <= self.tolerance:
                 return f"removing its channels is not the same as masking them (relative error {error:.2g})"
@@ -162,7 +162,7 @@ class Certifier:
 
 
 def random_keep(groups: Sequence[Group], rng: np.random.Generator) -> dict[str, tuple[int, ...]]:
-    """A random width below the dense one and random kept atoms for every group; odd widths, lest a split fits by luck."""
+    """A random width below the dense one and random atoms for every group; odd, lest a fixed split fits by luck."""
     keep = {}
     for group in groups:
         width = min(int(rng.integers(1, group.width)) | 1, group.width - 1)
@@ -206,7 +206,7 @@ def _scatter(target: Tensor, source: Tensor, kept: Sequence[Tensor | None]) -> N
         target.copy_(source)
         return
     where = [torch.arange(n) if k is None else k for k, n in zip(kept, source.shape, strict=True)]
-    index = tuple(w.to(target.device).view([-1 if i == d else 1 for i in range(len(where))]) for d, w in enumerate(where))
+    index = torch.meshgrid(*(w.to(target.device) for w in where), indexing="ij")
     target[index] = source.to(target.device, target.dtype)
 
 
@@ -236,7 +236,8 @@ def _check_backward(model: nn.Module, inputs: tuple[Any, ...]) -> None:
     output = flat_output(model(*inputs))
     if not output.requires_grad:
         raise RunError("no gradient flows through the pruned model")
-    output.sum().backward()
-    for name, parameter in model.named_parameters():
-        if parameter.grad is not None and not bool(torch.isfinite(parameter.grad).all()):
+    parameters = dict(model.named_parameters())
+    gradients = torch.autograd.grad(output.sum(), list(parameters.values()), allow_unused=True)
+    for name, gradient in zip(parameters, gradients, strict=True):
+        if gradient is not None and not bool(torch.isfinite(gradient).all()):
             raise RunError(f"the pruned model gives {name!r} a gradient that is not finite")

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 from autoprune.errors import InputError
 from autoprune.tracing.calls import CONVS, TRANSPOSED
 from autoprune.tracing.copies import one_line
-from autoprune.tracing.suspects import DECISIONS, suspicion
+from autoprune.tracing.suspects import DECISIONS, Seen, suspicion
 
 Node = Any
 """A node of the autograd graph."""
@@ -148,7 +148,7 @@ class _Watcher(TorchFunctionMode):
         result = func(*args, **kwargs)
         if given:
             self._tainted.update({id(t): t for t in _tensors(result)})
-            found = suspicion(name, args, kwargs, result, lambda t: id(t) in self._tainted)
+            found = suspicion(Seen(name, given[0], args, kwargs, result, lambda t: id(t) in self._tainted))
             if found is not None:
                 self._trace.suspects.append((*found, _nodes(given)))
         self._record_weight(func, args, kwargs, result, here)

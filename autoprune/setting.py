@@ -1,0 +1,123 @@
+"""From a job to everything that a search, a comparison or an application starts from."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from autoprune import plugins
+from autoprune.budget import Projector
+from autoprune.calibration import StatisticsOnly, digest
+from autoprune.database.store import LevelDatabase, build_database, database_key
+from autoprune.errors import InputError
+from autoprune.evaluate import COSTS, Settings, TieredEvaluator, make_evaluator, prepared_model, prepared_parts
+from autoprune.evaluation import Tier
+from autoprune.front import Base
+from autoprune.job import Job
+from autoprune.protocols import EvaluatorFactory, Executor, Problem, Task
+from autoprune.space import restrict
+from autoprune.structure import Structure
+from autoprune.tracing.analyze import analyze
+from autoprune.tracing.fingerprint import weights_fingerprint
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A job made ready: the searched structure, its level database, the problem without seeds, the dense base.
+
+    `lent` is a Task that came from Python and does not travel to other processes; None where the job names it.
+    """
+
+    job: Job
+    task: Task
+    lent: Task | None
+    structure: Structure
+    database: LevelDatabase
+    database_path: Path
+    problem: Problem
+    base: Base
+
+    @property
+    def tier(self) -> Tier:
+        return self.problem.tier
+
+    def evaluator_factory(self) -> EvaluatorFactory:
+        """What builds an evaluator, here or in a worker."""
+        if self.lent is not None:
+            return partial(TieredEvaluator, self.lent, self.structure, self.database, Settings.of(self.job))
+        return partial(make_evaluator, self.job.dump(), self.structure, self.database_path)
+
+    def executor(self) -> Executor:
+        """The job's executor, started; a task lent from Python is evaluated in this process."""
+        part = self.job.executor
+        if self.lent is not None or part.kind == "inline":
+            inline: Executor = plugins.load("executors", "inline")(self.evaluator_factory())
+            return inline
+        make = plugins.load("executors", part.kind)
+        workers = min(part.n_workers, self.job.search.window)
+        executor: Executor = make(self.evaluator_factory(), workers, part.timeout_s, part.retries)
+        return executor
+
+
+def prepare(job: Job, folder: Path, task: Task | None = None) -> Setting:
+    """Analyse the model, build or open the level database, and state the problem.
+
+    Raises:
+        InputError: the model cannot be analysed, the space or criterion does not fit it, or the budget is out of reach.
+    """
+    lent, task = task, task or job.build_task()
+    settings = Settings.of(job)
+    model = prepared_model(task, settings.torch_device)
+    whole = analyze(model, task.example_inputs(), seed=job.search.seed)
+    structure = restrict(whole, job.search_space())
+    problem = _problem(job, structure)
+    parts = prepared_parts(task, settings)
+    seen = StatisticsOnly(task, parts.statistics)
+    path = folder / "database" / f"{database_key(model, structure, seen, job.criterion)}.safetensors"
+    if not path.exists():
+        build_database(model, structure, seen, plugins.load("criteria", job.criterion)()).save(path)
+    database = LevelDatabase.open(path)
+    base = Base(
+        structure_fingerprint=whole.fingerprint,
+        weights_fingerprint=weights_fingerprint(model),
+        model=_model_name(job, model),
+        inputs=tuple({"shape": list(x.shape), "dtype": str(x.dtype).split(".")[1]} for x in task.example_inputs()),
+        costs={name: problem.costs[name].dense for name in COSTS},
+        metrics={},
+        groups=structure.groups,
+        space={
+            "granularity": job.space.granularity,
+            "criterion": job.criterion,
+            "multiple_of": job.space.multiple_of,
+        },
+        data=digest([parts.statistics, *parts.fitness, *parts.heldback]),
+    )
+    problem = replace(problem, scores=database.scores(structure))
+    return Setting(job, task, lent, structure, database, path, problem, base)
+
+
+def write_event(folder: Path, event: str, facts: Mapping[str, Any]) -> None:
+    """Append one line to the run's log.jsonl."""
+    line = json.dumps({"time": round(time.time(), 3), "event": event, **facts}, default=str)
+    with (folder / "log.jsonl").open("a", encoding="utf-8") as log:
+        log.write(line + "\n")
+
+
+def _problem(job: Job, structure: Structure) -> Problem:
+    names = dict.fromkeys([*COSTS, *job.objectives.costs])
+    costs = {name: plugins.load("costs", name)(structure) for name in names}
+    budget = job.budget.plain()
+    Projector(structure, costs).check({budget.cost: budget.low, **budget.limits})
+    tier = "refit" if job.evaluator.fitness == "auto" else job.evaluator.fitness
+    if tier == "tune" and job.evaluator.finetune_steps == 0:
+        raise InputError("evaluator.fitness: tune needs evaluator.finetune_steps of 1 or more, not 0")
+    return Problem(structure, {}, costs, budget, job.objectives.costs, job.search.trials, tier)
+
+
+def _model_name(job: Job, model: object) -> str:
+    return str(job.task.args.get("model", f"{job.task.target}:{type(model).__name__}"))

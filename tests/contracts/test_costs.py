@@ -1,0 +1,52 @@
+"""The contract of every file in autoprune/costs."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from synthetic import chain
+
+from autoprune import plugins
+from autoprune.policy import Policy
+from autoprune.protocols import Cost
+
+STRUCTURE = chain()
+WIDTHS = np.array(
+    [
+        [g.grid[i] for g, i in zip(STRUCTURE.groups, row, strict=True)]
+        for row in (
+            np.random.default_rng(3).integers(0, [len(g.grid) for g in STRUCTURE.groups], size=(20, len(STRUCTURE)))
+        )
+    ]
+)
+
+
+@pytest.fixture(params=plugins.names("costs"))
+def cost(request: pytest.FixtureRequest) -> Cost:
+    made: Cost = plugins.load("costs", request.param)(STRUCTURE)
+    return made
+
+
+def test_the_dense_model_costs_one(cost: Cost) -> None:
+    assert cost(Policy.dense(STRUCTURE).array(STRUCTURE)) == 1.0
+    assert cost.dense > 0
+
+
+def test_many_widths_at_once_cost_what_they_cost_one_by_one(cost: Cost) -> None:
+    together = cost(WIDTHS)
+    assert together.shape == (len(WIDTHS),)
+    assert together.tolist() == [float(cost(w)) for w in WIDTHS]
+
+
+def test_a_cost_declared_monotone_never_falls_when_a_group_gets_wider(cost: Cost) -> None:
+    if not cost.monotone:
+        pytest.skip("not declared monotone")
+    for widths in WIDTHS:
+        for i, group in enumerate(STRUCTURE.groups):
+            line = np.repeat(widths[None], len(group.grid), axis=0)
+            line[:, i] = group.grid
+            assert np.all(np.diff(cost(line)) >= 0)
+
+
+def test_a_pruned_model_costs_less(cost: Cost) -> None:
+    assert cost(np.array([g.grid[0] for g in STRUCTURE.groups])) < 0.5

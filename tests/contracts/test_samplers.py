@@ -1,0 +1,108 @@
+"""The contract of every sampler: the files in autoprune/samplers and the names of the Optuna bridge."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from synthetic import Hills, MakeHills, chain, make_problem
+
+from autoprune import plugins
+from autoprune.errors import InputError
+from autoprune.evaluation import Ask, Evaluation
+from autoprune.executors.inline import Inline
+from autoprune.protocols import Problem, Sampler
+from autoprune.samplers import build_sampler
+from autoprune.study import JOURNAL, Record, search_loop
+
+STRUCTURE = chain(4, grid_step=2)
+PROBLEM = make_problem(STRUCTURE)
+Build = Callable[..., Sampler]
+
+
+@pytest.fixture(params=plugins.names("samplers"))
+def build(request: pytest.FixtureRequest) -> Build:
+    def make(problem: Problem = PROBLEM, seed: int = 0) -> Sampler:
+        return build_sampler(request.param, problem, np.random.default_rng(seed), {})
+
+    return make
+
+
+def drive(sampler: Sampler, n: int, window: int = 1) -> list[Ask]:
+    """Ask and tell `n` times with `window` asks in flight."""
+    evaluate = Hills(STRUCTURE, fail_share=0.1)
+    asks: list[Ask] = []
+    for told in range(n):
+        while len(asks) < min(n, told + window):
+            asks.append(sampler.ask())
+        try:
+            sampler.tell(evaluate(asks[told]))
+        except FloatingPointError as error:
+            sampler.tell(Evaluation.failed(asks[told], str(error)))
+    return asks
+
+
+def test_every_proposal_is_on_the_grid_within_the_budget_and_on_the_fitness_samples(build: Build) -> None:
+    bound = replace(PROBLEM, budget=replace(PROBLEM.budget, limits={"params": 0.6}))
+    for ask in drive(build(bound), 14):
+        ask.policy.check(STRUCTURE)
+        assert PROBLEM.costs["macs"](ask.policy.array(STRUCTURE)) <= PROBLEM.budget.high
+        assert PROBLEM.costs["params"](ask.policy.array(STRUCTURE)) <= 0.6
+        assert (ask.tier, ask.split) == (PROBLEM.tier, "fitness")
+
+
+def test_proposals_differ(build: Build) -> None:
+    assert len({ask.policy for ask in drive(build(), 14)}) > 7
+
+
+def test_the_same_seed_repeats_and_another_does_not(build: Build) -> None:
+    first = drive(build(seed=1), 14, window=4)
+    assert drive(build(seed=1), 14, window=4) == first
+    assert drive(build(seed=2), 14, window=4) != first
+
+
+def test_twenty_failures_in_a_row_are_survived(build: Build) -> None:
+    sampler = build()
+    for _ in range(20):
+        sampler.tell(Evaluation.failed(sampler.ask(), "the loss is not finite"))
+    assert len({ask.policy for ask in drive(sampler, 4)}) > 1
+
+
+def test_the_global_random_state_is_left_alone(build: Build) -> None:
+    random.seed(7), np.random.seed(7), torch.manual_seed(7)
+    expected = random.random(), float(np.random.random()), torch.rand(1).item()
+    random.seed(7), np.random.seed(7), torch.manual_seed(7)
+    drive(build(), 13)
+    assert (random.random(), float(np.random.random()), torch.rand(1).item()) == expected
+
+
+def test_a_run_does_not_depend_on_how_long_it_will_be(build: Build) -> None:
+    long = replace(PROBLEM, n_trials=10 * PROBLEM.n_trials)
+    assert drive(build(long), 8, window=4) == drive(build(), 8, window=4)
+
+
+def test_killed_and_resumed_equals_never_killed(build: Build, tmp_path: Path) -> None:
+    def run(folder: str) -> list[Evaluation]:
+        with Record(tmp_path / folder, STRUCTURE, PROBLEM.objectives) as record:
+            executor = Inline(MakeHills(STRUCTURE, fail_share=0.1))
+            return list(search_loop(record, executor, build(), n_trials=14, window=5))
+
+    whole = run("whole")
+    lines = (tmp_path / "whole" / JOURNAL).read_bytes().splitlines(keepends=True)
+    (tmp_path / "cut").mkdir()
+    (tmp_path / "cut" / JOURNAL).write_bytes(b"".join(lines[:11]) + lines[11][:40])
+    assert [replace(e, seconds=0.0) for e in run("cut")] == [replace(e, seconds=0.0) for e in whole]
+
+
+def test_an_unreachable_budget_is_refused_at_once(build: Build) -> None:
+    with pytest.raises(InputError, match="out of reach"):
+        build(replace(PROBLEM, budget=replace(PROBLEM.budget, low=0.0001)))
+
+
+def test_no_seeds_are_needed(build: Build) -> None:
+    assert len(drive(build(replace(PROBLEM, seeds=())), 6)) == 6

@@ -1,0 +1,61 @@
+"""The contract of every file in autoprune/strategies."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from synthetic import chain, make_problem, single_steps
+
+from autoprune import plugins
+from autoprune.errors import InputError
+from autoprune.policy import Policy
+from autoprune.protocols import Problem, Strategy
+
+STRUCTURE = chain()
+
+
+@pytest.fixture(scope="module")
+def problem() -> Problem:
+    return make_problem(STRUCTURE)
+
+
+@pytest.fixture(params=plugins.names("strategies"))
+def strategy(request: pytest.FixtureRequest) -> Strategy:
+    loaded: Strategy = plugins.load("strategies", request.param)
+    return loaded
+
+
+@pytest.mark.parametrize("target", [0.25, 0.3, 0.5, 0.77, 0.9])
+def test_a_policy_meets_its_target_to_the_cell(strategy: Strategy, problem: Problem, target: float) -> None:
+    policy, macs = strategy(problem, target), problem.costs["macs"]
+    policy.check(STRUCTURE)
+    assert macs(policy.array(STRUCTURE)) <= target
+    assert all(macs(p.array(STRUCTURE)) > target for p in single_steps(STRUCTURE, policy))
+
+
+def test_all_limits_hold_at_once(strategy: Strategy, problem: Problem) -> None:
+    bound = replace(problem, budget=replace(problem.budget, limits={"params": 0.4, "bytes": 0.35}))
+    widths = strategy(bound, 0.5).array(STRUCTURE)
+    assert [float(problem.costs[c](widths)) <= limit for c, limit in (("macs", 0.5), ("params", 0.4), ("bytes", 0.35))]
+    assert problem.costs["bytes"](widths) <= 0.35
+
+
+def test_the_same_problem_gives_the_same_policy(strategy: Strategy, problem: Problem) -> None:
+    assert strategy(problem, 0.4) == strategy(problem, 0.4)
+
+
+def test_a_target_of_one_is_the_dense_model(strategy: Strategy, problem: Problem) -> None:
+    assert strategy(problem, 1.0) == Policy.dense(STRUCTURE)
+
+
+def test_an_unreachable_target_is_an_error_with_the_reachable_range(strategy: Strategy, problem: Problem) -> None:
+    with pytest.raises(InputError, match=r"macs=0\.001 is out of reach: macs can be between 0\.\d+ and 1 of dense"):
+        strategy(problem, 0.001)
+
+
+def test_scores_may_be_all_zero(strategy: Strategy, problem: Problem) -> None:
+    blank = replace(problem, scores={name: np.zeros_like(s) for name, s in problem.scores.items()})
+    strategy(blank, 0.5).check(STRUCTURE)
+    assert problem.costs["macs"](strategy(blank, 0.5).array(STRUCTURE)) <= 0.5

@@ -1,0 +1,69 @@
+"""Exported files answer as the eager model does, at other batch sizes too."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from autoprune.errors import InputError, RunError
+from autoprune.export import check_formats, export
+from autoprune.models.cifar_resnet import CifarResNet
+
+HAS_ONNX = all(importlib.util.find_spec(p) for p in ("onnx", "onnxscript", "onnxruntime"))
+
+
+@pytest.fixture
+def model() -> nn.Module:
+    torch.manual_seed(0)
+    return CifarResNet(8, channels=1, planes=(4, 6, 8)).eval()
+
+
+def test_a_pt2_file_answers_as_the_eager_model_at_another_batch_size(model: nn.Module, tmp_path: Path) -> None:
+    (path,) = export(model, (torch.randn(2, 1, 8, 8),), ["pt2"], tmp_path)
+    assert path == tmp_path / "model.pt2"
+    x = torch.randn(5, 1, 8, 8)
+    torch.testing.assert_close(torch.export.load(path).module()(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.skipif(not HAS_ONNX, reason="needs the extra autoprune[onnx]")
+def test_an_onnx_file_answers_as_the_eager_model_at_another_batch_size(model: nn.Module, tmp_path: Path) -> None:
+    import onnxruntime
+
+    (path,) = export(model, (torch.randn(2, 1, 8, 8),), ["onnx"], tmp_path)
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    x = torch.randn(5, 1, 8, 8)
+    got = torch.from_numpy(session.run(None, {session.get_inputs()[0].name: x.numpy()})[0])
+    torch.testing.assert_close(got, model(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.skipif(HAS_ONNX, reason="the extra is installed")
+def test_a_missing_extra_is_named_before_any_work() -> None:
+    with pytest.raises(InputError, match=r"needs .*onnxruntime.*pip install 'autoprune\[onnx\]'"):
+        check_formats(["onnx"])
+
+
+def test_an_unknown_format_names_the_nearest_one() -> None:
+    with pytest.raises(InputError, match="unknown export format 'pt3'; did you mean 'pt2'"):
+        check_formats(["pt3"])
+
+
+def test_exporting_leaves_the_model_in_its_mode(model: nn.Module, tmp_path: Path) -> None:
+    model.train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    export(model, (torch.randn(2, 1, 8, 8),), ["pt2"], tmp_path)
+    assert all(module.training for module in model.modules())
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_a_model_that_branches_on_its_data_fails_in_one_line(tmp_path: Path) -> None:
+    class Branch(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x * 2 if bool((x.sum() > 0).item()) else x
+
+    with pytest.raises(RunError, match="cannot export to pt2") as caught:
+        export(Branch(), (torch.ones(2, 3),), ["pt2"], tmp_path)
+    assert "\n" not in str(caught.value)
