@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from autoprune.apply_ import apply as apply
+    from autoprune.apply_ import load_applied as load_applied
     from autoprune.compare_ import compare as compare
     from autoprune.front import pareto_front as pareto_front
     from autoprune.job import Job as Job
@@ -29,6 +30,7 @@ _HOMES = {
     "analyze": "tracing.analyze",
     "apply": "apply_",
     "compare": "compare_",
+    "load_applied": "apply_",
     "load_front": "policy_file",
     "pareto_front": "front",
     "search": "search_",

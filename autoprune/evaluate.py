@@ -101,13 +101,21 @@ class TieredEvaluator:
 
     stitch: the compensated model, each batch repaired by its own fixed-point batch norm. refit: one pass over the
     statistics samples repairs the model, then it is scored on others. tune: refit, then the brief fine-tune.
+    `model` is the dense model where it is not the task's own; it must be prepared as `prepared_model` does.
     """
 
-    def __init__(self, task: Task, structure: Structure, database: LevelDatabase, settings: Settings) -> None:
+    def __init__(
+        self,
+        task: Task,
+        structure: Structure,
+        database: LevelDatabase,
+        settings: Settings,
+        model: nn.Module | None = None,
+    ) -> None:
         self.task, self.structure, self.settings = task, structure, settings
         self.device = settings.torch_device
         self.parts = prepared_parts(task, settings)
-        dense = prepared_model(task, self.device)
+        dense = prepared_model(task, self.device) if model is None else model
         self.stitcher = Stitcher(dense, structure, database)
         readers = {w for names in self._readers(dense).values() for w in names}
         self.sites = {n: s for n, s in self._sites.items() if n in readers and s.calls == 1}

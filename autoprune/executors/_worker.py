@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import signal
@@ -26,19 +27,23 @@ def main(descriptor: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle; it tells us by closing the socket
     connection = Connection(descriptor)
     asks: queue.SimpleQueue[Ask] = queue.SimpleQueue()
-    try:
-        evaluate: Evaluator = connection.recv()()
-    except AutopruneError as error:
-        connection.send(("broken", (isinstance(error, InputError), str(error))))
-        return
-    except Exception as error:
-        connection.send(("broken", (False, one_line(error))))
-        return
-    _one_thread()
-    threading.Thread(target=_receive, args=(connection, asks), daemon=True).start()
-    connection.send(("ready", None))
-    while True:
-        connection.send(("done", _answer(evaluate, asks.get())))
+    with contextlib.suppress(OSError):  # a closed socket: the parent is gone
+        try:
+            evaluate: Evaluator = connection.recv()()
+        except AutopruneError as error:
+            connection.send(("broken", (isinstance(error, InputError), str(error))))
+            return
+        except EOFError:
+            return
+        except Exception as error:  # the user's code may fail in any way
+            reason = f"the evaluator could not be built: {one_line(error)}"
+            connection.send(("broken", (False, reason)))
+            return
+        _one_thread()
+        threading.Thread(target=_receive, args=(connection, asks), daemon=True).start()
+        connection.send(("ready", None))
+        while True:
+            connection.send(("done", _answer(evaluate, asks.get())))
 
 
 def one_line(error: BaseException) -> str:

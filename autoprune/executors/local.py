@@ -124,7 +124,7 @@ class Local:
         if kind == "broken":
             is_input, message = value
             self.close()
-            raise InputError(message) if is_input else RunError(f"the evaluator could not be built: {message}")
+            raise InputError(message) if is_input else RunError(message)
         if kind == "ready":
             worker.ready, self._stillborn = True, 0
         elif worker.task is not None:
