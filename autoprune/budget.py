@@ -17,6 +17,7 @@ Limits = Mapping[str, float]
 """Upper bounds by cost name, as ratios to dense."""
 
 SLACK = 1e-12  # a cost that equals its limit holds, whatever the last bit says
+AHEAD = 8  # cells of one group that are handed out in one round
 SCANNED = 64  # shifts tried where a cost that is not monotone breaks its limit
 
 
@@ -107,16 +108,22 @@ class Projector:
             ratios = self._ratios(single, limits)
             fits = self._within(ratios, limits)
             alive, ratios = alive[fits], {name: r[fits] for name, r in ratios.items()}
-            if not len(alive):
-                break
-            order = np.argsort(self._priority(positions, alive, ratios, wish, limits), kind="stable")
-            steps = np.zeros((len(alive), len(positions)), dtype=np.int64)
-            steps[np.arange(len(alive)), alive[order]] = 1
-            together = positions + np.cumsum(steps, axis=0)
-            fitting = self.fits(together, limits)
-            positions = together[int(np.argmin(fitting)) - 1 if not fitting.all() else -1]
-            alive = np.sort(alive[positions[alive] < self.codec.last[alive]])
+            if len(alive):
+                positions = self._fill(positions, self._order(positions, alive, ratios, wish, limits), limits)
+            alive = alive[positions[alive] < self.codec.last[alive]]
         return positions
+
+    def _fill(self, positions: IntArray, order: IntArray, limits: Limits) -> IntArray:
+        """Widen the groups in `order` by one cell each (one may come again) as far as that fits; the first one does."""
+
+        def after(n: int) -> IntArray:
+            return positions + np.bincount(order[:n], minlength=len(positions))
+
+        low, high = 1, len(order) + 1
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if self.fits(after(middle)[None], limits)[0] else (low, middle)
+        return after(low)
 
     def fits(self, positions: IntArray, limits: Limits) -> npt.NDArray[np.bool_]:
         """Positions [k, groups] -> whether all limits hold [k]."""
@@ -146,16 +153,23 @@ class Projector:
         held = [ratios[name] <= limit + SLACK for name, limit in limits.items()]
         return np.asarray(np.all(held, axis=0), dtype=np.bool_)
 
-    def _priority(
+    def _order(
         self, positions: IntArray, alive: IntArray, ratios: Mapping[str, FloatArray], wish: FloatArray, limits: Limits
-    ) -> FloatArray:
-        """Sort key of the next cell of each group in `alive`, smallest first."""
-        cell = self._first_cell[alive] + positions[alive]
+    ) -> IntArray:
+        """The groups in `alive`, each as often as it has next cells (`AHEAD` at most), the best cell first."""
+        step = np.arange(AHEAD)
+        cells = (self._first_cell[alive] + positions[alive])[:, None] + step
+        exists = step < (self.codec.last[alive] - positions[alive])[:, None]
+        cells = np.where(exists, cells, 0)
         if self._gains is None:
-            return np.asarray(self._ratio_of_cell[cell + 1] - wish[alive])
-        here = self._ratios(positions[None], limits)
-        price = np.sum([ratios[name] - here[name] for name in limits], axis=0)
-        return np.asarray(-self._gains[cell] / np.maximum(price, 1e-15))
+            key = self._ratio_of_cell[cells + 1] - wish[alive][:, None]
+        else:
+            here = self._ratios(positions[None], limits)
+            price = np.maximum(np.sum([ratios[name] - here[name] for name in limits], axis=0), 1e-15)
+            key = -self._gains[cells] / price[:, None]
+        key = np.maximum.accumulate(np.where(exists, key, np.inf), axis=1)  # a cell never comes before the one below it
+        order = np.argsort(key, axis=None, kind="stable")[: int(exists.sum())]
+        return np.asarray(alive[order // AHEAD])
 
 
 def normalised(structure: Structure, scores: Mapping[str, FloatArray]) -> dict[str, FloatArray]:

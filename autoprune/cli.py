@@ -381,3 +381,7 @@ class _FrontSoFar:
         for evaluation in self._front[::step]:
             table.add_row(f"{evaluation.costs[cost]:.3f}", f"{evaluation.loss:.4g}", evaluation.ask.policy.digest)
         return table
+
+
+if __name__ == "__main__":
+    main()

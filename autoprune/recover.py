@@ -15,6 +15,8 @@ from autoprune.protocols import Batch
 from autoprune.tracing.wiring import batch_norms
 
 BATCH_SIZE = 128
+MAX_NORM = 1.0
+"""Largest gradient norm: with fixed statistics a batch norm no longer tames a large step."""
 
 
 @dataclass(frozen=True)
@@ -30,17 +32,18 @@ class Lesson:
 def finetune(model: nn.Module, lesson: Lesson, steps: int, seed: int, lr: float | None = None) -> int:
     """Train `model` in place for `steps` optimizer steps; returns the samples seen.
 
-    SGD with Nesterov momentum where there are batch norms, else AdamW; linear warm-up over a tenth, then cosine. The
+    SGD with Nesterov momentum where there are batch norms, else AdamW; linear warm-up over a tenth, then cosine. Batch
+    norms train their scale and shift and keep their repaired statistics: those of a batch would undo the repair. The
     order of the samples depends on `seed` alone, so that all candidates learn from the same batches.
 
     Raises:
         ArithmeticError: the loss is not finite.
     """
     parameters = [p.requires_grad_(True) for p in model.parameters()]
-    convolutional = bool(batch_norms(model))
+    norms = batch_norms(model).values()
     optimizer: torch.optim.Optimizer
-    if convolutional:
-        optimizer = torch.optim.SGD(parameters, lr or 0.01, momentum=0.9, nesterov=True, weight_decay=1e-4)
+    if norms:
+        optimizer = torch.optim.SGD(parameters, lr or 0.005, momentum=0.9, nesterov=True, weight_decay=1e-4)
     else:
         optimizer = torch.optim.AdamW(parameters, lr or 1e-3, weight_decay=0.01)
     warm = max(1, steps // 10)
@@ -48,6 +51,8 @@ def finetune(model: nn.Module, lesson: Lesson, steps: int, seed: int, lr: float 
     generator, seen = torch.Generator().manual_seed(seed), 0
     order = torch.empty(0, dtype=torch.long)
     model.train()
+    for norm in norms:
+        norm.eval()
     with torch.enable_grad():
         for step in range(steps):
             if len(order) < min(BATCH_SIZE, size(lesson.samples)):
@@ -58,6 +63,7 @@ def finetune(model: nn.Module, lesson: Lesson, steps: int, seed: int, lr: float 
                 raise ArithmeticError(f"the fine-tuning loss is {loss.item()} at step {step}")
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
+            nn.utils.clip_grad_norm_(parameters, MAX_NORM)
             optimizer.step()
             schedule.step()
             seen += len(index)

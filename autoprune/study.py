@@ -19,7 +19,7 @@ from typing import Any, Literal, get_args
 
 import optuna
 from optuna.distributions import BaseDistribution, IntDistribution
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.trial import TrialState
 
 from autoprune.errors import InputError, RunError
@@ -128,10 +128,10 @@ class Record:
             **{"costs": dict(evaluation.costs), "metrics": dict(evaluation.metrics)},
             **({"loss": evaluation.loss} if evaluation.ok else {"error": evaluation.error}),
         }
-        values = [evaluation.loss, *(evaluation.costs[c] for c in self._objectives)]
+        full = state == TrialState.COMPLETE
         trial = optuna.trial.create_trial(
             state=state,
-            values=values if state == TrialState.COMPLETE else None,
+            values=[evaluation.loss, *(evaluation.costs[c] for c in self._objectives)] if full else None,
             params=ask.policy.as_dict(),
             distributions=self._distributions,
             user_attrs=attributes,
@@ -279,7 +279,7 @@ def _open_study(journal: Path, names: tuple[str, ...]) -> optuna.Study:
     """The study in `journal`, made where there is none; all objectives are minimised."""
     with optuna_quiet():
         try:
-            storage = optuna.storages.JournalStorage(JournalFileBackend(str(journal)))
+            storage = optuna.storages.JournalStorage(JournalFileBackend(str(journal), _OwnLock(str(journal))))
             study = optuna.create_study(
                 storage=storage, study_name="autoprune", directions=["minimize"] * len(names), load_if_exists=True
             )
@@ -294,6 +294,16 @@ def _open_study(journal: Path, names: tuple[str, ...]) -> optuna.Study:
         if "versions" not in study.user_attrs:
             study.set_user_attr("versions", _versions())
     return study
+
+
+class _OwnLock(JournalFileSymlinkLock):
+    """No second lock: the folder is ours, and Ctrl-C inside Optuna's lock ends in an error of its own."""
+
+    def acquire(self) -> bool:
+        return True
+
+    def release(self) -> None:
+        pass
 
 
 def _versions() -> dict[str, str]:

@@ -115,10 +115,11 @@ class InvertedResidual(nn.Module):
         super().__init__()
         self.expand, self.depthwise = conv_bn(inner, hidden, 1), conv_bn(hidden, hidden, groups=hidden)
         self.se, self.project = SqueezeExcite(hidden, linear_se), conv_bn(hidden, outer, 1)
+        self.adds = inner == outer
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.project(self.se(F.hardswish(self.depthwise(F.relu6(self.expand(x))))))
-        return x + y if x.shape == y.shape else y
+        return x + y if self.adds else y
 
 
 class MobileNet(nn.Module):

@@ -83,15 +83,12 @@ def _verdicts(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, bool]]:
         if ours is None or control is None:
             continue
         theirs, arm = float(control["loss"]), control["arm"]
-        if ours < theirs:
-            text = (
-                f"At {budget}: search has the lower loss, {ours:.4g} against {theirs:.4g} of {arm} (best control)."
-            )
-        else:
-            text = f"At {budget}: search did not beat {arm} ({ours:.4g} against {theirs:.4g})."
-        verdicts.append((text, ours >= theirs))
+        won = ours < theirs
+        words = f"has the lower loss, {ours:.4g} against {theirs:.4g} of {arm}, the best control"
+        lost = f"did not beat {arm} ({ours:.4g} against {theirs:.4g})"
+        verdicts.append((f"Budget {budget}, before fine-tuning: search {words if won else lost}.", not won))
     notes = dict.fromkeys(str(row["note"]) for row in rows if row.get("note"))
-    return [*verdicts, *((note, False) for note in notes)]
+    return [*verdicts, *((note, "not beat" in note.lower()) for note in notes)]
 
 
 def _list(items: Iterable[tuple[str, bool]]) -> str:

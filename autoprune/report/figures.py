@@ -33,7 +33,7 @@ def front_figure(front: Front, rows: Sequence[Mapping[str, Any]]) -> Any:
         _add_arms(figure, column, rows, name)
         figure.update_yaxes(title_text=title, row=1, col=column)
         figure.update_xaxes(title_text=f"{_cost_word(cost)} / dense", row=1, col=column)
-    figure.update_yaxes(type="log", exponentformat="power", row=1, col=1)
+    figure.update_yaxes(type="log", dtick="D2", exponentformat="power", row=1, col=1)
     if metric:
         _add_tuned(figure, len(panels), front, cost, metric)
         text = f"dense {dense[metric]:.4g}"
@@ -74,7 +74,7 @@ def trials_figure(trials: Sequence[Trial]) -> Any:
         seeds = [t for t in shown if t.stage == "seed" and t.label.startswith(arm)]
         mark = {"color": COLOURS[arm], "symbol": SYMBOLS[arm], "size": 9}
         _add(figure, 1, *_points(seeds, cost), {"name": arm, "marker": mark, "text": [t.label for t in seeds]})
-    figure.update_yaxes(type="log", exponentformat="power", title_text="fitness loss (log scale)")
+    figure.update_yaxes(type="log", dtick="D2", exponentformat="power", title_text="fitness loss (log scale)")
     figure.update_xaxes(title_text=f"{_cost_word(cost)} / dense")
     return _styled(figure, 400)
 

@@ -84,7 +84,7 @@ def cache_folder() -> Path:
 
 
 def _model() -> CifarResNet:
-    return CifarResNet(14, channels=1, planes=(16, 32, 64), shortcut="projection")
+    return CifarResNet(14, channels=1, planes=(8, 16, 32), shortcut="projection")
 
 
 def _save(model: nn.Module, path: Path) -> None:

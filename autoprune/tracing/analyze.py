@@ -59,11 +59,11 @@ def _certified(
             frozen[candidate.name] = explain(candidate, trace, complaint)
         else:
             passed.append(candidate)
-    if len(passed) > 1 and certifier.complaint(_groups(passed), rng):
+    if passed and certifier.complaint(_groups(passed), rng, count=True):
         joint: list[Candidate] = []
         for candidate in passed:  # some do not get along: keep, in execution order, those that do
-            if complaint := certifier.complaint(_groups([*joint, candidate]), rng):
-                frozen[candidate.name] = explain(candidate, trace, f"beside other pruned groups {complaint}")
+            if complaint := certifier.complaint(_groups([*joint, candidate]), rng, count=True):
+                frozen[candidate.name] = explain(candidate, trace, complaint)
             else:
                 joint.append(candidate)
         passed = joint

@@ -6,8 +6,9 @@ Its closures are hypotheses: it couples padded shortcuts wrongly and takes every
 from __future__ import annotations
 
 import copy
+import functools
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -123,30 +124,23 @@ class _Frame(nn.modules.batchnorm._BatchNorm):
         pass
 
 
-class _Opaque(nn.Module):
-    """A recurrent or attention module as one element-wise operation: its inside makes torch-pruning's mappings fail."""
-
-    def __init__(self, hidden: nn.Module) -> None:
-        super().__init__()
-        self.__dict__["hidden"] = hidden  # not a submodule: the graph shall not see its parameters
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.__dict__["hidden"], name)
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        link = sum(t.sum() * 0.0 for t in float_tensors((args, kwargs)))
-        with torch.no_grad():
-            output = self.__dict__["hidden"](*args, **kwargs)
-        return tree_map(lambda t: t + link if isinstance(t, Tensor) and t.is_floating_point() else t, output)
-
-
 def _opaque(model: nn.Module) -> nn.Module:
-    """Wrap each recurrent or attention module, in place."""
-    for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
-            if isinstance(child, OPAQUE):
-                parent._modules[name] = _Opaque(child)
+    """Make each recurrent or attention module one element-wise operation, in place.
+
+    Their inside breaks torch-pruning's index mappings, and the one error would cost the whole model its groups.
+    """
+    for module in list(model.modules()):
+        if isinstance(module, OPAQUE):
+            module.__dict__["forward"] = functools.partial(_linked, module.forward)
     return model
+
+
+def _linked(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """What `forward` gives, tied to its inputs by nothing but a zero."""
+    link = sum(t.sum() * 0.0 for t in float_tensors((args, kwargs)))
+    with torch.no_grad():
+        output = forward(*args, **kwargs)
+    return tree_map(lambda t: t + link if isinstance(t, Tensor) and t.is_floating_point() else t, output)
 
 
 def _ungrouped(model: nn.Module) -> nn.Module:

@@ -119,7 +119,7 @@ def named_tensors(model: nn.Module) -> dict[str, Tensor]:
 def _conv_attributes(conv: nn.modules.conv._ConvNd, weight: Tensor, carries: bool | None) -> list[tuple[str, object]]:
     groups = conv.groups
     looks_depthwise = groups > 1 and groups == conv.in_channels == conv.out_channels
-    if looks_depthwise and weight.shape[1] == 1 and carries is not False:
+    if weight.shape[1] == 1 and (looks_depthwise if carries is None else carries):
         groups = weight.shape[0]
     sides = [weight.shape[0], weight.shape[1] * groups]
     inner, outer = sides if conv.transposed else sides[::-1]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,7 +81,11 @@ def masked(dense: nn.Module, slim_model: nn.Module, structure: Structure, keep: 
             for (tensor, dim), gone in removed.items():
                 if tensor == name:
                     target.index_fill_(dim, torch.nonzero(gone).flatten().to(target.device), 0)
-            _scatter(target, source, [kept.get((name, d)) for d in range(source.dim())])
+            where = [kept.get((name, d)) for d in range(target.dim())]
+            fits = tuple(n if k is None else len(k) for k, n in zip(where, target.shape, strict=True))
+            if tuple(source.shape) != fits:
+                raise RunError(f"{name!r} is {tuple(source.shape)} in the pruned model, by its policy it is {fits}")
+            _scatter(target, source, where)
     return twin
 
 
@@ -132,33 +137,52 @@ class Certifier:
                 return Certifier(twin, given, ops, out, 1e-8 if double else 1e-4)
         raise InputError(f"{type(model).__name__} gives no finite floating output on its example inputs")
 
-    def complaint(self, groups: Sequence[Group], rng: np.random.Generator) -> str:
-        """Prune all `groups` at random widths; what went wrong, in a user's words, or "" if they are proved."""
+    def complaint(self, groups: Sequence[Group], rng: np.random.Generator, count: bool = False) -> str:
+        """Prune all `groups` at random widths; what went wrong, in a user's words, or "" if they are proved.
+
+        With `count` their MACs are counted too and must follow the polynomial.
+        """
         structure = Structure(tuple(groups), self.ops)
         for _ in range(3):  # by chance the removed channels may be dead on these inputs
             keep = random_keep(groups, rng)
-            small, reference = copy.deepcopy(self.model), copy.deepcopy(self.model)
-            _zero_consumers(reference, structure, keep)
-            expected = _run(reference, self.inputs)
-            try:
-                slim(small, structure, keep)
-                got = _run(small, self.inputs)
-            except Exception as crash:  # wrong coupling shows as a shape error anywhere in the user's forward
-                return f"the model does not run once its channels are removed ({one_line(crash)})"
+            with _borrowed(self.model):
+                _zero_consumers(self.model, structure, keep)
+                expected = _run(self.model, self.inputs)
+            with _borrowed(self.model):
+                try:
+                    slim(self.model, structure, keep)
+                    got = _run(self.model, self.inputs)
+                except Exception as crash:  # wrong coupling shows as a shape error anywhere in the user's forward
+                    return f"the model does not run once its channels are removed ({one_line(crash)})"
+                wrong = self._wrong_macs(structure, keep) if count else ""
             error = relative_error(got, expected)
             if not error <= self.tolerance:
                 return f"removing its channels is not the same as masking them (relative error {error:.2g})"
-            if wrong := self._wrong_macs(small, structure, keep):
+            if wrong:
                 return wrong
             if relative_error(expected, self.dense) > 1e3 * max(error, 1e-15):
                 return ""
         return "removing its channels changes nothing in the output, so nothing can be proved"
 
-    def _wrong_macs(self, small: nn.Module, structure: Structure, keep: Mapping[str, Sequence[int]]) -> str:
+    def _wrong_macs(self, structure: Structure, keep: Mapping[str, Sequence[int]]) -> str:
         policy = Policy.of({name: len(kept) for name, kept in keep.items()})
         expected = int(macs_polynomial(structure)(policy.array(structure)))
-        counted = count_macs(small, self.inputs)
+        counted = count_macs(self.model, self.inputs)
         return "" if expected == counted else f"its MACs do not follow its width ({counted}, expected {expected})"
+
+
+@contextmanager
+def _borrowed(model: nn.Module) -> Iterator[None]:
+    """Whatever is cut or zeroed inside is whole again afterwards; without a copy, for that would dominate the time."""
+    contents = [(tensor, tensor.data) for tensor in named_tensors(model).values()]
+    attributes = [(m, name, getattr(m, name)) for m in model.modules() for name, _ in expected_attributes(m)]
+    try:
+        yield
+    finally:
+        for tensor, data in contents:
+            tensor.data = data
+        for module, name, value in attributes:
+            setattr(module, name, value)
 
 
 def random_keep(groups: Sequence[Group], rng: np.random.Generator) -> dict[str, tuple[int, ...]]:
@@ -179,9 +203,9 @@ def _run(model: nn.Module, inputs: tuple[Any, ...]) -> Tensor:
 def _zero_consumers(model: nn.Module, structure: Structure, keep: Keep) -> None:
     tensors = named_tensors(model)
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    with torch.no_grad():
-        for (name, dim), gone in removed_positions(structure, keep, shapes, "consume").items():
-            tensors[name].index_fill_(dim, torch.nonzero(gone).flatten().to(tensors[name].device), 0)
+    for (name, dim), gone in removed_positions(structure, keep, shapes, "consume").items():
+        where = torch.nonzero(gone).flatten().to(tensors[name].device)
+        tensors[name].data = tensors[name].data.index_fill(dim, where, 0)
 
 
 def _scramble(model: nn.Module, rng: np.random.Generator) -> None:

@@ -64,7 +64,9 @@ def test_concat_gives_each_producer_its_offset() -> None:
 
 def test_a_transposed_conv_is_read_in_dimension_0_and_written_in_dimension_1() -> None:
     structure = _structure("unet")
-    assert any(s.tensor == "up2.weight" and s.dim == 0 and s.role == "consume" for s in structure.group("middle.0").slices)
+    assert any(
+        s.tensor == "up2.weight" and s.dim == 0 and s.role == "consume" for s in structure.group("middle.0").slices
+    )
     assert any(s.tensor == "up2.weight" and s.dim == 1 and s.role == "produce" for s in structure.group("up2").slices)
 
 
@@ -239,7 +241,15 @@ def _fingerprint(model: nn.Module) -> list[Any]:
     tensors = [*model.parameters(), *model.buffers()]
     modules = [(id(m), m.training, len(m._forward_hooks), len(m._forward_pre_hooks)) for m in model.modules()]
     states = [
-        (id(t), t.data_ptr(), t._version, t.stride(), t.requires_grad, None if t.grad is None else id(t.grad), t.sum().item())
+        (
+            id(t),
+            t.data_ptr(),
+            t._version,
+            t.stride(),
+            t.requires_grad,
+            None if t.grad is None else id(t.grad),
+            t.sum().item(),
+        )
         for t in tensors
     ]
     return [*modules, *states]

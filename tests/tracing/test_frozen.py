@@ -32,7 +32,7 @@ def conv(inner: int, outer: int) -> nn.Conv2d:
 
 
 def between(middle: nn.Module, width: int = 8, out: int = 8) -> nn.Module:
-    """conv `free` -> conv `a` -> `middle` -> conv `c` -> conv `d`: `free` and `c` have nothing to do with the middle."""
+    """`free` -> `a` -> `middle` -> `c` -> `d`, all convs but the middle, which `free` and `c` never meet."""
     return Way(
         lambda m, x: m.d(F.relu(m.c(m.middle(m.a(F.relu(m.free(x))))))),
         free=conv(3, 6),
@@ -144,7 +144,12 @@ def test_a_shuffle_behind_a_branch_that_starts_at_zero_is_still_caught() -> None
     norm = nn.BatchNorm2d(5)
     nn.init.zeros_(norm.weight)
     model = Way(
-        lambda m, x: m.short(x) + m.norm(m.d(m.flip(m.a(x)))), short=conv(3, 5), a=conv(3, 8), flip=Flip(), d=conv(8, 5), norm=norm
+        lambda m, x: m.short(x) + m.norm(m.d(m.flip(m.a(x)))),
+        short=conv(3, 5),
+        a=conv(3, 8),
+        flip=Flip(),
+        d=conv(8, 5),
+        norm=norm,
     )
     structure = analyze(model, (torch.randn(2, 3, 8, 8),))
     assert structure.names == ()

@@ -1,0 +1,25 @@
+"""Search the digits job from Python and look at the front. usage: python examples/quickstart.py [RUN_DIR] [TRIALS]."""
+
+import sys
+from pathlib import Path
+
+import autoprune
+
+JOB = Path(__file__).parents[1] / "search_spaces" / "digits.yaml"
+
+
+def main(run_dir: Path, trials: int) -> None:
+    job = autoprune.Job.load(JOB, [f"search.trials={trials}"])
+    run = autoprune.search(job, out=run_dir)  # calling it again with the same folder resumes
+    for evaluation in run:  # progress, early stop and logging are yours: this is an ordinary loop
+        if run.done % 20 == 0:
+            print(f"{run.stage} {run.done}/{run.total}: loss {evaluation.loss:.4f} at {evaluation.costs['macs']:.2f}")
+    for point in run.front:
+        validation = point.metrics["validation"]
+        macs = point.ratio("macs")
+        print(f"{point.id}: {macs:.3f} of the MACs, KL {validation['loss']:.4f}, accuracy {validation['accuracy']:.3f}")
+
+
+if __name__ == "__main__":  # the search starts worker processes, which import this file
+    arguments = [*sys.argv[1:], *("runs/quickstart", "60")[len(sys.argv) - 1 :]]
+    main(Path(arguments[0]), int(arguments[1]))

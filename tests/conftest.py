@@ -1,0 +1,32 @@
+"""One short, real run of the digits job through the command line, shared by the tests that need a finished run."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SHORT = ("--trials", "16", "--workers", "1", "--set", "evaluator.finetune_steps=5", "--set", "evaluator.finalists=2")
+
+
+def autoprune_process(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
+    """The command line in a process of its own, as a user starts it."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "autoprune.cli", *arguments]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, cwd=cwd, env=environment, stdout=pipe, stderr=pipe, text=True)
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which `autoprune search digits.yaml` has left runs/digits/."""
+    folder = tmp_path_factory.mktemp("user")
+    process = autoprune_process("search", str(ROOT / "search_spaces" / "digits.yaml"), *SHORT, cwd=folder)
+    output, errors = process.communicate(timeout=300)
+    (folder / "stdout.txt").write_text(output, encoding="utf-8")
+    assert process.returncode == 0, errors
+    return folder

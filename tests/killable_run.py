@@ -1,0 +1,44 @@
+"""A whole search in a process of its own, to be killed: FOLDER N_TRIALS WORKERS LOG (see test_resume.py)."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+from synthetic import MakeHills, chain, make_problem
+
+from autoprune.evaluation import Ask, Evaluation
+from autoprune.executors.inline import Inline
+from autoprune.executors.local import Local
+from autoprune.front import pareto_front
+from autoprune.protocols import Executor
+from autoprune.samplers import build_sampler
+from autoprune.strategies.uniform import uniform
+from autoprune.study import Record, evaluate_all, search_loop
+
+STRUCTURE = chain(6)
+
+
+def run(folder: Path, n_trials: int, executor: Executor) -> tuple[Evaluation, ...]:
+    """Seeds, search, finals; the final front, scored on the validation split."""
+    problem = make_problem(STRUCTURE, seeded=False)
+    with closing(executor), Record(folder, STRUCTURE, problem.objectives) as record:
+        seeds = [(f"uniform@{t}", Ask(uniform(problem, t), "refit")) for t in (0.3, 0.5, 0.7, 0.9)]
+        told = list(evaluate_all(record, executor, seeds, "seed"))
+        problem = make_problem(STRUCTURE)
+        sampler = build_sampler("evolution", problem, np.random.default_rng(0), {"fractions": [0.5, 1.0]})
+        told += [e for e in search_loop(record, executor, sampler, n_trials, window=6) if e.ask.fraction == 1]
+        best = pareto_front(told, ("macs",))[:6]
+        asks = [(f"final {i}", Ask(e.ask.policy, "tune", split="validation")) for i, e in enumerate(best)]
+        return pareto_front(evaluate_all(record, executor, asks, "final"), ("macs",))
+
+
+if __name__ == "__main__":
+    make = MakeHills(STRUCTURE, seconds=0.01, fail_share=0.05, log=sys.argv[4])
+    n_workers = int(sys.argv[3])
+    try:
+        run(Path(sys.argv[1]), int(sys.argv[2]), Local(make, workers=n_workers) if n_workers else Inline(make))
+    except KeyboardInterrupt:
+        sys.exit(130)

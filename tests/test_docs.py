@@ -1,0 +1,68 @@
+"""What the README and the examples promise runs as it stands."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+SNIPPETS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+def python(cwd: Path, *arguments: str) -> str:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, *arguments]
+    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+def test_the_readme_fits_one_screen_or_so_and_shows_a_picture_that_exists() -> None:
+    assert len(README.splitlines()) <= 100
+    (picture,) = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", README)
+    assert (ROOT / picture).stat().st_size > 1000
+
+
+def test_ci_runs_the_test_command_of_the_readme() -> None:
+    (command,) = re.findall(r"^python3 -m venv .*pytest$", README, re.MULTILINE)
+    ci = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    assert command in ci.replace("pip install -q", "pip install")
+
+
+@pytest.mark.parametrize("index", range(len(SNIPPETS)))
+def test_every_python_snippet_of_the_readme_runs(index: int, finished_run: Path, tmp_path: Path) -> None:
+    snippet = tmp_path / "snippet.py"
+    snippet.write_text(SNIPPETS[index])
+    assert python(finished_run, str(snippet)).strip()
+
+
+def test_every_command_of_the_readme_is_understood(finished_run: Path) -> None:
+    commands = re.findall(r"^autoprune (.*)$", README, re.MULTILINE)
+    assert commands
+    for command in commands:
+        arguments = command.replace("search_spaces/", f"{ROOT}/search_spaces/").split()
+        assert "test:" in python(finished_run, "-m", "autoprune.cli", *arguments)
+
+
+def test_the_quickstart_prints_the_front(tmp_path: Path) -> None:
+    output = python(tmp_path, str(ROOT / "examples" / "quickstart.py"), "run", "8")
+    assert re.search(r"^p\d+: 0\.\d+ of the MACs, KL", output, re.MULTILINE)
+
+
+def test_a_users_own_model_gets_smaller(tmp_path: Path) -> None:
+    output = python(tmp_path, str(ROOT / "examples" / "own_model.py"), "run")
+    assert "at 50% of the MACs" in output
+    assert "Linear(in_features=64, out_features=128" not in output
+
+
+def test_points_of_a_run_are_applied_from_python(finished_run: Path) -> None:
+    output = python(finished_run, str(ROOT / "examples" / "apply_policy.py"), "runs/digits")
+    assert output.startswith("macs=0.5: point p")
+    assert (finished_run / "runs" / "digits" / "small.safetensors").exists()

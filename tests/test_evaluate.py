@@ -1,0 +1,113 @@
+"""The evaluator: exact for the dense policy, the same whatever came before, honest about failures."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from autoprune import plugins
+from autoprune.calibration import Parts, digest, take
+from autoprune.database.store import build_database
+from autoprune.errors import InputError
+from autoprune.evaluate import Settings, TieredEvaluator
+from autoprune.evaluation import Ask
+from autoprune.policy import Policy
+from tests.small import RandomTask, World, world
+
+SETTINGS = Settings(calibration=64, validation=32, finetune_steps=3, batch_size=16)
+
+
+def evaluator(w: World, **changes: object) -> TieredEvaluator:
+    database = build_database(w.model, w.structure, w.seen, plugins.load("criteria", "obs")())
+    return TieredEvaluator(w.task, w.structure, database, replace(SETTINGS, **changes))  # type: ignore[arg-type]
+
+
+def narrow(w: World, share: float = 0.5) -> Policy:
+    return Policy.of({g.name: max(g.grid[0], int(share * g.width)) for g in w.structure.groups})
+
+
+@pytest.mark.parametrize("loss", ["kl", "mse", "cosine"])
+@pytest.mark.parametrize("tier", ["stitch", "refit"])
+def test_the_dense_policy_scores_exactly_as_the_dense_model(tier: str, loss: str) -> None:
+    w = world("projection")
+    evaluate = evaluator(w, loss=loss)
+    for split in ("fitness", "heldback", "validation"):
+        e = evaluate(Ask(Policy.dense(w.structure), tier, split=split))  # type: ignore[arg-type]
+        assert abs(e.loss) <= 1e-7
+        assert set(e.costs.values()) == {1.0}
+    assert e.metrics == dict(w.task.metrics(w.model, evaluate.batches("validation")))
+
+
+def test_an_evaluation_does_not_depend_on_what_was_evaluated_before() -> None:
+    w = world("projection")
+    evaluate = evaluator(w)
+    asks = [
+        Ask(narrow(w), "stitch"),
+        Ask(narrow(w, 0.7), "tune"),
+        Ask(narrow(w), "refit", 0.5),
+        Ask(narrow(w, 0.3), "tune", split="validation"),
+        Ask(narrow(w), "refit"),
+    ]
+    first = [evaluate(a).loss for a in asks]
+    assert [evaluate(a).loss for a in reversed(asks)][::-1] == first
+    assert [evaluator(w)(a).loss for a in asks] == first
+
+
+def test_passes_count_samples_and_a_backward_pass_counts_two() -> None:
+    w = world("projection")
+    evaluate = evaluator(w)
+    assert evaluate(Ask(narrow(w), "stitch")).passes == 0.5
+    assert evaluate(Ask(narrow(w), "stitch", 0.5)).passes == 0.25
+    assert evaluate(Ask(narrow(w), "refit")).passes == 0.75
+    assert evaluate(Ask(narrow(w), "tune")).passes == 0.75 + 3 * 3 * 64 / 64
+
+
+def test_a_task_metric_can_be_the_loss_in_either_direction() -> None:
+    w = world("projection")
+    best = evaluator(w, loss="accuracy", direction="maximize")
+    assert best(Ask(Policy.dense(w.structure), "refit")).loss == -1.0
+    assert evaluator(w, loss="accuracy", direction="minimize")(Ask(Policy.dense(w.structure), "stitch")).loss == 1.0
+    with pytest.raises(InputError, match="the task has no metric 'acuracy'; did you mean 'accuracy'"):
+        evaluator(w, loss="acuracy", direction="maximize")(Ask(Policy.dense(w.structure), "refit"))
+
+
+def test_a_loss_that_is_not_a_number_fails_that_candidate_and_no_other() -> None:
+    w = world("plain")
+    evaluate = evaluator(w)
+    good = evaluate(Ask(narrow(w), "refit"))
+    evaluate.stitcher.dense["fc1.weight"][0, 0] = float("nan")
+    evaluate.stitcher.mark_dirty({"fc1.weight"})
+    bad = evaluate(Ask(Policy.dense(w.structure), "stitch"))
+    assert (bad.ok, bad.loss) == (False, float("inf"))
+    assert "nan" in str(bad.error)
+    evaluate.stitcher.dense["fc1.weight"].copy_(w.model.state_dict()["fc1.weight"])
+    assert evaluate(Ask(narrow(w), "refit")).loss == good.loss
+
+
+def test_the_calibration_parts_are_disjoint_and_cover_the_samples() -> None:
+    task = world("plain").task
+    parts = Parts.of(task, 64, 16)
+    rows = [digest([take(b, torch.tensor([i]))]) for b in (parts.statistics, *parts.fitness, *parts.heldback)
+            for i in range(len(b[0]))]  # fmt: skip
+    assert (len(parts.statistics[0]), sum(len(b[0]) for b in parts.fitness)) == (16, 32)
+    assert len(rows) == len(set(rows)) == 64
+
+
+def test_a_calibration_split_that_is_too_small_is_one_clear_line() -> None:
+    w = world("plain")
+    with pytest.raises(InputError, match="the calibration split has 4 samples; at least 8 are needed"):
+        Parts.of(RandomTask(w.model, w.task.shape, samples=4), 64)
+
+
+def test_fine_tuning_is_seeded_and_trains_every_parameter() -> None:
+    w = world("projection")
+    evaluate = evaluator(w, finetune_steps=5)
+    ask = Ask(narrow(w), "tune")
+    loss = evaluate(ask).loss
+    tuned = {n: p.detach().clone() for n, p in evaluate.stitcher.model.named_parameters()}
+    evaluate.repaired(Ask(narrow(w), "refit"))
+    assert all(not torch.equal(p, tuned[n]) for n, p in evaluate.stitcher.model.named_parameters())
+    assert not any(p.requires_grad for p in evaluate.stitcher.model.parameters())
+    assert evaluator(w, finetune_steps=5)(ask).loss == loss

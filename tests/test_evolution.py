@@ -1,0 +1,105 @@
+"""The evolution sampler: it improves on its seeds, races, repeats nothing, and keeps to the budget range."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from synthetic import Hills, chain, make_problem, true_loss
+
+from autoprune.errors import InputError
+from autoprune.evaluation import Ask, Evaluation
+from autoprune.front import hypervolume, pareto_front
+from autoprune.samplers.evolution import Evolution
+
+STRUCTURE = chain(12)
+PROBLEM = make_problem(STRUCTURE)
+
+
+def drive(sampler: Evolution, n: int, window: int = 16) -> list[Evaluation]:
+    told: list[Evaluation] = []
+    asks: list[Ask] = []
+    while len(told) < n:
+        while len(asks) < min(n, len(told) + window):
+            asks.append(sampler.ask())
+        told.append(Hills(STRUCTURE)(asks[len(told)]))
+        sampler.tell(told[-1])
+    return told
+
+
+def volume(evaluations: list[Evaluation]) -> float:
+    """Hypervolume of the noiseless log loss against the MACs ratio."""
+    whole = [replace(e, loss=true_loss(STRUCTURE, e.ask.policy)) for e in evaluations if e.ask.fraction == 1]
+    front = np.array([[e.costs["macs"], np.log(e.loss)] for e in pareto_front(whole, ("macs",))])
+    return hypervolume(front, np.array([0.91, 1.0]))
+
+
+@pytest.mark.parametrize("fractions", [(1.0,), (0.25, 1.0), (0.125, 0.5, 1.0)])
+def test_the_front_gets_better_than_that_of_the_seeds(fractions: tuple[float, ...]) -> None:
+    told = drive(Evolution(PROBLEM, np.random.default_rng(0), fractions=fractions), 150)
+    assert volume([*PROBLEM.seeds, *told]) > 1.1 * volume(list(PROBLEM.seeds))
+
+
+def test_nothing_is_asked_twice_and_seeds_are_not_asked_again() -> None:
+    asks = [e.ask for e in drive(Evolution(PROBLEM, np.random.default_rng(1)), 200)]
+    assert len(set(asks)) == len(asks)
+    assert not {a.policy for a in asks} & {s.ask.policy for s in PROBLEM.seeds}
+
+
+def test_racing_spends_fewer_samples_and_larger_fractions_follow_smaller_ones() -> None:
+    told = drive(Evolution(PROBLEM, np.random.default_rng(0)), 200)
+    assert sum(e.passes for e in told) < 0.6 * len(told)
+    begun: dict[object, float] = {}
+    for evaluation in told:
+        ask = evaluation.ask
+        assert begun.get(ask.policy, 0.0) < ask.fraction
+        assert ask.policy in begun or ask.fraction == 0.125
+        begun[ask.policy] = ask.fraction
+
+
+def test_a_biased_first_part_of_the_samples_does_not_stop_the_race() -> None:
+    sampler = Evolution(PROBLEM, np.random.default_rng(0))
+    finished = 0
+    for _ in range(150):
+        evaluation = Hills(STRUCTURE)(sampler.ask())
+        if evaluation.ask.fraction < 1:  # the first samples happen to be three times as hard as all
+            evaluation = replace(evaluation, loss=3 * evaluation.loss)
+        finished += evaluation.ask.fraction == 1
+        sampler.tell(evaluation)
+    assert finished > 15
+
+
+def test_the_whole_budget_range_is_searched() -> None:
+    told = drive(Evolution(PROBLEM, np.random.default_rng(0)), 200)
+    costs = np.array([e.costs["macs"] for e in told])
+    assert np.all(np.histogram(costs, bins=6, range=(0.29, 0.9))[0] >= 10)
+    for target in PROBLEM.budget.at:  # many sit right below each budget of the finalists
+        assert np.sum((costs <= target) & (costs > target - 0.01)) >= 10
+
+
+def test_a_tiny_space_runs_dry_without_hanging() -> None:
+    tiny = chain(1, grid_step=8)
+    sampler = Evolution(make_problem(tiny), np.random.default_rng(0), fractions=(1.0,))
+    for _ in range(12):
+        ask = sampler.ask()
+        ask.policy.check(tiny)
+        sampler.tell(Hills(tiny)(ask))
+
+
+def test_losses_that_are_not_positive_are_searched_too() -> None:
+    def negate(e: Evaluation) -> Evaluation:
+        return replace(e, loss=e.loss - 5.0)
+
+    sampler = Evolution(replace(PROBLEM, seeds=tuple(map(negate, PROBLEM.seeds))), np.random.default_rng(0))
+    losses = []
+    for _ in range(60):
+        evaluation = negate(Hills(STRUCTURE)(sampler.ask()))
+        sampler.tell(evaluation)
+        losses.append(evaluation.loss)
+    assert len(set(losses)) > 30
+
+
+def test_fractions_must_ascend_to_one() -> None:
+    with pytest.raises(InputError, match="must ascend to 1"):
+        Evolution(PROBLEM, np.random.default_rng(0), fractions=(0.5, 0.25))

@@ -1,0 +1,84 @@
+"""What the job's space section allows: grids, exclusions with reasons, globs that must match."""
+
+from __future__ import annotations
+
+import pytest
+from synthetic import chain
+
+from autoprune.errors import InputError
+from autoprune.space import Space, restrict
+from autoprune.structure import Group, Structure
+
+STRUCTURE = chain(12)
+
+
+def one(width: int, kind: str = "channel") -> Structure:
+    grid = (0, 1) if kind == "block" else tuple(range(1, width + 1))
+    return Structure((Group("only", kind, width, (), grid),), ())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("width", "space", "grid"),
+    [
+        (10, Space(), tuple(range(1, 11))),
+        (64, Space(max_sparsity=0.9), tuple(range(7, 65))),
+        (16, Space(multiple_of=8), (8, 16)),
+        (20, Space(multiple_of=8, max_sparsity=0.5), (16, 20)),
+        (20, Space(multiple_of=8, max_sparsity=1.0), (8, 16, 20)),
+        (30, Space(overrides={"o*": {"max_sparsity": 0.1}}), (27, 28, 29, 30)),
+        (30, Space(overrides={"*": {"max_sparsity": 0.1}, "only": {"multiple_of": 10}}, max_sparsity=0.5), (30,)),
+    ],
+)
+def test_grids_have_a_floor_a_step_and_the_full_width(width: int, space: Space, grid: tuple[int, ...]) -> None:
+    if len(grid) == 1:
+        with pytest.raises(InputError, match="no smaller width"):
+            restrict(one(width), space)
+    else:
+        assert restrict(one(width), space).groups[0].grid == grid
+
+
+def test_a_block_is_kept_or_dropped_whatever_the_step() -> None:
+    assert restrict(one(1, "block"), Space(granularity=("block",), multiple_of=8)).groups[0].grid == (0, 1)
+
+
+def test_what_is_left_out_is_frozen_with_its_reason_and_the_fingerprint_stays() -> None:
+    space = Space(include=("layer1*", "layer3"), exclude=("layer10",))
+    restricted = restrict(STRUCTURE, space)
+    assert restricted.names == ("layer1", "layer3", "layer11")
+    assert restricted.frozen["layer10"] == "excluded by 'layer10' (space.exclude)"
+    assert restricted.frozen["layer2"] == "not among space.include"
+    assert restricted.frozen["head"] == STRUCTURE.frozen["head"]
+    assert restricted.fingerprint == STRUCTURE.fingerprint
+
+
+def test_other_kinds_are_left_out_with_their_reason() -> None:
+    mixed = Structure((*one(8).groups, Group("heads", "head", 4, (), (1, 2, 3, 4))), ())
+    assert "its kind is head" in restrict(mixed, Space()).frozen["heads"]
+
+
+@pytest.mark.parametrize(
+    ("space", "message"),
+    [
+        (Space(include=("layr1",)), r"space.include: 'layr1' matches no group; did you mean 'layer1'"),
+        (Space(exclude=("conv*",)), r"space.exclude: 'conv\*' matches no group.*allowed: layer0, layer1, layer10"),
+        (Space(overrides={"x": {}}), r"space.overrides: 'x' matches no group"),
+        (Space(exclude=("*",)), r"nothing is left to search"),
+        (Space(granularity=("head",)), r"nothing is left to search.*its kind is channel"),
+    ],
+)
+def test_a_space_that_cannot_be_meant_is_an_error_that_says_what_there_is(space: Space, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        restrict(STRUCTURE, space)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"multiple_of": 0}, "space.multiple_of must be an integer >= 1, not 0"),
+        ({"max_sparsity": 1.5}, "space.max_sparsity must be between 0 and 1, not 1.5"),
+        ({"overrides": {"a": {"max_sparsty": 1}}}, "unknown key 'max_sparsty'; did you mean 'max_sparsity'"),
+    ],
+)
+def test_wrong_values_are_refused_at_birth(values: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Space(**values)  # type: ignore[arg-type]
