@@ -32,6 +32,7 @@ app = typer.Typer(
 )
 PLAIN_EVERY_S = 15.0
 PLAIN_WIDTH = 140
+INTERRUPTED = "interrupted; the same command goes on where it stopped"
 N_FRONT_ROWS = 8
 JobPath = Annotated[Path, typer.Argument(metavar="JOB.yaml", help="The job file.")]
 OutPath = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="The folder to write to.")]
@@ -54,14 +55,18 @@ def run(arguments: Sequence[str]) -> int:
     try:
         code = command.main(list(arguments) or ["--help"], prog_name="autoprune", standalone_mode=False)
     except KeyboardInterrupt:
-        return _say("interrupted; the same command goes on where it stopped", 130)
+        return _say(INTERRUPTED, 130)
+    except SystemExit as leaving:  # typer turns an interrupt into this
+        return _say(INTERRUPTED, 130) if leaving.code == 130 else _exit_code(leaving.code)
     except AutopruneError as error:
         return _say(str(error), 2 if isinstance(error, InputError) else 3)
     except Exception as error:
         if os.environ.get("AUTOPRUNE_DEBUG"):
             raise
         return _say(*_explain(error))
-    return code if isinstance(code, int) else 0
+    if code == 130:  # or into this, by version
+        return _say(INTERRUPTED, 130)
+    return _exit_code(code)
 
 
 @app.command()
@@ -184,9 +189,13 @@ def _explain(error: Exception) -> tuple[str, int]:
     if hasattr(error, "format_message"):  # the parser's usage errors, whichever click typer comes with
         return str(error.format_message()), 2
     if type(error).__name__ == "Abort":
-        return "interrupted; the same command goes on where it stopped", 130
+        return INTERRUPTED, 130
     text = " ".join(str(error).split()) or "no message"
     return f"unexpected {type(error).__name__}: {text} (AUTOPRUNE_DEBUG=1 shows where)", 3
+
+
+def _exit_code(code: object) -> int:
+    return code if isinstance(code, int) else 0
 
 
 def _say(message: str, code: int) -> int:

@@ -77,9 +77,7 @@ def numel_polynomial(structure: Structure, weight_of: Callable[[TensorSpec], int
     return Polynomial(len(structure), [_numel(spec, weight_of(spec), size) for spec in specs if weight_of(spec)])
 
 
-def _numel(
-    spec: TensorSpec, coefficient: int, size: dict[tuple[str, int], Affine]
-) -> tuple[int, tuple[Affine, ...]]:
+def _numel(spec: TensorSpec, coefficient: int, size: dict[tuple[str, int], Affine]) -> tuple[int, tuple[Affine, ...]]:
     """The term coefficient * numel(spec): dimensions that never shrink go into the coefficient."""
     factors = [size.get((spec.name, dim)) for dim in range(len(spec.shape))]
     fixed = prod(n for n, factor in zip(spec.shape, factors, strict=True) if factor is None)

@@ -43,7 +43,7 @@ def finetune(model: nn.Module, lesson: Lesson, steps: int, seed: int, lr: float 
     norms = batch_norms(model).values()
     optimizer: torch.optim.Optimizer
     if norms:
-        optimizer = torch.optim.SGD(parameters, lr or 0.005, momentum=0.9, nesterov=True, weight_decay=1e-4)
+        optimizer = torch.optim.SGD(parameters, lr or 0.02, momentum=0.9, nesterov=True, weight_decay=1e-4)
     else:
         optimizer = torch.optim.AdamW(parameters, lr or 1e-3, weight_decay=0.01)
     warm = max(1, steps // 10)

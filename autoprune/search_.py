@@ -21,12 +21,12 @@ from autoprune.policy_file import save_csv, save_front
 from autoprune.protocols import Problem, Task
 from autoprune.samplers import build_sampler
 from autoprune.setting import Setting, prepare, write_event
-from autoprune.study import Record, evaluate_all, search_loop
+from autoprune.study import JOURNAL, STUDY_NAME, Record, evaluate_all, search_loop
 
 CONTROL_ARMS = ("uniform", "global")
 SEED_TARGETS = 5
 """Budgets between the ends of the range at which each control arm seeds the search, beside the asked ones."""
-RUN_FILES = ("job.yaml", "study.journal", "policy.json", "front.csv", "report.html", "log.jsonl")
+RUN_FILES = ("job.yaml", JOURNAL, "policy.json", "front.csv", "report.html", "log.jsonl")
 
 
 def search(
@@ -91,11 +91,12 @@ class Run:
     @property
     def study(self) -> Any:
         """The Optuna study of the run, read from its journal."""
-        import optuna
+        from optuna import load_study
+        from optuna.storages import JournalStorage
         from optuna.storages.journal import JournalFileBackend
 
-        backend = JournalFileBackend(str(self.path / "study.journal"))
-        return optuna.load_study(study_name=None, storage=optuna.storages.JournalStorage(backend))
+        backend = JournalFileBackend(str(self.path / JOURNAL))
+        return load_study(study_name=STUDY_NAME, storage=JournalStorage(backend))
 
     def _finished(self) -> tuple[Front, tuple[Mapping[str, Any], ...]]:
         if self._result is None:
@@ -117,7 +118,8 @@ class Run:
             search_part.sampler, problem, np.random.default_rng(search_part.seed), search_part.options
         )
         told = list(seeds)
-        for evaluation in search_loop(record, executor, sampler, search_part.trials, search_part.window):
+        asks = search_loop(record, executor, sampler, search_part.trials, search_part.window, first=len(seeds))
+        for evaluation in asks:
             told.append(evaluation)
             yield evaluation
         yield from self._finals(record, executor, told)
@@ -139,7 +141,8 @@ class Run:
         for evaluation in evaluate_all(record, executor, tuning, "final"):
             tuned.append(evaluation)
             yield evaluation
-        trials = {record.evaluations[key].ask.policy: key[1] for key in sorted(record.evaluations, reverse=True)}
+        full = [(i, e.ask) for i, e in enumerate(told) if e.ask.fraction == 1.0 and e.ask.tier == s.tier]
+        trials = {ask.policy: i for i, ask in reversed(full)}
         front = export_front(s, scored, tuned, trials)
         rows = summarise(s, front, scored, tuned, controls)
         self._result = (front, rows)

@@ -29,17 +29,18 @@ from autoprune.protocols import Executor, Sampler
 from autoprune.structure import Structure
 
 Stage = Literal["seed", "search", "final"]
-JOURNAL, LOCK = "study.journal", "study.lock"
+JOURNAL, LOCK, STUDY_NAME = "study.journal", "study.lock", "autoprune"
 PACKAGES = ("autoprune", "optuna", "numpy", "torch")
 
 
 def search_loop(
-    record: Record, executor: Executor, sampler: Sampler, n_trials: int, window: int = 16
+    record: Record, executor: Executor, sampler: Sampler, n_trials: int, window: int = 16, first: int = 0
 ) -> Iterator[Evaluation]:
     """Run `sampler` for `n_trials` asks; yields the evaluations as they are told, in ask order.
 
     Ask i happens exactly after tell i - window, so the run is the same whatever the number and speed of the workers,
     and on resume the record answers the asks that it holds. A policy that was evaluated before is not evaluated again.
+    Asks are numbered from `first` on, behind those of the seeds.
 
     Raises:
         RunError: the sampler does not repeat what the record holds (names the versions), or the executor failed.
@@ -51,12 +52,12 @@ def search_loop(
     try:
         for told in range(n_trials):
             while asked < min(n_trials, told + window):
-                flight.start(asked, sampler.ask())
+                flight.start(first + asked, sampler.ask())
                 asked += 1
-            evaluation = flight.result(told)
+            evaluation = flight.result(first + told)
             sampler.tell(evaluation)
             if asked < n_trials:  # here and not after the yield: workers stay busy during the caller's turn
-                flight.start(asked, sampler.ask())
+                flight.start(first + asked, sampler.ask())
                 asked += 1
             yield evaluation
     finally:
@@ -70,13 +71,14 @@ def evaluate_all(
     flight = _Flight(record, executor, stage)
     recorded = {(record.labels[key], e.ask): key[1] for key, e in record.evaluations.items() if key[0] == stage}
     taken = {index for kind, index in record.evaluations if kind == stage}
-    spare = max(taken, default=-1) + 1 + len(asks)
+    # the list is numbered on from what other lists of the stage have used, so a resumed run numbers it alike
+    first = max(taken - {recorded[item] for item in asks if item in recorded}, default=-1) + 1
+    indices: list[int] = []
     try:
-        indices: list[int] = []
         for position, (label, ask) in enumerate(asks):
-            index = recorded.get((label, ask), position)
-            if (label, ask) not in recorded and position in taken:  # another list used it, before trials grew
-                index = spare = spare + 1
+            index = recorded.get((label, ask), first + position)
+            while (label, ask) not in recorded and index in taken:  # an older list, of fewer trials, held some of these
+                index += len(asks)
             flight.start(index, ask, label)
             indices.append(index)
         for index in indices:
@@ -281,7 +283,7 @@ def _open_study(journal: Path, names: tuple[str, ...]) -> optuna.Study:
         try:
             storage = optuna.storages.JournalStorage(JournalFileBackend(str(journal), _OwnLock(str(journal))))
             study = optuna.create_study(
-                storage=storage, study_name="autoprune", directions=["minimize"] * len(names), load_if_exists=True
+                storage=storage, study_name=STUDY_NAME, directions=["minimize"] * len(names), load_if_exists=True
             )
             study_names = study.metric_names
         except (ValueError, KeyError, TypeError) as error:

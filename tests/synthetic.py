@@ -14,7 +14,7 @@ from autoprune.costs.macs import Macs
 from autoprune.costs.params import Params
 from autoprune.evaluation import Ask, Evaluation
 from autoprune.policy import Policy
-from autoprune.protocols import Budget, Problem
+from autoprune.protocols import Budget, Cost, Problem
 from autoprune.strategies.global_ import global_
 from autoprune.strategies.uniform import uniform
 from autoprune.structure import Group, Op, Slice, Structure, TensorSpec
@@ -98,7 +98,7 @@ def make_problem(structure: Structure | None = None, n_trials: int = 60, seeded:
     structure = structure or chain()
     rng = np.random.default_rng(5)
     scores = {g.name: np.sort(rng.gamma(2.0, size=g.width))[::-1] for g in structure.groups}
-    costs = {"macs": Macs(structure), "params": Params(structure), "bytes": Bytes(structure)}
+    costs: dict[str, Cost] = {"macs": Macs(structure), "params": Params(structure), "bytes": Bytes(structure)}
     budget = Budget("macs", 0.3, 0.9, (0.7, 0.5, 0.3), {})
     problem = Problem(structure, scores, costs, budget, ("macs",), n_trials)
     if not seeded:

@@ -16,7 +16,7 @@ from autoprune.costs.macs import Macs
 from autoprune.costs.params import Params
 from autoprune.errors import InputError
 from autoprune.policy import IntArray, Policy
-from autoprune.protocols import FloatArray
+from autoprune.protocols import Cost, FloatArray
 from autoprune.structure import Structure
 
 
@@ -34,7 +34,7 @@ def test_any_reachable_budget_is_met_to_the_cell(
 ) -> None:
     structure = chain(n_groups, seed, grid_step)
     rng = np.random.default_rng(seed)
-    costs = {"macs": Macs(structure), "params": Params(structure)}
+    costs: dict[str, Cost] = {"macs": Macs(structure), "params": Params(structure)}
     limits = {}
     for name, share in (("macs", place), ("params", second)):
         low, high = reachable(structure, costs[name])
@@ -109,7 +109,7 @@ class Bumpy:
 
 def test_a_cost_that_is_not_monotone_filters() -> None:
     structure = chain(12)
-    costs = {"macs": Macs(structure), "latency": Bumpy(structure)}
+    costs: dict[str, Cost] = {"macs": Macs(structure), "latency": Bumpy(structure)}
     policy = project(structure, costs, np.ones(12), {"macs": 0.6, "latency": 0.9})
     assert costs["macs"](policy.array(structure)) <= 0.6
     assert costs["latency"](policy.array(structure)) <= 0.9

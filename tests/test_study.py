@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import random
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +21,7 @@ from autoprune.executors.inline import Inline
 from autoprune.policy import Policy
 from autoprune.protocols import Sampler
 from autoprune.samplers import build_sampler
-from autoprune.study import JOURNAL, Record, evaluate_all, search_loop
+from autoprune.study import JOURNAL, Record, Stage, evaluate_all, search_loop
 
 STRUCTURE = chain(5)
 PROBLEM = make_problem(STRUCTURE)
@@ -219,6 +221,23 @@ def test_a_record_of_other_objectives_is_refused(record: Record, tmp_path: Path)
         Record(tmp_path, STRUCTURE, ("params",))
 
 
+def test_lists_of_one_stage_are_numbered_on_and_a_resumed_list_is_numbered_alike(tmp_path: Path) -> None:
+    first = [(f"heldback {i}", Ask(p, "refit", split="heldback")) for i, p in enumerate(POLICIES[:3])]
+    second = [(f"validation {i}", Ask(p, "tune", split="validation")) for i, p in enumerate(POLICIES[2:6])]
+
+    def run(name: str, n_second: int) -> dict[tuple[Stage, int], str]:
+        with Record(tmp_path / name, STRUCTURE, ("macs",)) as record:
+            executor = Inline(MakeHills(STRUCTURE))
+            told = list(evaluate_all(record, executor, first, "final"))
+            told += list(itertools.islice(evaluate_all(record, executor, second, "final"), n_second))
+            assert [e.ask for e in told] == [ask for _, ask in [*first, *second][: len(told)]]
+            return dict(record.labels)
+
+    run("stopped", 2)
+    assert run("stopped", 4) == run("whole", 4)
+    assert sorted(index for _, index in run("whole", 4)) == list(range(7))
+
+
 def test_leaving_the_loop_early_keeps_what_was_told_and_cancels_the_rest(record: Record) -> None:
     executor = Inline(MakeHills(STRUCTURE))
     loop = search_loop(record, executor, evolution(), n_trials=30)
@@ -232,8 +251,6 @@ def test_recording_takes_milliseconds(tmp_path: Path) -> None:
     structure = chain(56)
     policies = [Policy.from_array(structure, [g.grid[-1 - i % 4] for g in structure.groups]) for i in range(4)]
     with Record(tmp_path, structure, ("macs",)) as record:
-        import time
-
         start = time.process_time()
         for i in range(40):
             record.add(i, Hills(structure)(Ask(policies[i % 4], "refit")), "search")

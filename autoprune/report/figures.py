@@ -13,7 +13,7 @@ from autoprune.report.read import Trial
 
 COLOURS = {"search": "#2457d6", "uniform": "#d97b1c", "global": "#2d9a5f"}
 SYMBOLS = {"uniform": "square", "global": "diamond"}
-OTHER, TUNED = "#7b8494", "#8a3ffc"
+OTHER = "#7b8494"
 SMALLEST_LOSS = 1e-6
 
 
@@ -28,8 +28,8 @@ def front_figure(front: Front, rows: Sequence[Mapping[str, Any]]) -> Any:
     hover = [f"{point.id}, trial {point.trial}" for point in front]
     for column, (name, title) in enumerate(panels, start=1):
         y = [_drawable(point.metrics["validation"].get(name), name) for point in front]
-        line = {"color": COLOURS["search"], "width": 2}
-        _add(figure, column, x, y, {"name": "search", "mode": "lines+markers", "line": line, "text": hover})
+        look = {"name": "search", "text": hover, "line": {"color": COLOURS["search"], "width": 2}}
+        _add(figure, column, x, y, {**look, "mode": "lines+markers" if name == "loss" else "markers"})
         _add_arms(figure, column, rows, name)
         figure.update_yaxes(title_text=title, row=1, col=column)
         figure.update_xaxes(title_text=f"{_cost_word(cost)} / dense", row=1, col=column)
@@ -99,18 +99,23 @@ def _add(figure: Any, column: int, x: Sequence[Any], y: Sequence[Any], look: Map
 
 
 def _add_arms(figure: Any, column: int, rows: Sequence[Mapping[str, Any]], name: str) -> None:
-    """The control arms of the summary: at each asked budget, one mark."""
+    """The control arms of the summary: at each asked budget a mark, an open one for the fine-tuned metric."""
     for arm in dict.fromkeys(str(row["arm"]) for row in rows if row.get("arm") != "search"):
         own = [row for row in rows if row.get("arm") == arm and row.get("macs_ratio") is not None]
         y = [row.get("loss") if name == "loss" else (row.get("metrics") or {}).get(name) for row in own]
-        marker = {"color": COLOURS.get(arm, OTHER), "symbol": SYMBOLS.get(arm, "x"), "size": 10}
+        symbol = SYMBOLS.get(arm, "circle")
+        marker = {"color": COLOURS.get(arm, OTHER), "symbol": symbol, "size": 10}
         _add(figure, column, [row["macs_ratio"] for row in own], y, {"name": arm, "marker": marker})
+        tuned = [row for row in own if name != "loss" and name in (row.get("finetuned") or {})]
+        y = [row["finetuned"][name] for row in tuned]
+        look = {"name": f"{arm}, fine-tuned", "marker": {**marker, "symbol": f"{symbol}-open"}}
+        _add(figure, column, [row["macs_ratio"] for row in tuned], y, look)
 
 
 def _add_tuned(figure: Any, column: int, front: Front, cost: str, metric: str) -> None:
     tuned = [point for point in front if metric in point.metrics.get("finetuned", {})]
     y = [point.metrics["finetuned"][metric] for point in tuned]
-    marker = {"color": TUNED, "symbol": "star", "size": 11}
+    marker = {"color": COLOURS["search"], "symbol": "circle-open", "size": 10}
     x = [point.ratio(cost) for point in tuned]
     _add(figure, column, x, y, {"name": "search, fine-tuned", "marker": marker})
 

@@ -173,8 +173,8 @@ def _group(
     modules: Mapping[str, nn.Module],
     names: Mapping[int, str],
 ) -> tuple[Group | None, str]:
-    slices: dict[Slice, None] = {}
-    for a in atoms[0]:
+    slices: dict[tuple[object, ...], Slice] = {}
+    for a in sorted(atoms[0], key=lambda a: axes[a].side == "in"):
         if axes[a].size == 0:
             return None, ""  # `reasons` knows the module
         for tensor, dim, role, period in _places(axes[a], modules, names):
@@ -182,8 +182,9 @@ def _group(
             found = _affine(rows, tensor, dim, role)
             if found is None:
                 return None, f"its channels are not laid out regularly in {tensor!r}"
-            slices.update(dict.fromkeys(found))
-    return Group(name, "channel", len(atoms), tuple(slices), tuple(range(1, len(atoms) + 1))), ""
+            # a tied tensor may be written and read along one dimension, which shrinks once: the reader wins
+            slices.update(((s.tensor, s.dim, s.offset, s.stride, s.repeat), s) for s in found)
+    return Group(name, "channel", len(atoms), tuple(slices.values()), tuple(range(1, len(atoms) + 1))), ""
 
 
 def _places(

@@ -53,6 +53,7 @@ def test_groups_come_in_execution_order_and_not_in_the_order_of_registration() -
 def test_flatten_gives_every_channel_its_run_of_features() -> None:
     structure = _structure("plain")
     (read,) = [s for s in structure.group("conv2").slices if s.role == "consume"]
+    assert structure.group("conv2").slices[-1] == read
     assert (read.tensor, read.dim, read.stride, read.repeat) == ("fc1.weight", 1, 16, 16)
 
 
@@ -204,6 +205,38 @@ def test_a_tied_weight_is_counted_once_and_its_uses_add_up() -> None:
     structure = analyze(Tied(), (torch.randn(2, 4),))
     assert [s.name for op in structure.ops for s in op.tensors].count("a.weight") == 1
     assert next(op for op in structure.ops if op.name == "a").positions == 2
+
+
+def test_a_model_that_insists_on_its_own_precision_is_certified_in_it() -> None:
+    class Single(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 6), nn.Linear(6, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.b(self.a(torch.eye(4, dtype=torch.float32).matmul(x.T).T).relu())
+            return y
+
+    assert analyze(Single(), (torch.randn(2, 4),)).names == ("a",)
+
+
+def test_an_embedding_makes_channels_also_where_the_output_layer_is_tied_to_it() -> None:
+    class Words(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.conv, self.back = nn.Embedding(20, 8), nn.Conv1d(8, 6, 3, padding=1), nn.Conv1d(6, 8, 1)
+            self.head = nn.Linear(8, 20, bias=False)
+            self.head.weight = self.embed.weight
+
+        def forward(self, ids: Tensor) -> Tensor:
+            x = self.embed(ids).transpose(1, 2)
+            y: Tensor = self.head((x + self.back(self.conv(x).relu())).transpose(1, 2))
+            return y
+
+    structure = analyze(Words(), (torch.arange(10).view(2, 5),))
+    assert {g.name: g.width for g in structure.groups} == {"embed": 8, "conv": 6}
+    tied = {(s.dim, s.role) for s in structure.group("embed").slices if s.tensor == "embed.weight"}
+    assert tied == {(1, "consume")}  # one dimension shrinks once, whoever uses it
 
 
 class _Locked(nn.Linear):

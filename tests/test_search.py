@@ -1,0 +1,169 @@
+"""The whole way on real digits: the same front whatever the workers, resumable after a kill, honest in its summary."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import autoprune
+from autoprune.errors import InputError
+from autoprune.front import Front
+from autoprune.job import Job
+from autoprune.policy_file import load_front
+from autoprune.search_ import Run, search
+
+JOB: dict[str, Any] = {
+    "task": {"name": "digits"},
+    "budget": {"macs": [0.2, 0.9], "at": [0.6, 0.3]},
+    "search": {"trials": 24, "seed": 3, "window": 4},
+    "evaluator": {"calibration": 160, "validation": 80, "finalists": 2, "finetune_steps": 5},
+    "executor": {"kind": "inline"},
+}
+
+
+def job(**changes: Any) -> Job:
+    """JOB with some sections updated."""
+    merged = {k: {**JOB[k], **changes[k]} if k in changes and isinstance(JOB[k], dict) else JOB[k] for k in JOB}
+    return Job.from_dict({**changes, **merged})
+
+
+def figures(front: Front) -> list[tuple[Any, ...]]:
+    """What must not depend on where and when a run ran."""
+    return [(p.id, p.policy, dict(p.costs), {k: dict(v) for k, v in p.metrics.items()}, p.trial) for p in front]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return search(job(), out=tmp_path_factory.mktemp("finished")).finish()
+
+
+def test_a_run_leaves_every_file_of_its_folder(finished: Run) -> None:
+    names = {p.name for p in finished.path.iterdir()}
+    assert {"job.yaml", "study.journal", "database", "policy.json", "front.csv", "report.html", "log.jsonl"} <= names
+    assert figures(load_front(finished.path / "policy.json")) == figures(finished.front)
+    with (finished.path / "front.csv").open() as file:
+        assert [row["id"] for row in csv.DictReader(file)] == [p.id for p in finished.front]
+    assert len(finished.study.get_trials()) == finished.done == finished.total
+
+
+def test_the_front_is_a_front_on_validation_and_its_costs_are_those_of_its_widths(finished: Run) -> None:
+    losses = [p.metrics["validation"]["loss"] for p in finished.front]
+    ratios = [p.ratio("macs") for p in finished.front]
+    assert ratios == sorted(ratios)
+    assert losses == sorted(losses, reverse=True)
+    assert max(ratios) <= 0.9 + 1e-9
+    for p in finished.front:
+        assert {n: len(k) for n, k in p.keep.items()} == p.policy.as_dict()
+        assert abs(p.costs["macs_ratio"] - p.ratio("macs")) < 1e-5
+
+
+def test_the_summary_puts_the_search_beside_both_control_arms_at_each_asked_budget(finished: Run) -> None:
+    assert [(r["budget"], r["arm"]) for r in finished.summary] == [
+        (at, arm) for at in (0.6, 0.3) for arm in ("search", "uniform", "global")
+    ]
+    for row in finished.summary:
+        assert row["macs_ratio"] <= row["budget"] + 1e-9
+        assert row["finetuned"]["loss"] > 0
+        arms = {r["arm"]: r["finetuned"]["loss"] for r in finished.summary if r["budget"] == row["budget"]}
+        beaten = arms["search"] < min(arms["uniform"], arms["global"])
+        assert ("did NOT beat" in row["note"]) == (not beaten)
+    events = [json.loads(line) for line in (finished.path / "log.jsonl").read_text().splitlines()]
+    assert events[-1]["event"] == "summary"
+
+
+def test_worker_processes_give_the_same_front_as_this_process(finished: Run, tmp_path: Path) -> None:
+    with_workers = search(job(executor={"kind": "local", "workers": 2}), out=tmp_path / "two")
+    assert figures(with_workers.front) == figures(finished.front)
+
+
+def test_a_second_call_repeats_nothing_and_grown_trials_go_on(finished: Run, tmp_path: Path) -> None:
+    short = search(job(search={"trials": 10}), out=tmp_path).finish()
+    before = len(short.study.get_trials())
+    again = search(job(search={"trials": 10}), out=tmp_path)
+    assert figures(again.front) == figures(short.front)
+    assert len(again.study.get_trials()) == before
+    grown = search(job(), out=tmp_path)
+    assert figures(grown.front) == figures(finished.front)
+
+
+def test_a_changed_job_is_refused_with_the_keys_named_and_fresh_starts_anew(tmp_path: Path) -> None:
+    search(job(search={"trials": 4}), out=tmp_path).finish()
+    with pytest.raises(InputError, match=r"search\.seed differ"):
+        search(job(search={"trials": 4, "seed": 4}), out=tmp_path)
+    with pytest.raises(InputError, match=r"search\.trials differ"):
+        search(job(search={"trials": 3}), out=tmp_path)
+    assert len(search(job(search={"trials": 3, "seed": 4}), out=tmp_path, fresh=True).front) > 0
+
+
+@pytest.mark.parametrize("sampler", ["random", "tpe", "nsga2", "nsga3", "gp", "cmaes", "qmc", "evolution"])
+def test_every_sampler_by_name_searches_the_real_model(sampler: str, tmp_path: Path) -> None:
+    run = search(
+        job(search={"trials": 6, "sampler": sampler}, evaluator={"finalists": 0, "fitness": "stitch"}), out=tmp_path
+    )
+    assert len(run.front) > 0
+
+
+def test_a_budget_out_of_reach_names_the_reachable_range(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"budget macs=0\.001 is out of reach: macs can be between"):
+        search(job(budget={"macs": [0.001, 0.9]}), out=tmp_path)
+
+
+def test_a_model_from_python_is_searched_without_a_job_file(tmp_path: Path) -> None:
+    from autoprune.tasks.digits import Digits
+
+    plain = {k: v for k, v in JOB.items() if k not in ("task", "executor")}
+    plain["search"] = {"trials": 4, "sampler": "random"}
+    run = autoprune.search(plain, task=Digits(), out=tmp_path)
+    assert [e.ask.split for e in run].count("fitness") >= 4
+    assert len(run.front) > 0
+
+
+def _start(folder: Path, job_file: Path) -> subprocess.Popen[bytes]:
+    code = "import sys; from autoprune.cli import main; main(sys.argv[1:])"
+    command = [sys.executable, "-c", code, "search", str(job_file), "--out", str(folder), "--workers", "2"]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
+
+
+def _lines(folder: Path) -> int:
+    journal = folder / "study.journal"
+    return journal.read_bytes().count(b"\n") if journal.exists() else 0
+
+
+@pytest.fixture
+def job_file(tmp_path: Path) -> Iterator[Path]:
+    path = tmp_path / "job.yaml"
+    path.write_text(job(executor={"kind": "local"}).dump())
+    yield path
+
+
+def test_killed_at_random_moments_it_resumes_to_the_front_of_the_uninterrupted_run(
+    finished: Run, job_file: Path, tmp_path: Path
+) -> None:
+    folder, rng = tmp_path / "killed", np.random.default_rng(0)
+    for _ in range(3):
+        process = _start(folder, job_file)
+        wanted = _lines(folder) + int(rng.integers(3, 14))
+        while process.poll() is None and _lines(folder) < wanted:
+            time.sleep(0.01)
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        held = (folder / "study.journal").read_bytes()
+        (folder / "study.journal").write_bytes(held + b'{"op_code": 4, "torn')  # a line that the kill cut short
+    last = _start(folder, job_file)
+    assert last.wait(120) == 0, last.stderr.read().decode() if last.stderr else ""
+    last.communicate()
+    assert figures(load_front(folder / "policy.json")) == figures(finished.front)
+    seen = [(t.user_attrs["stage"], t.user_attrs["ask"]) for t in Run(job(), folder, None).study.get_trials()]
+    assert len(seen) == len(set(seen)) == finished.done
