@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from autoprune import plugins
-from autoprune.calibration import StatisticsOnly, prepare, size
+from autoprune.calibration import StatisticsOnly, in_format, prepare, size
 from autoprune.database.store import build_database
 from autoprune.errors import InputError
 from autoprune.evaluate import Settings, TieredEvaluator, prepared_parts
@@ -56,7 +56,7 @@ def apply(
 
 
 def load_applied(folder: str | Path, model: nn.Module, example_inputs: tuple[Tensor, ...]) -> nn.Module:
-    """The pruned model that `autoprune apply --out FOLDER` saved, from the dense architecture (weights do not matter)."""
+    """The pruned model that `autoprune apply --out FOLDER` saved, from the dense model (its weights do not matter)."""
     point = load_front(Path(folder) / "policy.json")[0]
     structure = _searched(point, _matching(point, model, example_inputs))
     small = copy.deepcopy(model)
@@ -159,7 +159,7 @@ def _repaired(
 ) -> tuple[nn.Module, dict[str, tuple[int, ...]], int]:
     replayed, epochs = how
     device = settings.torch_device
-    dense = copy.deepcopy(model).to(device).to(memory_format=torch.channels_last).eval()
+    dense = in_format(copy.deepcopy(model).to(device), torch.channels_last).eval()
     seen = StatisticsOnly(task, prepared_parts(task, settings).statistics)
     criterion = plugins.load("criteria", str(point.base.space["criterion"]))()
     database = build_database(dense, structure, seen, criterion, point.keep if replayed else None)
@@ -172,7 +172,7 @@ def _repaired(
     if steps:
         finetune(small, evaluator.lesson(), steps, settings.seed)
     keep = {n: tuple(database.keep(n, w).tolist()) for n, w in point.policy.widths}
-    return copy.deepcopy(small).to(memory_format=torch.contiguous_format), keep, steps
+    return in_format(copy.deepcopy(small), torch.contiguous_format), keep, steps
 
 
 def _matching(point: Point, model: nn.Module, example: tuple[Tensor, ...]) -> Structure:

@@ -91,7 +91,7 @@ def take(batch: Batch, index: Tensor) -> Batch:
 
 
 def chunks(batch: Batch, batch_size: int) -> tuple[Batch, ...]:
-    """A batch cut into batches of `batch_size`; a rest of less than half of it joins the last (small batches are noisy)."""
+    """A batch cut into batches of `batch_size`; a rest below half of it joins the last, as small ones are noisy."""
     n = size(batch)
     starts = list(range(0, n, batch_size))
     if len(starts) > 1 and n - starts[-1] < batch_size / 2:
@@ -112,6 +112,11 @@ def gather(batches: Iterable[Batch], samples: int) -> Batch:
     flat = [tree_leaves(p) for p in parts]
     joined = iter([torch.cat(ts) if isinstance(ts[0], Tensor) else ts[0] for ts in zip(*flat, strict=True)])
     return tree_map(lambda _: next(joined), parts[0])
+
+
+def in_format(model: nn.Module, memory_format: torch.memory_format) -> nn.Module:
+    """`model` with its 4-d tensors in this memory format, in place."""
+    return model.to(memory_format=memory_format)  # type: ignore[call-overload,no-any-return]  # torch's stub lacks it
 
 
 def prepare(batch: Batch, device: torch.device) -> Batch:

@@ -145,7 +145,7 @@ def _volume(points: Sequence[tuple[float, float]]) -> float:
 
 
 def _reference() -> dict[str, Any]:
-    return {"macs_ratio": REFERENCE[0], "log_loss": REFERENCE[1], "note": "validation front, log-loss against macs_ratio"}
+    return {"macs_ratio": REFERENCE[0], "log_loss": REFERENCE[1], "note": "of the front on validation"}
 
 
 def _write(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from autoprune import plugins
-from autoprune.calibration import Parts, chunks, gather, prepare, size
+from autoprune.calibration import Parts, chunks, gather, in_format, prepare, size
 from autoprune.database.consumers import consumed
 from autoprune.database.stitch import Stitcher
 from autoprune.database.store import LevelDatabase
@@ -65,7 +65,7 @@ class Settings:
 
 def prepared_model(task: Task, device: torch.device) -> nn.Module:
     """The task's model as evaluation wants it: eval mode, channels_last, on `device`."""
-    return task.build().to(device).to(memory_format=torch.channels_last).eval()
+    return in_format(task.build().to(device), torch.channels_last).eval()
 
 
 def prepared_parts(task: Task, settings: Settings) -> Parts:
@@ -144,7 +144,7 @@ class TieredEvaluator:
         return Evaluation(ask, loss, costs, metrics, samples / self.parts.total, seconds)
 
     def repaired(self, ask: Ask) -> nn.Module:
-        """The resident model at the ask's policy, repaired (and tuned) as its tier says. It changes with the next ask."""
+        """The resident model, repaired (and tuned) as the ask's tier says; it changes with the next ask."""
         self._repair(ask)
         return self.stitcher.model
 

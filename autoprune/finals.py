@@ -142,7 +142,7 @@ def _row(plain: Evaluation | None, fine: Evaluation | None) -> dict[str, Any]:
 def _scores(setting: Setting, e: Evaluation) -> dict[str, float]:
     """Loss (also by its own name where it compares with the dense outputs) and metrics."""
     loss = setting.job.objectives.loss
-    named = {loss: e.loss} if isinstance(loss, str) else {}
+    named: dict[str, float] = {loss: e.loss} if isinstance(loss, str) else {}
     return {"loss": e.loss, **named, **e.metrics}
 
 

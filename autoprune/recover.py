@@ -1,4 +1,4 @@
-"""Fine-tuning of a pruned model by distillation from the dense one: the proxy in the search and the recovery after it."""
+"""Fine-tuning of a pruned model by distillation from the dense one: proxy in the search, recovery after it."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def finetune(model: nn.Module, lesson: Lesson, steps: int, seed: int, lr: float 
             if not math.isfinite(loss.item()):
                 raise ArithmeticError(f"the fine-tuning loss is {loss.item()} at step {step}")
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             nn.utils.clip_grad_norm_(parameters, MAX_NORM)
             optimizer.step()
             schedule.step()

@@ -138,7 +138,7 @@ class FixedPoint(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         norm = parse_norm(func, args, kwargs)
-        name = self.norms.get(id(norm.mean)) if norm is not None else None
+        name = self.norms.get(id(norm.mean), "") if norm is not None else ""
         if norm is None or name not in self.reference.norms:
             return func(*args, **kwargs)
         mean, var = correct(self.stitcher, name, moments(norm.x, norm.mean), self.reference.norms[name])
@@ -280,7 +280,7 @@ class Refit(TorchFunctionMode):
 
 
 def ridge_towards(u: Tensor, t: Tensor, prior: Tensor, intercept: bool) -> tuple[Tensor, Tensor]:
-    """min |t - u W' - b|^2 / n + ridge |W - prior|^2 for each conv group: W [g, rows, columns], b [g * rows].
+    """Minimise |t - u W' - b|^2 / n + ridge |W - prior|^2 for each conv group: W [g, rows, columns], b [g * rows].
 
     u: [g, n, columns], t: [g, n, rows], prior: [g, rows, columns].
     """

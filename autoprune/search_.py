@@ -171,9 +171,7 @@ def seed_asks(setting: Setting) -> list[tuple[str, Ask]]:
 
 def control_policies(problem: Problem) -> dict[tuple[str, float], Policy]:
     """The control arms at the asked budgets."""
-    return {
-        (arm, at): plugins.load("strategies", arm)(problem, at) for arm in CONTROL_ARMS for at in problem.budget.at
-    }
+    return {(arm, at): plugins.load("strategies", arm)(problem, at) for arm in CONTROL_ARMS for at in problem.budget.at}
 
 
 def _seed_targets(job: Job) -> list[float]:
@@ -199,8 +197,8 @@ def _check_same_job(job: Job, folder: Path) -> None:
     keys = changed_keys(before, job)
     if keys:
         raise InputError(
-            f"{folder} holds a run of another job: {', '.join(keys)} differ; trials may grow and executor.* may change, "
-            f"for anything else choose another --out or start anew with --fresh"
+            f"{folder} holds a run of another job: {', '.join(keys)} differ; trials may grow and executor.* may "
+            f"change, for anything else choose another --out or start anew with --fresh"
         )
 
 

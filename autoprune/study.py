@@ -201,7 +201,7 @@ class _Flight:
 
     def abandon(self) -> None:
         """Cancel what is under way; a later run asks again."""
-        for index in self._leader.values():
+        for index in reversed(self._leader.values()):  # waiting ones first, or they would start again
             self._executor.cancel(index)
         self._leader.clear()
 

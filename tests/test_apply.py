@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,8 +23,8 @@ from tests.test_search import job
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
-    yield search(job(search={"trials": 8}), out=tmp_path_factory.mktemp("run")).finish()
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return search(job(search={"trials": 8}), out=tmp_path_factory.mktemp("run")).finish()
 
 
 @pytest.fixture(scope="module")
@@ -48,9 +47,7 @@ def test_the_applied_model_scores_what_the_file_says(run: Run, the_job: Job, dig
     model = digits.build()
     for point in (run.front[0], run.front[-1]):
         before = copy.deepcopy(model.state_dict())
-        small = autoprune.apply(
-            point, model, digits.example_inputs(), task=digits, settings=Settings.of(the_job)
-        )
+        small = autoprune.apply(point, model, digits.example_inputs(), task=digits, settings=Settings.of(the_job))
         with torch.no_grad():
             logits, dense = small.eval()(x), model.eval()(x)
         said = point.metrics["validation"]
@@ -72,9 +69,7 @@ def test_other_weights_get_their_own_ranking(run: Run, the_job: Job, digits: Dig
     with torch.no_grad():
         for p in model.parameters():
             p.mul_(1.0 + 0.05 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())))
-    small = autoprune.apply(
-        run.front[0], model, digits.example_inputs(), task=digits, settings=Settings.of(the_job)
-    )
+    small = autoprune.apply(run.front[0], model, digits.example_inputs(), task=digits, settings=Settings.of(the_job))
     assert sum(p.numel() for p in small.parameters()) == run.front[0].costs["params"]
     with pytest.raises(InputError, match="other weights than the policy was found on"):
         autoprune.apply(run.front[0], model, digits.example_inputs())

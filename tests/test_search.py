@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -141,10 +140,10 @@ def _lines(folder: Path) -> int:
 
 
 @pytest.fixture
-def job_file(tmp_path: Path) -> Iterator[Path]:
+def job_file(tmp_path: Path) -> Path:
     path = tmp_path / "job.yaml"
     path.write_text(job(executor={"kind": "local"}).dump())
-    yield path
+    return path
 
 
 def test_killed_at_random_moments_it_resumes_to_the_front_of_the_uninterrupted_run(

@@ -1,4 +1,4 @@
-"""Optimal brain surgeon over whole atoms: the error left after the other weights made up for it (ZipLM, Kurtic 2023)."""
+"""Optimal brain surgeon over whole atoms: the error left after compensation (ZipLM, Kurtic et al. 2023)."""
 
 from __future__ import annotations
 

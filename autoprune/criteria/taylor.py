@@ -1,4 +1,4 @@
-"""First-order Taylor expansion of the loss (Molchanov et al. 2019, Importance Estimation for Neural Network Pruning)."""
+"""First-order Taylor expansion of the loss (Molchanov et al. 2019, Importance Estimation for Pruning)."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Taylor:
                 loss = task.loss(work, batch)
                 if not bool(torch.isfinite(loss)):
                     raise InputError("criterion 'taylor': the task's loss is not finite on the calibration data")
-                loss.backward()  # type: ignore[no-untyped-call]
+                loss.backward()
             for group in groups:
                 scores[group.name] += self._first_order(work, group).square() / len(batches)
         return scores

@@ -64,8 +64,8 @@ class _State:
         blocks = self.h.unflatten(1, (n, b)).unflatten(3, (n, b))[:, index, :, index].transpose(0, 1)
         blocks = torch.where(self.gone[None, :, None, None], self.eye, blocks)
         w = self.w.unflatten(2, (n, b)) * self.share.sqrt()[:, :, None, None]
-        products = torch.einsum("grab,grac->gabc", w, w)
-        return (products * torch.linalg.inv(blocks)).sum((0, 2, 3))
+        errors: Tensor = (torch.einsum("grab,grac->gabc", w, w) * torch.linalg.inv(blocks)).sum((0, 2, 3))
+        return errors
 
     def drop(self, a: int) -> None:
         s = slice(a * self.block, (a + 1) * self.block)

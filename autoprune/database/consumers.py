@@ -49,9 +49,7 @@ class Consumer:
 
 def consumed(groups: Sequence[Group], sites: Mapping[str, Site]) -> dict[str, list[str]]:
     """For every group the conv and linear weights that read it."""
-    return {
-        g.name: sorted({s.tensor for s in g.slices if s.role == "consume" and s.tensor in sites}) for g in groups
-    }
+    return {g.name: sorted({s.tensor for s in g.slices if s.role == "consume" and s.tensor in sites}) for g in groups}
 
 
 def consumers_of(
@@ -79,8 +77,15 @@ def consumers_of(
         second = gram.second[:, columns][:, :, columns]
         found.append(
             Consumer(
-                name, site, tuple(weight.shape[2:]), slices[0].dim, matrix.flatten(2)[:, :, columns], second,
-                gram.mean[:, columns], share.view(matrix.shape[0], -1), positions,
+                name,
+                site,
+                tuple(weight.shape[2:]),
+                slices[0].dim,
+                matrix.flatten(2)[:, :, columns],
+                second,
+                gram.mean[:, columns],
+                share.view(matrix.shape[0], -1),
+                positions,
             )
         )
     return found

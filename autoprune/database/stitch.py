@@ -1,4 +1,4 @@
-"""From one candidate to the next on a resident slim model: only the tensors of groups whose width changed are touched."""
+"""From one candidate to the next on a resident slim model: only what a changed width concerns is touched."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from autoprune.tracing.slim import set_attributes
 
 @dataclass(frozen=True)
 class _Axis:
-    """One dimension of one tensor: for every position the index of its atom among all atoms of all groups, or the last."""
+    """One dimension of one tensor: for every position the index of its atom among all atoms, or the last index."""
 
     tensor: str
     dim: int
@@ -79,7 +79,8 @@ class Stitcher:
         return frozenset().union(*narrow)
 
     def _prepare(self) -> None:
-        starts = dict(zip(self.structure.names, np.cumsum([0, *(g.width for g in self.structure)]).tolist(), strict=False))
+        ends = np.cumsum([0, *(g.width for g in self.structure)]).tolist()
+        starts = dict(zip(self.structure.names, ends, strict=False))
         total = sum(g.width for g in self.structure)
         self._starts = starts
         device = next(iter(self.dense.values())).device
@@ -136,7 +137,8 @@ class Stitcher:
         axis = next(a for a in self._axes[tensor] if a.dim == dim)
         start, count = self._starts[group], self.structure.group(group).width
         own = (axis.owner >= start) & (axis.owner < start + count)
-        return (own & self._alive[axis.owner]).nonzero()[:, 0]
+        columns: Tensor = (own & self._alive[axis.owner]).nonzero()[:, 0]
+        return columns
 
     def _slice(self, tensor: str, value: Tensor) -> Tensor:
         """Kept positions of every dimension, in the dense tensor's memory format, never aliasing the dense tensor."""

@@ -1,4 +1,4 @@
-"""The level database: for every group and width the kept atoms and the compensated weights of its consumers, on disk."""
+"""The level database on disk: for every group and width the kept atoms and its consumers' compensated weights."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from autoprune.database.compensate import drop_atoms
 from autoprune.database.consumers import Consumer, consumed, consumers_of
 from autoprune.database.grams import collect_grams
 from autoprune.errors import InputError
-from autoprune.protocols import Criterion, FloatArray, GramCriterion, Task
+from autoprune.protocols import Criterion, FloatArray, GramCriterion
 from autoprune.structure import Group, Structure
 from autoprune.tracing.fingerprint import weights_fingerprint
 from autoprune.tracing.wiring import find_sites
@@ -138,4 +138,3 @@ def _levels(group: Group, consumers: Sequence[Consumer], order: Sequence[int]) -
                 lost = ((consumer.matrix - matrix) @ consumer.mean[:, :, None]).flatten()
                 entries[f"shift|{tail}"] = lost.float().cpu()
     return entries
-

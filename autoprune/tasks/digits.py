@@ -27,7 +27,7 @@ RECIPE = 2
 class Digits:
     """1797 pictures of 8 x 8 pixels, 10 classes; a residual CNN of 14 layers with projection shortcuts."""
 
-    def __init__(self, n_calibration: int = 480, n_validation: int = 250, seed: int = 0) -> None:
+    def __init__(self, n_calibration: int = 640, n_validation: int = 300, seed: int = 0) -> None:
         from sklearn.datasets import load_digits
 
         data = load_digits()
@@ -112,7 +112,7 @@ def _train(batches: Batches) -> CifarResNet:
                 pictures = _augment(pictures, generator)
             loss = F.cross_entropy(model(pictures), targets[rows], label_smoothing=0.05)
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimizer.step()
     model.eval()
     return model

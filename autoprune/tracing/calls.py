@@ -1,4 +1,4 @@
-"""Calls of convolutions and linears as data, caught while a model runs: their inputs as matrix rows, their weights as matrices.
+"""Calls of convolutions and linears as data, caught while a model runs: inputs as matrix rows, weights as matrices.
 
 One algebra serves Grams, compensation and refit: every such call is y = u W' with u [rows, taps * channels], for each
 conv group. A transposed convolution is a convolution of its zero-inserted input with the flipped kernel.
@@ -25,7 +25,7 @@ _TRANSPOSED_ARGS = ("input", "weight", "bias", "stride", "padding", "output_padd
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One call of a conv, transposed conv or linear with its geometry; `pads` are (before, after) a spatial dimension."""
+    """One call of a conv, transposed conv or linear; `pads` are (before, after) a spatial dimension."""
 
     kind: Literal["conv", "transposed", "linear"]
     func: Callable[..., Tensor]
@@ -41,7 +41,8 @@ class Call:
     def run(self, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
         """The call itself, with other weights if given."""
         kwargs = {k: v for k, v in (self.kwargs or {}).items() if k not in ("weight", "bias")}
-        return self.func(self.x, self.weight if weight is None else weight, self.bias if bias is None else bias, **kwargs)
+        weight, bias = self.weight if weight is None else weight, self.bias if bias is None else bias
+        return self.func(self.x, weight, bias, **kwargs)
 
 
 def parse_call(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call | None:
@@ -134,14 +135,15 @@ def to_matrix(weight: Tensor, kind: str, groups: int) -> Tensor:
         w = weight.flip(tuple(range(2, weight.dim()))).unflatten(0, (groups, -1)).transpose(1, 2)
     else:
         w = weight.unflatten(0, (groups, -1))
-    return w.flatten(3).transpose(2, 3)
+    matrix: Tensor = w.flatten(3).transpose(2, 3)
+    return matrix
 
 
 def from_matrix(matrix: Tensor, kind: str, kernel: Sequence[int]) -> Tensor:
     """The inverse of `to_matrix`."""
     if kind == "linear":
         return matrix[0, :, 0, :]
-    w = matrix.transpose(2, 3).unflatten(3, tuple(kernel))
+    w: Tensor = matrix.transpose(2, 3).unflatten(3, tuple(kernel))
     if kind == "transposed":
         return w.transpose(1, 2).flatten(0, 1).flip(tuple(range(2, 2 + len(kernel))))
     return w.flatten(0, 1)

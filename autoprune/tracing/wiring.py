@@ -1,4 +1,4 @@
-"""How every weight is used in one forward pass: which batch norm reads its output, and does it close a residual branch."""
+"""How every weight is used in one forward pass: which batch norm reads it, and does it close a residual branch."""
 
 from __future__ import annotations
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -46,7 +48,7 @@ def test_the_widths_are_nested_and_every_order_ends_the_same() -> None:
     group = w.structure.groups[0]
     found = consumers(w, group.name)
     levels = list(drop_atoms(found, group.width))
-    for wide, narrow in zip(levels, levels[1:], strict=False):
+    for wide, narrow in pairwise(levels):
         assert set(narrow.kept.tolist()) < set(wide.kept.tolist())
     last = levels[group.width // 2]
     gone = [a for a in range(group.width) if a not in last.kept.tolist()]
