@@ -46,13 +46,15 @@ def apply(
 
     With the weights of the search the kept atoms are replayed, with others they are ranked anew by the point's
     criterion. With a `task` the pruned model is repaired as in the search (compensation, batch norm, refit) on its
-    calibration data, and trained for `finetune_epochs`; without one it is sliced only.
+    calibration data, and trained for `finetune_epochs`; without one it is sliced only. `settings` are by default
+    those of the search as far as the point knows them.
 
     Raises:
         InputError: the model has another structure (says where), or the policy was applied to it before.
         RunError: the pruned model fails its verification.
     """
-    return _apply(point, model, example_inputs, task, settings or Settings(), finetune_epochs).model
+    settings = settings or Settings(calibration=int(point.base.space.get("calibration", Settings.calibration)))
+    return _apply(point, model, example_inputs, task, settings, finetune_epochs).model
 
 
 def load_applied(folder: str | Path, model: nn.Module, example_inputs: tuple[Tensor, ...]) -> nn.Module:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from autoprune import plugins
-from autoprune.calibration import Parts, chunks, gather, in_format, prepare, size
+from autoprune.calibration import Parts, chunks, cut, gather, in_format, prepare, size
 from autoprune.database.consumers import consumed
 from autoprune.database.stitch import Stitcher
 from autoprune.database.store import LevelDatabase
@@ -121,7 +121,7 @@ class TieredEvaluator:
         self.sites = {n: s for n, s in self._sites.items() if n in readers and s.calls == 1}
         self.statistics = observe(dense, task, self.parts.statistics, self.sites)
         self.dense = dense
-        self.references: dict[tuple[Split, int], Reference] = {}
+        self.references: dict[tuple[Split, int, int], Reference] = {}
         self.costs = {name: plugins.load("costs", name)(structure) for name in COSTS}
         self._batches: dict[Split, Sequence[Batch]] = {"fitness": self.parts.fitness, "heldback": self.parts.heldback}
         self._lesson: Lesson | None = None
@@ -207,26 +207,35 @@ class TieredEvaluator:
         fidelity = FIDELITIES[self.settings.loss]
         for i, batch in enumerate(batches):
             n = size(batch)
-            reference = self._reference(split, i)
+            reference = self._reference(split, i, batch)
             with torch.no_grad():
                 if direct:
                     with FixedPoint(self.stitcher, reference, settle=False):
                         outputs = self.task.outputs(model, batch)
                 else:
                     outputs = self.task.outputs(model, batch)
-                total += n * float(fidelity(outputs, reference.outputs[: len(outputs)]))
+                total += n * float(fidelity(outputs, reference.outputs))
             count += n
         return total / count
 
-    def _reference(self, split: Split, index: int) -> Reference:
-        key = (split, index)
+    def _reference(self, split: Split, index: int, batch: Batch) -> Reference:
+        """The dense model on a batch of a split, or on its first samples; seen once."""
+        key = (split, index, size(batch))
         if key not in self.references:
-            self.references[key] = observe(self.dense, self.task, self.batches(split)[index])
+            self.references[key] = observe(self.dense, self.task, batch)
         return self.references[key]
 
     def _share(self, batches: Sequence[Batch], fraction: float) -> Sequence[Batch]:
-        """Always the same first batches: as many as make up the fraction, one at least."""
-        return batches[: max(1, round(fraction * len(batches)))]
+        """Always the same first samples: as many as make up the fraction."""
+        if fraction == 1.0:
+            return batches
+        left, taken = max(1, round(fraction * sum(size(b) for b in batches))), []
+        for batch in batches:
+            taken.append(batch if size(batch) <= left else cut(batch, 0, left))
+            left -= size(taken[-1])
+            if left <= 0:
+                break
+        return taken
 
     def _readers(self, dense: nn.Module) -> dict[str, list[str]]:
         example = tuple(x.to(self.device) for x in self.task.example_inputs())

@@ -6,7 +6,8 @@ model exactly as it is.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -287,12 +288,33 @@ def ridge_towards(u: Tensor, t: Tensor, prior: Tensor, intercept: bool) -> tuple
     mu, mt = u.mean(1, keepdim=True), t.mean(1, keepdim=True)
     if not intercept:
         mu, mt = torch.zeros_like(mu), torch.zeros_like(mt)
-    u = u - mu
-    second, cross = u.transpose(1, 2) @ u / u.shape[1], u.transpose(1, 2) @ (t - mt) / u.shape[1]
+    with fast_products():
+        second = _products(u, u) / u.shape[1] - mu.transpose(1, 2) @ mu
+    cross = _products(u, t - mt) / u.shape[1]
     ridge = REFIT_RIDGE * second.diagonal(dim1=1, dim2=2).mean(1).clamp_min(1e-12)[:, None, None]
     eye = torch.eye(second.shape[1], dtype=u.dtype, device=u.device)
     w = torch.linalg.solve(second + ridge * eye, cross + ridge * prior.transpose(1, 2)).transpose(1, 2)
     return w, (mt - mu @ w.transpose(1, 2)).flatten()
+
+
+def _products(a: Tensor, b: Tensor) -> Tensor:
+    """A'B for each conv group; one group goes by the plain product, which has the faster kernels."""
+    return (a[0].T @ b[0])[None] if len(a) == 1 else a.transpose(1, 2) @ b
+
+
+@contextmanager
+def fast_products() -> Iterator[None]:
+    """Float32 products from bfloat16 factors where the CPU has them: a third of the time, 1e-4 of the diagonal."""
+    matmul = torch.backends.mkldnn.matmul if hasattr(torch.backends.mkldnn, "matmul") else None
+    if not hasattr(matmul, "fp32_precision"):
+        yield
+        return
+    before = matmul.fp32_precision
+    matmul.fp32_precision = "bf16"
+    try:
+        yield
+    finally:
+        matmul.fp32_precision = before
 
 
 @dataclass

@@ -94,6 +94,7 @@ def prepare(job: Job, folder: Path, task: Task | None = None) -> Setting:
             "granularity": job.space.granularity,
             "criterion": job.criterion,
             "multiple_of": job.space.multiple_of,
+            "calibration": parts.total,
         },
         data=digest([parts.statistics, *parts.fitness, *parts.heldback]),
     )

@@ -143,7 +143,7 @@ def naive(setting: Setting, evaluator: TieredEvaluator, args: argparse.Namespace
     """Against deepcopy, torch-pruning's pruner, batch norm recalibration and evaluation on the same widths."""
     dense, task = prepared_model(setting.task, CPU), setting.task
     fitness = evaluator.batches("fitness")
-    teacher = [evaluator._reference("fitness", i).outputs for i in range(len(fitness))]
+    teacher = [evaluator._reference("fitness", i, b).outputs for i, b in enumerate(fitness)]
     row("inner widths", "naive s", "stitch s", "refit s", "times faster (stitch, refit)", "KL naive", "KL stitch", "KL refit")
     for share in (0.75, 0.5):
         policy, other = uniform_widths(setting, share), uniform_widths(setting, 0.9 * share)

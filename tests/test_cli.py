@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import fcntl
 import json
+import os
 import re
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 
@@ -167,6 +172,23 @@ def test_a_search_gives_one_json_document_and_keeps_progress_on_stderr(
     assert {row["arm"] for row in result["summary"]} == {"search", "uniform", "global"}
     assert "search: " in captured.err
     assert read_trials(folder / "study.journal") == before  # resumed, nothing was evaluated again
+
+
+def test_a_terminal_shows_stage_bar_rate_and_the_front_so_far(finished_run: Path) -> None:
+    leader, follower = os.openpty()
+    fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
+    command = [sys.executable, "-m", "autoprune.cli", "search", DIGITS, "--out", "live", *SHORT]
+    child = subprocess.Popen(command, cwd=finished_run, stdin=follower, stdout=follower, stderr=follower)
+    os.close(follower)
+    shown = b""
+    with contextlib.suppress(OSError):  # the end of a terminal is an error on Linux
+        while chunk := os.read(leader, 65536):
+            shown += chunk
+    assert child.wait(timeout=200) == 0
+    text = shown.decode()
+    for word in ("control arms", "validation", "ETA", "/s", "front so far", "best point at each asked budget"):
+        assert word in text
+    assert "Traceback" not in text
 
 
 def test_apply_reports_dense_and_pruned_scores_and_saves_the_model(

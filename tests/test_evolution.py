@@ -103,3 +103,18 @@ def test_losses_that_are_not_positive_are_searched_too() -> None:
 def test_fractions_must_ascend_to_one() -> None:
     with pytest.raises(InputError, match="must ascend to 1"):
         Evolution(PROBLEM, np.random.default_rng(0), fractions=(0.5, 0.25))
+
+
+@pytest.mark.parametrize("fractions", [(1.0,), (0.125, 0.5, 1.0)])
+def test_a_space_that_is_used_up_is_repeated_in_full_and_disturbs_no_race(fractions: tuple[float, ...]) -> None:
+    structure = chain(1)
+    problem = make_problem(structure)
+    sampler, evaluate = Evolution(problem, np.random.default_rng(0), fractions=fractions), Hills(structure)
+    asks: list[Ask] = []
+    for told in range(120):
+        while len(asks) < told + 16:
+            asks.append(sampler.ask())
+        sampler.tell(evaluate(asks[told]))
+    repeated = {ask for ask in asks if asks.count(ask) > 1}
+    assert repeated
+    assert all(ask.fraction == 1.0 for ask in repeated)

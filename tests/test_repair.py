@@ -72,7 +72,7 @@ def test_a_refit_that_is_forced_on_the_dense_model_changes_it_by_rounding_only()
         with mode:
             w.task.outputs(stitcher.model, w.seen.statistics)
         after = w.task.outputs(stitcher.model, w.seen.statistics)
-    assert relative_error(after, before) < 1e-4
+    assert relative_error(after, before) < 1e-3  # products of bfloat16 factors
 
 
 @pytest.mark.parametrize("family", FAMILIES)

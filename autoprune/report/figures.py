@@ -82,7 +82,7 @@ def trials_figure(trials: Sequence[Trial]) -> Any:
 def to_html(figure: Any, inline_library: bool = False) -> str:
     """The figure as a piece of HTML; the first one of a page carries plotly itself, so that the page stands alone."""
     library = "inline" if inline_library else False
-    config = {"displaylogo": False, "responsive": True}
+    config = {"displayModeBar": False, "responsive": True}
     return str(figure.to_html(full_html=False, include_plotlyjs=library, config=config))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -72,6 +72,7 @@ class Evolution:
         self._elites: list[_Elite] = []
         self._front: tuple[FloatArray, FloatArray] | None = None
         self._seen: set[Policy] = set()
+        self._repeats: Counter[Policy] = Counter()
         self._rounds = [_Round() for _ in self._fractions[:-1]]
         self._values: dict[Policy, dict[int, float]] = {}  # of those still in the race, by round
         self._held: deque[tuple[Policy, int, float]] = deque()  # wait until their round has its first pairs
@@ -87,6 +88,9 @@ class Evolution:
             policy, race_round = self._promoted.popleft()
         else:
             policy, race_round = self._child(), 0
+            if policy in self._seen:  # nothing new is left: a full repeat costs nothing and must disturb no race
+                self._repeats[policy] += 1
+                return Ask(policy, self._problem.tier, self._fractions[-1])
             self._seen.add(policy)
         return Ask(policy, self._problem.tier, self._fractions[race_round])
 
@@ -94,6 +98,9 @@ class Evolution:
         """Judge a candidate after a round; crown it after the last."""
         policy, race_round = evaluation.ask.policy, self._fractions.index(evaluation.ask.fraction)
         final = race_round == len(self._fractions) - 1
+        if final and self._repeats[policy]:
+            self._repeats[policy] -= 1
+            return
         values = self._values.pop(policy, {})
         if evaluation.ok:
             values[race_round] = value = self._log(evaluation.loss)

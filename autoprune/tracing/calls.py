@@ -106,15 +106,10 @@ def rows(call: Call, positions: Tensor) -> Tensor:
     """
     if call.kind == "linear":
         return call.x.flatten(1, -2)[:, positions].flatten(0, 1)[None] if call.x.dim() > 2 else call.x[None]
-    x, stride = _as_convolution(call)
-    size, kernel = x.shape[2:], call.weight.shape[2:]
-    grid = _output_size(size, kernel, stride, call.dilation)
-    at, tap, step = positions, torch.arange(math.prod(kernel), device=x.device), 1
-    index = torch.zeros(len(at), len(tap), dtype=torch.long, device=x.device)
-    for d in reversed(range(len(size))):
-        index += ((at % grid[d]) * stride[d])[:, None] * step + ((tap % kernel[d]) * call.dilation[d])[None] * step
-        at, tap, step = at // grid[d], tap // kernel[d], step * size[d]
+    x, stride, pads = _as_convolution(call)
+    index, outside = _gather_index(x.shape[2:], call, stride, pads, positions)
     u = x.movedim(1, -1).flatten(1, -2)[:, index.flatten()]
+    u[:, outside] = 0.0
     channels = x.shape[1] // call.groups
     u = u.reshape(len(x) * len(positions), index.shape[1], call.groups, channels)
     return u.permute(2, 0, 1, 3).flatten(2)
@@ -161,16 +156,43 @@ def spatial_count(kind: str, y: Tensor) -> int:
     return math.prod(y.shape[1:-1]) if kind == "linear" else math.prod(y.shape[2:])
 
 
-def _as_convolution(call: Call) -> tuple[Tensor, tuple[int, ...]]:
-    """The padded input and stride of the plain convolution that the call is."""
-    x, stride = call.x, call.stride
+def _gather_index(
+    size: Sequence[int],
+    call: Call,
+    stride: Sequence[int],
+    pads: Sequence[tuple[int, int]],
+    positions: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Flat input positions [P, taps] under each output position, and which of the P * taps lie in the zero padding.
+
+    Gathering from the input as it is saves the padded copy of it.
+    """
+    kernel = call.weight.shape[2:]
+    padded = [s + a + b for s, (a, b) in zip(size, pads, strict=True)]
+    grid = _output_size(padded, kernel, stride, call.dilation)
+    at, tap, step = positions, torch.arange(math.prod(kernel), device=positions.device), 1
+    index = torch.zeros(len(at), len(tap), dtype=torch.long, device=positions.device)
+    inside = torch.ones_like(index, dtype=torch.bool)
+    for d in reversed(range(len(size))):
+        place = ((at % grid[d]) * stride[d] - pads[d][0])[:, None] + ((tap % kernel[d]) * call.dilation[d])[None]
+        inside &= (place >= 0) & (place < size[d])
+        index += place.clamp(0, size[d] - 1) * step
+        at, tap, step = at // grid[d], tap // kernel[d], step * size[d]
+    return index, (~inside).flatten().nonzero()[:, 0]
+
+
+def _as_convolution(call: Call) -> tuple[Tensor, tuple[int, ...], tuple[tuple[int, int], ...]]:
+    """Input, stride and padding of the plain convolution that the call is."""
+    x, stride, pads = call.x, call.stride, call.pads
     if call.kind == "transposed":
         size = [(s - 1) * t + 1 for s, t in zip(x.shape[2:], stride, strict=True)]
         wide = x.new_zeros(*x.shape[:2], *size)
         wide[(slice(None), slice(None), *(slice(None, None, t) for t in stride))] = x
         x, stride = wide, (1,) * len(stride)
-    pads = [p for pair in reversed(call.pads) for p in pair]
-    return (F.pad(x, pads) if any(pads) else x), stride
+    if any(p < 0 for pair in pads for p in pair):  # a transposed convolution may crop
+        crops = [min(p, 0) for pair in reversed(pads) for p in pair]
+        x, pads = F.pad(x, crops), tuple((max(a, 0), max(b, 0)) for a, b in pads)
+    return x, stride, pads
 
 
 def _output_size(
