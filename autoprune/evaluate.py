@@ -6,6 +6,7 @@ import ctypes
 import math
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from autoprune.job import Job
 from autoprune.losses import FIDELITIES
 from autoprune.protocols import Batch, Direction, Task
 from autoprune.recover import Lesson, finetune
-from autoprune.repair import FixedPoint, Reference, Refit, observe
+from autoprune.repair import FixedPoint, Folded, Reference, Refit, observe
 from autoprune.structure import Structure
 from autoprune.tracing.wiring import find_sites
 
@@ -209,14 +210,17 @@ class TieredEvaluator:
             n = size(batch)
             reference = self._reference(split, i, batch)
             with torch.no_grad():
-                if direct:
-                    with FixedPoint(self.stitcher, reference, settle=False):
-                        outputs = self.task.outputs(model, batch)
-                else:
+                with self._forward_mode(reference, direct):
                     outputs = self.task.outputs(model, batch)
                 total += n * float(fidelity(outputs, reference.outputs))
             count += n
         return total / count
+
+    def _forward_mode(self, reference: Reference, direct: bool) -> AbstractContextManager[object]:
+        """How a batch runs; the dense policy runs as it is, so that it scores exactly as the dense model."""
+        if direct:
+            return FixedPoint(self.stitcher, reference, settle=False)
+        return Folded(self.stitcher.model, self._sites) if self.stitcher.narrowed() else nullcontext()
 
     def _reference(self, split: Split, index: int, batch: Batch) -> Reference:
         """The dense model on a batch of a split, or on its first samples; seen once."""

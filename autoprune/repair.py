@@ -27,6 +27,7 @@ from autoprune.tracing.calls import (
     parse_norm,
     pick_positions,
     rows,
+    run_folded,
     spatial_count,
     to_matrix,
 )
@@ -38,6 +39,8 @@ REFIT_RIDGE = 1e-2
 
 MANY = 32_768
 """Values a channel from which every other row is enough for its moments: both networks are measured alike."""
+BLOCK = 65_536
+"""Values of a block: 256 kB."""
 
 Moments = tuple[Tensor, Tensor]
 
@@ -63,21 +66,23 @@ def observe(model: nn.Module, task: Task, batch: Batch, sites: Mapping[str, Site
     return Reference(outputs.detach(), watch.moments, watch.targets)
 
 
-def moments(y: Tensor, centre: Tensor) -> Moments:
+def moments(y: Tensor) -> Moments:
     """Mean and biased variance of [N, C, ...] over all but the channels [C]; from every other row of a large map.
 
-    In blocks that stay in the cache: torch.var_mean takes ten times as long on a CPU.
+    Products with ones over blocks that stay in the cache: torch.var_mean takes twenty times as long on a CPU.
     """
-    lines = y.movedim(1, -1).reshape(-1, *y.shape[-1:], y.shape[1]) if y.dim() > 2 else y[:, None]
+    channels, line = y.shape[1], y.shape[1] * (y.shape[-1] if y.dim() > 2 else 1)
+    lines = y.movedim(1, -1).reshape(-1, line)
     if y[:, 0].numel() >= MANY:
         lines = lines[::2]
-    total, squares = torch.zeros_like(centre), torch.zeros_like(centre)
-    for block in lines.split(max(1, 16384 // lines.shape[1])):
-        d = block - centre
-        total, squares = total + d.sum((0, 1)), squares + d.square_().sum((0, 1))
-    n = lines.shape[0] * lines.shape[1]
-    mean = total / n
-    return mean + centre, (squares / n - mean.square()).clamp_min(0.0)
+    size = max(1, BLOCK // line)
+    ones, total, squares = y.new_ones(size), y.new_zeros(line), y.new_zeros(line)
+    for block in lines.split(size):
+        total.addmv_(block.T, ones[: len(block)])
+        squares.addmv_(block.square().T, ones[: len(block)])
+    count = lines.numel() // channels
+    mean = total.view(-1, channels).sum(0) / count
+    return mean, (squares.view(-1, channels).sum(0) / count - mean.square()).clamp_min(0.0)
 
 
 class _Watch(TorchFunctionMode):
@@ -96,7 +101,7 @@ class _Watch(TorchFunctionMode):
         opened = [self.open.pop(id(a)) for a in args if isinstance(a, Tensor) and id(a) in self.open]
         norm = parse_norm(func, args, kwargs)
         if norm is not None and id(norm.mean) in self.norms:
-            self.moments[self.norms[id(norm.mean)]] = moments(norm.x, norm.mean)
+            self.moments[self.norms[id(norm.mean)]] = moments(norm.x)
         out = func(*args, **kwargs)
         if opened and not isinstance(out, Tensor):  # a look at its shape
             self.open.update({id(t): (site, t) for site, t in opened})
@@ -142,11 +147,41 @@ class FixedPoint(TorchFunctionMode):
         name = self.norms.get(id(norm.mean), "") if norm is not None else ""
         if norm is None or name not in self.reference.norms:
             return func(*args, **kwargs)
-        mean, var = correct(self.stitcher, name, moments(norm.x, norm.mean), self.reference.norms[name])
+        mean, var = correct(self.stitcher, name, moments(norm.x), self.reference.norms[name])
         if self.settle:
             norm.mean.data, norm.var.data = mean, var
             self.stitcher.mark_dirty({f"{name}.running_mean", f"{name}.running_var"})
         return norm.run(mean=mean, var=var)
+
+
+class Folded(TorchFunctionMode):
+    """Runs a model with its batch norms folded into the weights before them: the same outputs, a sixth faster.
+
+    `sites` say which norm alone reads which weight's output; transposed convolutions run as they are.
+    """
+
+    def __init__(self, model: nn.Module, sites: Mapping[str, Site]) -> None:
+        super().__init__()
+        norms, parameters = batch_norms(model), dict(model.named_parameters())
+        self.norm_of = {
+            id(parameters[name]): norms[site.norm]
+            for name, site in sites.items()
+            if site.norm is not None and site.kind != "transposed"
+        }
+        self.skip = {id(norm.running_mean) for norm in self.norm_of.values()}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        call = parse_call(func, args, kwargs or {})
+        norm = self.norm_of.get(id(call.weight)) if call is not None else None
+        if call is not None and norm is not None:
+            assert norm.running_mean is not None
+            assert norm.running_var is not None
+            given = NormCall(call.x, norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.eps)
+            return run_folded(call, given)
+        seen = parse_norm(func, args, kwargs or {})
+        if seen is not None and id(seen.mean) in self.skip:
+            return seen.x
+        return func(*args, **(kwargs or {}))
 
 
 def norm_ids(model: nn.Module) -> dict[int, str]:
@@ -215,7 +250,7 @@ class Refit(TorchFunctionMode):
     def _normed(self, name: str, norm: NormCall) -> Tensor:
         self.changed = self.changed or f"{name}.running_mean" in self.narrowed
         if self.changed and name not in self.settled and name in self.reference.norms:
-            pruned = moments(norm.x, norm.mean)
+            pruned = moments(norm.x)
             norm.mean.data, norm.var.data = correct(self.stitcher, name, pruned, self.reference.norms[name])
             self.stitcher.mark_dirty({f"{name}.running_mean", f"{name}.running_var"})
         return norm.run()
@@ -283,14 +318,14 @@ class Refit(TorchFunctionMode):
 def ridge_towards(u: Tensor, t: Tensor, prior: Tensor, intercept: bool) -> tuple[Tensor, Tensor]:
     """Minimise |t - u W' - b|^2 / n + ridge |W - prior|^2 for each conv group: W [g, rows, columns], b [g * rows].
 
-    u: [g, n, columns], t: [g, n, rows], prior: [g, rows, columns].
+    u: [g, n, columns], centred in place; t: [g, n, rows]; prior: [g, rows, columns].
     """
-    mu, mt = u.mean(1, keepdim=True), t.mean(1, keepdim=True)
-    if not intercept:
-        mu, mt = torch.zeros_like(mu), torch.zeros_like(mt)
+    n, with_mean = u.shape[1], 1.0 if intercept else 0.0
+    ones = u.new_full((len(u), 1, n), with_mean / n)
+    mu, mt = ones @ u, ones @ t
+    u.sub_(mu)  # before the product: the factors are rounded, and a large mean would drown the rest
     with fast_products():
-        second = _products(u, u) / u.shape[1] - mu.transpose(1, 2) @ mu
-    cross = _products(u, t - mt) / u.shape[1]
+        second, cross = _products(u, u) / n, _products(u, t - mt) / n
     ridge = REFIT_RIDGE * second.diagonal(dim1=1, dim2=2).mean(1).clamp_min(1e-12)[:, None, None]
     eye = torch.eye(second.shape[1], dtype=u.dtype, device=u.device)
     w = torch.linalg.solve(second + ridge * eye, cross + ridge * prior.transpose(1, 2)).transpose(1, 2)
@@ -305,8 +340,8 @@ def _products(a: Tensor, b: Tensor) -> Tensor:
 @contextmanager
 def fast_products() -> Iterator[None]:
     """Float32 products from bfloat16 factors where the CPU has them: a third of the time, 1e-4 of the diagonal."""
-    matmul = torch.backends.mkldnn.matmul if hasattr(torch.backends.mkldnn, "matmul") else None
-    if not hasattr(matmul, "fp32_precision"):
+    matmul: Any = getattr(torch.backends.mkldnn, "matmul", None)
+    if not hasattr(matmul, "fp32_precision"):  # torch before 2.9
         yield
         return
     before = matmul.fp32_precision
@@ -327,8 +362,9 @@ class _Waiting:
     norm: NormCall | None = None
 
     def output(self) -> Tensor:
-        y = self.call.run()
-        return y if self.norm is None else self.norm.run(y)
+        if self.norm is None:
+            return self.call.run()
+        return run_folded(self.call, self.norm)
 
 
 def _placeholder(call: Call) -> Tensor:

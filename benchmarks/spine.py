@@ -144,7 +144,16 @@ def naive(setting: Setting, evaluator: TieredEvaluator, args: argparse.Namespace
     dense, task = prepared_model(setting.task, CPU), setting.task
     fitness = evaluator.batches("fitness")
     teacher = [evaluator._reference("fitness", i, b).outputs for i, b in enumerate(fitness)]
-    row("inner widths", "naive s", "stitch s", "refit s", "times faster (stitch, refit)", "KL naive", "KL stitch", "KL refit")
+    row(
+        "inner widths",
+        "naive s",
+        "stitch s",
+        "refit s",
+        "times faster (stitch, refit)",
+        "KL naive",
+        "KL stitch",
+        "KL refit",
+    )
     for share in (0.75, 0.5):
         policy, other = uniform_widths(setting, share), uniform_widths(setting, 0.9 * share)
         times: dict[str, list[float]] = {"naive": [], "stitch": [], "refit": []}
@@ -193,7 +202,12 @@ def database(setting: Setting, evaluator: TieredEvaluator, args: argparse.Namesp
 
 
 def naive_candidate(
-    dense: nn.Module, task: Task, policy: Policy, evaluator: TieredEvaluator, fitness: Sequence[Any], teacher: Sequence[Any]
+    dense: nn.Module,
+    task: Task,
+    policy: Policy,
+    evaluator: TieredEvaluator,
+    fitness: Sequence[Any],
+    teacher: Sequence[Any],
 ) -> float:
     """One candidate as people do it today: L1 norm, slice a deep copy, recalibrate the batch norms, evaluate."""
     import torch_pruning as tp
@@ -215,7 +229,12 @@ def naive_candidate(
     recalibrate(model, evaluator.parts.statistics[0])
     with torch.no_grad():
         total = sum(
-            size(b) * float(torch.nn.functional.kl_div(model(b[0]).log_softmax(1), t.log_softmax(1), log_target=True, reduction="batchmean"))
+            size(b)
+            * float(
+                torch.nn.functional.kl_div(
+                    model(b[0]).log_softmax(1), t.log_softmax(1), log_target=True, reduction="batchmean"
+                )
+            )
             for b, t in zip(fitness, teacher, strict=True)
         )
     return total / sum(size(b) for b in fitness)

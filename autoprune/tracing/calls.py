@@ -88,6 +88,14 @@ class NormCall:
         return F.batch_norm(x, mean, var, self.gamma, self.beta, False, 0.0, self.eps)
 
 
+def run_folded(call: Call, norm: NormCall) -> Tensor:
+    """The norm of a convolution's or linear's output as one call, its scale and shift folded into the weight."""
+    scale = (norm.var + norm.eps).rsqrt() * (1.0 if norm.gamma is None else norm.gamma)
+    shift = (0.0 if call.bias is None else call.bias) - norm.mean
+    bias = shift * scale + (0.0 if norm.beta is None else norm.beta)
+    return call.run(call.weight * scale.view(-1, *[1] * (call.weight.dim() - 1)), bias)
+
+
 def parse_norm(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> NormCall | None:
     """The batch norm behind a torch function, or None if it is none that uses running statistics."""
     if func is not F.batch_norm:
@@ -100,16 +108,16 @@ def parse_norm(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Nor
 
 
 def rows(call: Call, positions: Tensor) -> Tensor:
-    """Inputs as matrix rows, [conv groups, samples * positions, taps * channels of a conv group].
+    """Inputs as rows in memory of their own, [conv groups, samples * positions, taps * channels of a conv group].
 
-    `positions` are flat output positions [P] (all tokens of a linear with 2-d input: ignored there).
+    `positions` are flat output positions [P]; tokens of a linear, of which a 2-d input has one.
     """
     if call.kind == "linear":
-        return call.x.flatten(1, -2)[:, positions].flatten(0, 1)[None] if call.x.dim() > 2 else call.x[None]
+        tokens = call.x.flatten(1, -2) if call.x.dim() > 2 else call.x[:, None]
+        return tokens.index_select(1, positions).flatten(0, 1)[None]
     x, stride, pads = _as_convolution(call)
     index, outside = _gather_index(x.shape[2:], call, stride, pads, positions)
-    u = x.movedim(1, -1).flatten(1, -2)[:, index.flatten()]
-    u[:, outside] = 0.0
+    u = x.movedim(1, -1).flatten(1, -2).index_select(1, index.flatten()).index_fill_(1, outside, 0.0)
     channels = x.shape[1] // call.groups
     u = u.reshape(len(x) * len(positions), index.shape[1], call.groups, channels)
     return u.permute(2, 0, 1, 3).flatten(2)
@@ -118,8 +126,8 @@ def rows(call: Call, positions: Tensor) -> Tensor:
 def outputs_at(call_kind: str, y: Tensor, positions: Tensor) -> Tensor:
     """Outputs [N, C, ...] (linear: [N, ..., C]) at flat positions as [samples * positions, C], rows as in `rows`."""
     if call_kind == "linear":
-        return y.flatten(1, -2)[:, positions].flatten(0, 1) if y.dim() > 2 else y
-    return y.movedim(1, -1).flatten(1, -2)[:, positions].flatten(0, 1)
+        return y.flatten(1, -2).index_select(1, positions).flatten(0, 1) if y.dim() > 2 else y
+    return y.movedim(1, -1).flatten(1, -2).index_select(1, positions).flatten(0, 1)
 
 
 def to_matrix(weight: Tensor, kind: str, groups: int) -> Tensor:
