@@ -48,7 +48,7 @@ def test_nothing_is_asked_twice_and_seeds_are_not_asked_again() -> None:
 
 
 def test_racing_spends_fewer_samples_and_larger_fractions_follow_smaller_ones() -> None:
-    told = drive(Evolution(PROBLEM, np.random.default_rng(0)), 200)
+    told = drive(Evolution(PROBLEM, np.random.default_rng(0), fractions=(0.125, 0.5, 1.0)), 200)
     assert sum(e.passes for e in told) < 0.6 * len(told)
     begun: dict[object, float] = {}
     for evaluation in told:
@@ -56,6 +56,14 @@ def test_racing_spends_fewer_samples_and_larger_fractions_follow_smaller_ones() 
         assert begun.get(ask.policy, 0.0) < ask.fraction
         assert ask.policy in begun or ask.fraction == 0.125
         begun[ask.policy] = ask.fraction
+
+
+def test_a_tier_that_costs_much_whatever_the_fraction_is_raced_in_fewer_rounds() -> None:
+    rounds = {
+        tier: {e.ask.fraction for e in drive(Evolution(replace(PROBLEM, tier=tier), np.random.default_rng(0)), 60)}
+        for tier in ("stitch", "refit", "tune")
+    }
+    assert rounds == {"stitch": {0.125, 0.5, 1.0}, "refit": {0.25, 1.0}, "tune": {1.0}}
 
 
 def test_a_biased_first_part_of_the_samples_does_not_stop_the_race() -> None:

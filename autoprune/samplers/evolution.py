@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -22,6 +23,8 @@ ARCHIVE = 400  # elites kept before the worse half goes
 FAR = 0.5  # log loss that a parent must be better by to be taken from the other end of the budget range
 PAIRS = 4  # candidates that go all the way unjudged, to learn what few samples say about all
 DOUBT = 0.2  # what is assumed, before that, to be the standard error of a log loss on few samples
+# A refit looks at all statistics samples whatever the fraction, so that many short rounds cost more than they save.
+FRACTIONS = {"stitch": (0.125, 0.5, 1.0), "refit": (0.25, 1.0), "tune": (1.0,)}
 
 
 @dataclass(frozen=True)
@@ -52,15 +55,15 @@ class Evolution:
     """After ALGORITHMS 6.3 and EvoPress (Sieberling et al. 2024): elitist, seeded by `problem.seeds`, no duplicates.
 
     Each ask is a child of an elite, on a budget from a lattice over the range. It is asked at the first of
-    `fractions`, and again at later ones unless it is confidently worse than the front, or better at once.
+    `fractions` (by default what suits the tier), and again at later ones unless it is confidently worse than the
+    front, or better at once.
     """
 
-    def __init__(
-        self, problem: Problem, rng: np.random.Generator, *, fractions: tuple[float, ...] = (0.125, 0.5, 1.0)
-    ) -> None:
-        self._fractions = tuple(float(f) for f in fractions)
+    def __init__(self, problem: Problem, rng: np.random.Generator, *, fractions: Sequence[float] | None = None) -> None:
+        chosen = FRACTIONS[problem.tier] if fractions is None else fractions
+        self._fractions = tuple(float(f) for f in chosen)
         if list(self._fractions) != sorted(set(self._fractions)) or self._fractions[-1:] != (1.0,):
-            raise InputError(f"search.options.fractions must ascend to 1, not {list(fractions)}")
+            raise InputError(f"search.options.fractions must ascend to 1, not {list(chosen)}")
         budget = problem.budget
         self._problem = problem
         self._rng = rng
