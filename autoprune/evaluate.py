@@ -242,8 +242,7 @@ class TieredEvaluator:
         return taken
 
     def _readers(self, dense: nn.Module) -> dict[str, list[str]]:
-        example = tuple(x.to(self.device) for x in self.task.example_inputs())
-        self._sites = find_sites(dense, example)
+        self._sites = find_sites(dense, self.task.example_inputs())
         return consumed(self.structure.groups, self._sites)
 
 

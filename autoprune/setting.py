@@ -73,7 +73,7 @@ def prepare(job: Job, folder: Path, task: Task | None = None) -> Setting:
     lent, task = task, task or job.build_task()
     settings = Settings.of(job)
     model = prepared_model(task, settings.torch_device)
-    whole = analyze(model, task.example_inputs(), seed=job.search.seed)
+    whole = analyze(task.build(), task.example_inputs(), seed=job.search.seed)
     structure = restrict(whole, job.search_space())
     problem = _problem(job, structure)
     parts = prepared_parts(task, settings)

@@ -12,7 +12,7 @@ from autoprune.structure import Group, Role, Slice
 
 def atom_sums(values: Tensor, piece: Slice, width: int) -> Tensor:
     """Sum of `values` (the shape of the slice's tensor) over everything that an atom owns, [width]."""
-    rows = values.detach().double().movedim(piece.dim, 0).reshape(values.shape[piece.dim], -1).sum(1)
+    rows = values.detach().cpu().double().movedim(piece.dim, 0).reshape(values.shape[piece.dim], -1).sum(1)
     return torch.stack([rows[list(piece.positions(a))].sum() for a in range(width)])
 
 

@@ -36,5 +36,5 @@ class Taylor:
         total = torch.zeros(group.width, dtype=torch.float64)
         for piece, weight in produced_weights(model, group):
             if weight.grad is not None:
-                total += atom_sums(weight * weight.grad, piece, group.width).cpu()
+                total += atom_sums(weight * weight.grad, piece, group.width)
         return total

@@ -112,6 +112,7 @@ def rows(call: Call, positions: Tensor) -> Tensor:
 
     `positions` are flat output positions [P]; tokens of a linear, of which a 2-d input has one.
     """
+    positions = positions.to(call.x.device)
     if call.kind == "linear":
         tokens = call.x.flatten(1, -2) if call.x.dim() > 2 else call.x[:, None]
         return tokens.index_select(1, positions).flatten(0, 1)[None]
@@ -125,6 +126,7 @@ def rows(call: Call, positions: Tensor) -> Tensor:
 
 def outputs_at(call_kind: str, y: Tensor, positions: Tensor) -> Tensor:
     """Outputs [N, C, ...] (linear: [N, ..., C]) at flat positions as [samples * positions, C], rows as in `rows`."""
+    positions = positions.to(y.device)
     if call_kind == "linear":
         return y.flatten(1, -2).index_select(1, positions).flatten(0, 1) if y.dim() > 2 else y
     return y.movedim(1, -1).flatten(1, -2).index_select(1, positions).flatten(0, 1)

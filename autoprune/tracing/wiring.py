@@ -36,8 +36,9 @@ class Site:
 def find_sites(model: nn.Module, example_inputs: Sequence[Tensor]) -> dict[str, Site]:
     """Sites by weight name, in execution order; the model must be in eval mode and is left untouched."""
     flow = _Flow(model)
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
     with torch.no_grad(), flow:
-        model(*example_inputs)
+        model(*(x.to(device) for x in example_inputs))
     sites = {name: flow.site(name) for name in flow.outputs}
     rivals: dict[int, list[str]] = {}
     for name, site in sites.items():
