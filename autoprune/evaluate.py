@@ -23,13 +23,12 @@ from autoprune.evaluation import Ask, Evaluation, Split
 from autoprune.job import Job
 from autoprune.losses import FIDELITIES
 from autoprune.protocols import Batch, Direction, Task
-from autoprune.recover import Lesson, finetune
+from autoprune.recover import BATCH_SIZE, Lesson, finetune
 from autoprune.repair import FixedPoint, Folded, Reference, Refit, observe
 from autoprune.structure import Structure
 from autoprune.tracing.wiring import find_sites
 
 COSTS = ("macs", "params", "bytes")
-TRAIN_SAMPLES = 20_000
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 
@@ -45,6 +44,7 @@ class Settings:
     calibration: int = 2048
     validation: int = 1024
     finetune_steps: int = 100
+    costs: tuple[str, ...] = COSTS
     batch_size: int = 256
     seed: int = 0
     device: str = "auto"
@@ -53,8 +53,9 @@ class Settings:
     def of(job: Job) -> Settings:
         e, loss = job.evaluator, job.objectives.loss
         name, direction = (loss, None) if isinstance(loss, str) else (loss.metric, loss.direction)
+        costs = tuple(dict.fromkeys([*COSTS, *job.objectives.costs]))
         return Settings(
-            name, direction, e.calibration, e.validation, e.finetune_steps, seed=job.search.seed, device=e.device
+            name, direction, e.calibration, e.validation, e.finetune_steps, costs, seed=job.search.seed, device=e.device
         )
 
     @property
@@ -123,7 +124,7 @@ class TieredEvaluator:
         self.statistics = observe(dense, task, self.parts.statistics, self.sites)
         self.dense = dense
         self.references: dict[tuple[Split, int, int], Reference] = {}
-        self.costs = {name: plugins.load("costs", name)(structure) for name in COSTS}
+        self.costs = {name: plugins.load("costs", name)(structure) for name in settings.costs}
         self._batches: dict[Split, Sequence[Batch]] = {"fitness": self.parts.fitness, "heldback": self.parts.heldback}
         self._lesson: Lesson | None = None
 
@@ -139,9 +140,10 @@ class TieredEvaluator:
             self.stitcher.mark_dirty()
             return Evaluation.failed(ask, reason, costs, time.perf_counter() - started)
         seconds = time.perf_counter() - started
-        if not math.isfinite(loss):
-            self.stitcher.mark_dirty()
-            return Evaluation.failed(ask, f"the loss is {loss}", costs, seconds)
+        for name, value in {"loss": loss, **metrics}.items():
+            if not math.isfinite(value):
+                self.stitcher.mark_dirty()
+                return Evaluation.failed(ask, f"the {name} is {value}", costs, seconds)
         return Evaluation(ask, loss, costs, metrics, samples / self.parts.total, seconds)
 
     def repaired(self, ask: Ask) -> nn.Module:
@@ -186,20 +188,23 @@ class TieredEvaluator:
             self.task.outputs(model, self.parts.statistics)
         samples = float(size(self.parts.statistics))
         if ask.tier == "tune":
-            samples += 3.0 * finetune(model, self.lesson(), self.settings.finetune_steps, self.settings.seed)
-            model.requires_grad_(False)
-            self.stitcher.mark_dirty()
+            self.stitcher.mark_dirty()  # before the first step: whatever happens in it
+            try:
+                samples += 3.0 * finetune(model, self.lesson(), self.settings.finetune_steps, self.settings.seed)
+            finally:
+                model.requires_grad_(False)
         return samples
 
     def lesson(self) -> Lesson:
-        """Training samples with the dense outputs, computed once."""
+        """The first training samples, as many as the fine-tune can use, with the dense outputs; computed once."""
         if self._lesson is None:
-            wanted = min(TRAIN_SAMPLES, self.settings.finetune_steps * 128)
-            samples = prepare(gather(self.task.split("train"), wanted), self.device)
+            samples = prepare(gather(self.task.split("train"), self.settings.finetune_steps * BATCH_SIZE), self.device)
             with torch.no_grad():
                 parts = [self.task.outputs(self.dense, b) for b in chunks(samples, self.settings.batch_size)]
-            fidelity = FIDELITIES.get(self.settings.loss, FIDELITIES["kl"])
-            self._lesson = Lesson(samples, torch.cat(parts), self.task.outputs, fidelity)
+            teacher = torch.cat(parts)
+            classes = teacher.dim() > 1 and teacher.shape[-1] > 1
+            fidelity = FIDELITIES.get(self.settings.loss, FIDELITIES["kl" if classes else "mse"])
+            self._lesson = Lesson(samples, teacher, self.task.outputs, fidelity)
         return self._lesson
 
     def _fidelity(self, batches: Sequence[Batch], split: Split, direct: bool) -> float:

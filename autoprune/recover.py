@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -29,47 +29,57 @@ class Lesson:
     fidelity: Fidelity
 
 
-def finetune(model: nn.Module, lesson: Lesson, steps: int, seed: int, lr: float | None = None) -> int:
+def finetune(model: nn.Module, lesson: Lesson, steps: int, seed: int) -> int:
     """Train `model` in place for `steps` optimizer steps; returns the samples seen.
 
     SGD with Nesterov momentum where there are batch norms, else AdamW; linear warm-up over a tenth, then cosine. Batch
     norms train their scale and shift and keep their repaired statistics: those of a batch would undo the repair. The
-    order of the samples depends on `seed` alone, so that all candidates learn from the same batches.
+    order of the samples and dropout depend on `seed` alone, so that all candidates learn alike.
 
     Raises:
         ArithmeticError: the loss is not finite.
     """
-    parameters = [p.requires_grad_(True) for p in model.parameters()]
     norms = batch_norms(model).values()
-    optimizer: torch.optim.Optimizer
-    if norms:
-        optimizer = torch.optim.SGD(parameters, lr or 0.02, momentum=0.9, nesterov=True, weight_decay=1e-4)
-    else:
-        optimizer = torch.optim.AdamW(parameters, lr or 1e-3, weight_decay=0.01)
+    optimizer = _optimizer(model, bool(norms))
     warm = max(1, steps // 10)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, warm, steps))
-    generator, seen = torch.Generator().manual_seed(seed), 0
-    order = torch.empty(0, dtype=torch.long)
+    seen = 0
     model.train()
     for norm in norms:
         norm.eval()
-    with torch.enable_grad():
-        for step in range(steps):
-            if len(order) < min(BATCH_SIZE, size(lesson.samples)):
-                order = torch.randperm(size(lesson.samples), generator=generator)
-            index, order = order[:BATCH_SIZE].to(lesson.teacher.device), order[BATCH_SIZE:]
+    with torch.enable_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)  # dropout draws from the global generator
+        for step, index in enumerate(_batches(size(lesson.samples), steps, seed)):
+            index = index.to(lesson.teacher.device)
             loss = lesson.fidelity(lesson.outputs(model, take(lesson.samples, index)), lesson.teacher[index])
             if not math.isfinite(loss.item()):
                 raise ArithmeticError(f"the fine-tuning loss is {loss.item()} at step {step}")
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
-            nn.utils.clip_grad_norm_(parameters, MAX_NORM)
+            nn.utils.clip_grad_norm_(model.parameters(), MAX_NORM)
             optimizer.step()
             schedule.step()
             seen += len(index)
     model.zero_grad(set_to_none=True)
     model.eval()
     return seen
+
+
+def _optimizer(model: nn.Module, convolutional: bool) -> torch.optim.Optimizer:
+    parameters = [p.requires_grad_(True) for p in model.parameters()]
+    if convolutional:
+        return torch.optim.SGD(parameters, 0.02, momentum=0.9, nesterov=True, weight_decay=1e-4)
+    return torch.optim.AdamW(parameters, 1e-3, weight_decay=0.01)
+
+
+def _batches(samples: int, steps: int, seed: int) -> Iterator[Tensor]:
+    """Indices of each step's batch: whole batches of one random order after the other."""
+    generator, order = torch.Generator().manual_seed(seed), torch.empty(0, dtype=torch.long)
+    for _ in range(steps):
+        if len(order) < min(BATCH_SIZE, samples):
+            order = torch.randperm(samples, generator=generator)
+        yield order[:BATCH_SIZE]
+        order = order[BATCH_SIZE:]
 
 
 def _rate(step: int, warm: int, steps: int) -> float:

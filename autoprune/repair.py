@@ -22,6 +22,7 @@ from autoprune.tracing.calls import (
     Call,
     NormCall,
     from_matrix,
+    output_count,
     outputs_at,
     parse_call,
     parse_norm,
@@ -34,6 +35,8 @@ from autoprune.tracing.calls import (
 from autoprune.tracing.wiring import Site, batch_norms
 
 REFIT_POSITIONS = 32
+SILENT = 1e-6
+"""A batch norm scale below which an output says nothing, so that nothing can be fitted to it."""
 REFIT_RIDGE = 1e-2
 """Of the mean diagonal; the shrinkage is towards the database's weights (ALGORITHMS 2b)."""
 
@@ -47,7 +50,9 @@ Moments = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Reference:
-    """The dense model on one batch: its outputs, moments of every batch norm's input, and targets of the refit.
+    """The dense model on one batch: its outputs, moments of the inputs of batch norms, and targets of the refit.
+
+    A batch norm that is called more than once has no moments of its own and stays as it is.
 
     A target is the dense output of a weight at fixed positions [samples * positions, outputs]: of the conv itself, or,
     where it closes a residual branch, of the sum.
@@ -63,7 +68,8 @@ def observe(model: nn.Module, task: Task, batch: Batch, sites: Mapping[str, Site
     watch = _Watch(model, sites or {})
     with torch.no_grad(), watch:
         outputs = task.outputs(model, batch)
-    return Reference(outputs.detach(), watch.moments, watch.targets)
+    single = {name: seen[0] for name, seen in watch.moments.items() if len(seen) == 1}
+    return Reference(outputs.detach(), single, watch.targets)
 
 
 def moments(y: Tensor) -> Moments:
@@ -92,7 +98,7 @@ class _Watch(TorchFunctionMode):
         super().__init__()
         self.norms, self.sites = norm_ids(model), sites
         self.names = {id(p): n for n, p in model.named_parameters() if n in sites}
-        self.moments: dict[str, Moments] = {}
+        self.moments: dict[str, list[Moments]] = {}
         self.targets: dict[str, Tensor] = {}
         self.open: dict[int, tuple[Site, Tensor]] = {}  # tensors on their way to the addition that they close
 
@@ -101,7 +107,7 @@ class _Watch(TorchFunctionMode):
         opened = [self.open.pop(id(a)) for a in args if isinstance(a, Tensor) and id(a) in self.open]
         norm = parse_norm(func, args, kwargs)
         if norm is not None and id(norm.mean) in self.norms:
-            self.moments[self.norms[id(norm.mean)]] = moments(norm.x)
+            self.moments.setdefault(self.norms[id(norm.mean)], []).append(moments(norm.x))
         out = func(*args, **kwargs)
         if opened and not isinstance(out, Tensor):  # a look at its shape
             self.open.update({id(t): (site, t) for site, t in opened})
@@ -262,34 +268,43 @@ class Refit(TorchFunctionMode):
             return held.empty
         if func in ADDS:
             other = args[1] if args[0] is held.empty else args[0]
-            self._fit(held.site, held.call, self._branch_target(held, other))
+            self._fit(held.site, held.call, *self._branch_target(held, other))
+            del self.waiting[id(held.empty)]
         else:
             looked = func(*args, **kwargs)
             if not isinstance(looked, Tensor):
                 return looked  # a look at its shape
-        return func(*(held.output() if a is held.empty else a for a in args), **kwargs)
+        out = func(*((y := held.output()) if a is held.empty else a for a in args), **kwargs)
+        if out is y:  # in place: whoever holds the placeholder must see the sum
+            held.empty.data = out
+            return held.empty
+        return out
 
-    def _branch_target(self, held: _Waiting, shortcut: Tensor) -> Tensor:
-        """Dense sum minus pruned shortcut, taken back through the batch norm."""
+    def _branch_target(self, held: _Waiting, shortcut: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Dense sum minus pruned shortcut, taken back through the batch norm, and the rows where that is possible."""
         site, target, keep = held.site, self.reference.targets[held.site.weight], self._kept_rows(held.site)
         target = (target if keep is None else target[:, keep]) - outputs_at(
             site.kind, shortcut, positions_of(site.kind, shortcut)
         )
         if held.norm is None:
-            return target
+            return target, None
         n = held.norm
         scale = (n.var + n.eps).rsqrt() * (1.0 if n.gamma is None else n.gamma)
-        scale = torch.where(scale.abs() < 1e-6, torch.full_like(scale, 1e-6), scale)
-        return (target - (0.0 if n.beta is None else n.beta)) / scale + n.mean
+        alive = scale.abs() > SILENT
+        target = (target - (0.0 if n.beta is None else n.beta)) / torch.where(alive, scale, 1.0) + n.mean
+        return target, alive
 
-    def _fit(self, site: Site, call: Call, target: Tensor) -> None:
-        """Solve, and write the weight and its intercept where they belong."""
+    def _fit(self, site: Site, call: Call, target: Tensor, alive: Tensor | None = None) -> None:
+        """Solve, and write the weight and its intercept where they belong; rows that are not `alive` stay."""
         kernel, live, dirty = call.weight.shape[2:], self.stitcher.live, {site.weight}
-        positions = pick_positions(site.positions, REFIT_POSITIONS, seed=1)
+        positions = pick_positions(output_count(call), REFIT_POSITIONS, seed=1)
         prior = to_matrix(call.weight, call.kind, call.groups)
         intercept = site.bias is not None or site.norm is not None
         u, t = rows(call, positions), target.unflatten(1, (call.groups, -1)).transpose(0, 1)
         weight, shift = ridge_towards(u, t, prior.flatten(2), intercept)
+        if alive is not None:
+            weight = torch.where(alive.view(call.groups, -1, 1), weight, prior.flatten(2))
+            shift = torch.where(alive, shift, 0.0 if site.bias is None else live[site.bias])
         native = from_matrix(weight.view_as(prior), call.kind, kernel)
         like = torch.channels_last if call.weight.dim() == 4 else torch.contiguous_format
         live[site.weight].data = native.contiguous(memory_format=like)
@@ -364,6 +379,8 @@ class _Waiting:
     def output(self) -> Tensor:
         if self.norm is None:
             return self.call.run()
+        if self.call.kind == "transposed":
+            return self.norm.run(self.call.run())
         return run_folded(self.call, self.norm)
 
 

@@ -111,7 +111,8 @@ class Run:
         for evaluation in evaluate_all(record, executor, labelled, "seed"):
             seeds.append(evaluation)
             yield evaluation
-        problem = replace(s.problem, seeds=tuple(e for e in seeds if e.ok))
+        dense = Policy.dense(s.structure)  # its loss is 0: no start for a search, and no logarithm
+        problem = replace(s.problem, seeds=tuple(e for e in seeds if e.ok and e.ask.policy != dense))
         self.stage = "search"
         search_part = s.job.search
         sampler = build_sampler(

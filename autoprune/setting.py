@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -59,7 +60,10 @@ class Setting:
             inline: Executor = plugins.load("executors", "inline")(self.evaluator_factory())
             return inline
         make = plugins.load("executors", part.kind)
-        workers = min(part.n_workers, self.job.search.window)
+        workers, window = part.n_workers, self.job.search.window
+        if workers > window:
+            warnings.warn(f"{workers} workers, but search.window keeps {window} asks in flight", stacklevel=2)
+            workers = window
         executor: Executor = make(self.evaluator_factory(), workers, part.timeout_s, part.retries)
         return executor
 
@@ -95,6 +99,8 @@ def prepare(job: Job, folder: Path, task: Task | None = None) -> Setting:
             "criterion": job.criterion,
             "multiple_of": job.space.multiple_of,
             "calibration": parts.total,
+            "tier": problem.tier,
+            "finetune_steps": job.evaluator.finetune_steps,
         },
         data=digest([parts.statistics, *parts.fitness, *parts.heldback]),
     )
@@ -110,8 +116,7 @@ def write_event(folder: Path, event: str, facts: Mapping[str, Any]) -> None:
 
 
 def _problem(job: Job, structure: Structure) -> Problem:
-    names = dict.fromkeys([*COSTS, *job.objectives.costs])
-    costs = {name: plugins.load("costs", name)(structure) for name in names}
+    costs = {name: plugins.load("costs", name)(structure) for name in Settings.of(job).costs}
     budget = job.budget.plain()
     Projector(structure, costs).check({budget.cost: budget.low, **budget.limits})
     tier = "refit" if job.evaluator.fitness == "auto" else job.evaluator.fitness

@@ -14,9 +14,15 @@ from autoprune.protocols import Task
 from autoprune.structure import Group
 from autoprune.tracing.wiring import find_sites
 
+RISE, TINY = 1.0 + 1e-9, 1e-30
+"""What keeps the scores of equal errors in the order of the drops."""
+
 
 class Obs:
-    """The order in which the least compensated output error drops the atoms; the score is the place in it."""
+    """Atoms go in the order of least compensated error; the score is that error, over the consumers' output energy.
+
+    An atom never scores below one that went before it, so that the scores repeat the order.
+    """
 
     def __call__(self, model: nn.Module, groups: Sequence[Group], task: Task) -> Mapping[str, Tensor]:
         sites = find_sites(model, task.example_inputs())
@@ -26,10 +32,10 @@ class Obs:
 
     def from_consumers(self, group: Group, consumers: Sequence[Consumer]) -> Tensor:
         """Scores from Grams that the level database has collected."""
-        scores = torch.full((group.width,), float(group.width))
+        scores, last = torch.zeros(group.width, dtype=torch.float64), 0.0
         alive = set(range(group.width))
         for level in drop_atoms(consumers, group.width):
-            gone = alive - set(level.kept.tolist())
-            scores[list(gone)] = float(group.width - level.width)
-            alive -= gone
+            last = scores[level.dropped] = max(level.error, last * RISE)
+            alive.remove(level.dropped)
+        scores[list(alive)] = last * RISE + TINY
         return scores

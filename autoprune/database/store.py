@@ -23,6 +23,9 @@ from autoprune.structure import Group, Structure
 from autoprune.tracing.fingerprint import weights_fingerprint
 from autoprune.tracing.wiring import find_sites
 
+ALGORITHM = "1"
+"""To be raised when the same inputs give other entries, so that no old file is taken for a new one."""
+
 
 @dataclass(frozen=True)
 class LevelDatabase:
@@ -66,7 +69,7 @@ class LevelDatabase:
 def database_key(model: nn.Module, structure: Structure, task: StatisticsOnly, criterion: str) -> str:
     """16 hex digits of all that decides the entries: structure, weights, statistics samples, criterion and grids."""
     grids = repr([(g.name, g.grid) for g in structure.groups])
-    parts = (structure.fingerprint, weights_fingerprint(model), digest([task.statistics]), criterion, grids)
+    parts = (ALGORITHM, structure.fingerprint, weights_fingerprint(model), digest([task.statistics]), criterion, grids)
     return hashlib.sha256("|".join(parts).encode()).hexdigest()[:16]
 
 

@@ -100,13 +100,16 @@ def _inputs(batch: Any) -> tuple[Tensor, ...]:
 
 
 def _check_loader(name: str, loader: Iterable[Any]) -> Any:
-    """The first batch; InputError unless a second look shows the same one (train may shuffle)."""
+    """The first batch; InputError unless a second look shows the same one."""
     with torch.random.fork_rng(devices=[]):  # a DataLoader draws from torch's global generator when it starts
         first, again = (next(iter(loader), None) for _ in range(2))
     if first is None or (again is None and iter(loader) is loader):
         raise InputError(f"loaders[{name!r}] is empty or can be read once only; pass a list or a DataLoader")
     if not isinstance(first, tuple | list) or len(first) != 2:
         raise InputError(f"loaders[{name!r}] must yield (inputs, targets) pairs, not {type(first).__name__}")
-    if name != "train" and not all(torch.equal(a, b) for a, b in zip(_inputs(first), _inputs(again), strict=True)):
-        raise InputError(f"loaders[{name!r}] shuffles; candidates are compared on the same samples, so turn it off")
+    if not all(torch.equal(a, b) for a, b in zip(_inputs(first), _inputs(again), strict=True)):
+        raise InputError(
+            f"loaders[{name!r}] shuffles; every candidate must see the same samples (fine-tuning shuffles by itself), "
+            f"so turn it off"
+        )
     return first

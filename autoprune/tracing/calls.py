@@ -124,6 +124,15 @@ def rows(call: Call, positions: Tensor) -> Tensor:
     return u.permute(2, 0, 1, 3).flatten(2)
 
 
+def output_count(call: Call) -> int:
+    """How many output positions a sample has."""
+    if call.kind == "linear":
+        return math.prod(call.x.shape[1:-1])
+    x, stride, pads = _as_convolution(call)
+    padded = [s + a + b for s, (a, b) in zip(x.shape[2:], pads, strict=True)]
+    return math.prod(_output_size(padded, call.weight.shape[2:], stride, call.dilation))
+
+
 def outputs_at(call_kind: str, y: Tensor, positions: Tensor) -> Tensor:
     """Outputs [N, C, ...] (linear: [N, ..., C]) at flat positions as [samples * positions, C], rows as in `rows`."""
     positions = positions.to(y.device)

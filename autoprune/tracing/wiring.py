@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,7 +21,8 @@ class Site:
     """The use of one weight: by a conv, transposed conv or linear call.
 
     `norm` is the batch norm that alone reads the output; `closes` says that the output (behind the norm) goes into
-    one addition and nowhere else. A weight that is called more than once has `calls` > 1 and neither.
+    one addition and nowhere else. A weight that is called more than once has `calls` > 1 and neither; a norm that is
+    called more than once reads no output alone.
     """
 
     weight: str
@@ -38,7 +40,7 @@ def find_sites(model: nn.Module, example_inputs: Sequence[Tensor]) -> dict[str, 
     flow = _Flow(model)
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     with torch.no_grad(), flow:
-        model(*(x.to(device) for x in example_inputs))
+        flow.returned = {id(t) for t in tree_leaves(model(*(x.to(device) for x in example_inputs)))}
     sites = {name: flow.site(name) for name in flow.outputs}
     rivals: dict[int, list[str]] = {}
     for name, site in sites.items():
@@ -88,6 +90,8 @@ class _Flow(TorchFunctionMode):
         self.outputs: dict[str, _Output] = {}
         self.uses: dict[int, list[_Use]] = {}
         self.alive: list[Any] = []
+        self.norm_calls: Counter[str] = Counter()
+        self.returned: set[int] = set()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -98,6 +102,8 @@ class _Flow(TorchFunctionMode):
         inputs = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor) and not isinstance(t, nn.Parameter)]
         bn = parse_norm(func, args, kwargs)
         norm = self.norms.get(id(bn.mean)) if bn is not None else None
+        if norm is not None:
+            self.norm_calls[norm] += 1
         plain = not kwargs.get("alpha") and len(inputs) == 2 and inputs[0].shape == inputs[1].shape
         for tensor in inputs:
             first = args[0] if args else None
@@ -125,9 +131,14 @@ class _Flow(TorchFunctionMode):
         uses = self.uses.get(id(tensor), [])
         if not uses or uses[0].func not in ADDS or not uses[0].plain:
             return -1
+        if id(tensor) in self.returned and uses[0].out is not tensor:
+            return -1
         in_place = uses[0].out is tensor  # later uses are uses of the sum
         return uses[0].order if in_place or len(uses) == 1 else -1
 
     def _norm_use(self, name: str) -> _Use | None:
-        uses = self.uses.get(id(self.outputs[name].tensors[0]), [])
-        return uses[0] if len(uses) == 1 and uses[0].norm is not None else None
+        tensor = self.outputs[name].tensors[0]
+        uses = self.uses.get(id(tensor), [])
+        if len(uses) != 1 or uses[0].norm is None or id(tensor) in self.returned:
+            return None
+        return uses[0] if self.norm_calls[uses[0].norm] == 1 else None

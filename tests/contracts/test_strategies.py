@@ -38,7 +38,9 @@ def test_a_policy_meets_its_target_to_the_cell(strategy: Strategy, problem: Prob
 def test_all_limits_hold_at_once(strategy: Strategy, problem: Problem) -> None:
     bound = replace(problem, budget=replace(problem.budget, limits={"params": 0.4, "bytes": 0.35}))
     widths = strategy(bound, 0.5).array(STRUCTURE)
-    assert [float(problem.costs[c](widths)) <= limit for c, limit in (("macs", 0.5), ("params", 0.4), ("bytes", 0.35))]
+    assert all(
+        float(problem.costs[c](widths)) <= limit for c, limit in (("macs", 0.5), ("params", 0.4), ("bytes", 0.35))
+    )
     assert problem.costs["bytes"](widths) <= 0.35
 
 
