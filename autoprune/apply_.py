@@ -26,6 +26,7 @@ from autoprune.job import Job
 from autoprune.policy_file import load_front, save_front
 from autoprune.protocols import Task
 from autoprune.recover import BATCH_SIZE, finetune
+from autoprune.setting import make_folder
 from autoprune.structure import Group, Structure
 from autoprune.tracing.analyze import analyze
 from autoprune.tracing.fingerprint import weights_fingerprint
@@ -46,8 +47,8 @@ def apply(
 
     With the weights of the search the kept atoms are replayed, with others they are ranked anew by the point's
     criterion. With a `task` the pruned model is repaired as in the search (compensation, batch norm, refit) on its
-    calibration data, and trained for `finetune_epochs`; without one it is sliced only. `settings` are by default
-    those of the search as far as the point knows them.
+    calibration data, at the tier that scored the point, and trained for `finetune_epochs`; without one it is sliced
+    only. `settings` are by default those of the search as far as the point knows them.
 
     Raises:
         InputError: the model has another structure (says where), or the policy was applied to it before.
@@ -84,8 +85,8 @@ def apply_file(
         _load_weights(model, weights)
     example = task.example_inputs()
     applied = _apply(point, model, example, task, settings, finetune_epochs)
-    out.mkdir(parents=True, exist_ok=True)
-    test = [prepare(b, settings.torch_device) for b in task.split("test")]
+    make_folder(out)
+    test = [prepare(b, torch.device("cpu")) for b in task.split("test")]
     scores = {n: dict(task.metrics(m, test)) for n, m in (("dense", model), ("pruned", applied.model))}
     state = {k: v.contiguous().clone() for k, v in applied.model.state_dict().items()}
     save_file(state, out / "model.safetensors")
@@ -169,12 +170,14 @@ def _repaired(
     if epochs > 0:
         n_train = sum(size(b) for b in task.split("train"))
         steps = max(1, round(epochs * n_train / BATCH_SIZE))
-    evaluator = TieredEvaluator(task, structure, database, replace(settings, finetune_steps=max(steps, 1)), dense)
-    small = evaluator.repaired(Ask(point.policy, "refit"))
+    space = point.base.space
+    as_searched = replace(settings, finetune_steps=int(space.get("finetune_steps", settings.finetune_steps)))
+    evaluator = TieredEvaluator(task, structure, database, as_searched, dense)
+    small = copy.deepcopy(evaluator.repaired(Ask(point.policy, space.get("tier", "refit"))))
     if steps:
-        finetune(small, evaluator.lesson(), steps, settings.seed)
+        finetune(small, evaluator.lesson(steps), steps, settings.seed)
     keep = {n: tuple(database.keep(n, w).tolist()) for n, w in point.policy.widths}
-    return in_format(copy.deepcopy(small), torch.contiguous_format), keep, steps
+    return in_format(small, torch.contiguous_format).to(next(model.parameters()).device), keep, steps
 
 
 def _matching(point: Point, model: nn.Module, example: tuple[Tensor, ...]) -> Structure:

@@ -78,6 +78,7 @@ def _seeded(job: Job, name: str, seed: int, at: Sequence[float]) -> Job:
     span = [min(budget.low, *at), max(budget.high, *at)]
     plain["budget"] = {**plain["budget"], budget.cost: span, "at": list(at)}
     plain["search"] = {**plain["search"], "seed": job.search.seed + seed}
+    plain["evaluator"] = {**plain["evaluator"], "finalists": 0}
     if name not in plugins.names("strategies"):
         plain["search"]["sampler"] = name
     return Job.from_dict(plain)
@@ -89,11 +90,12 @@ def _closed_form(job: Job, name: str, at: Sequence[float], place: Path) -> Itera
     asks = [(f"{name}@{b:g}", _on_validation(setting, strategy, b)) for b in at]
     executor = setting.executor()
     try:
-        with Record(place, setting.structure, setting.problem.objectives, setting.tier) as record:
+        identity = setting.identity
+        with Record(place, setting.structure, setting.problem.objectives, setting.tier, identity) as record:
             done = list(evaluate_all(record, executor, asks, "final"))
     finally:
         executor.close()
-    volume = _volume([(e.costs["macs"], e.loss) for e in done if e.ok])
+    volume = _volume(job, [(e.costs["macs"], e.loss) for e in done if e.ok])
     for budget, e in zip(at, done, strict=True):
         yield _row(budget, e, 1, e.seconds, volume)
 
@@ -104,13 +106,14 @@ def _on_validation(setting: Setting, strategy: Strategy, budget: float) -> Ask:
 
 
 def _searched(job: Job, name: str, at: Sequence[float], place: Path) -> Iterable[dict[str, Any]]:
-    run = Run(job, place, None).finish()
+    """The sampler's own points: those of the control arms, which seed every run, do not count for it."""
+    run = Run(job, place, alone=True).finish()
     trials = [t.user_attrs for t in run.study.get_trials(deepcopy=False)]
     evaluations, seconds = sum(a["passes"] > 0 for a in trials), sum(a["seconds"] for a in trials)
-    volume = _volume([(p.ratio("macs"), p.metrics["validation"]["loss"]) for p in run.front])
+    volume = _volume(job, [(p.ratio("macs"), p.metrics["validation"]["loss"]) for p in run.front])
     for budget in at:
         try:
-            point = run.front.select(macs=budget)
+            point = run.front.select(f"{job.budget.plain().cost}={budget!r}")
         except InputError:  # the search left no point within this budget: an empty row says so
             yield {"budget": budget, "evaluations": evaluations, "seconds": seconds, "hypervolume": volume}
             continue
@@ -129,8 +132,8 @@ def _searched(job: Job, name: str, at: Sequence[float], place: Path) -> Iterable
 def _row(budget: float, e: Evaluation, evaluations: int, seconds: float, volume: float) -> dict[str, Any]:
     return {
         "budget": budget,
-        "macs_ratio": e.costs["macs"],
-        "loss": e.loss,
+        "macs_ratio": e.costs.get("macs"),
+        "loss": e.loss if e.ok else None,
         "accuracy": e.metrics.get("accuracy"),
         "evaluations": evaluations,
         "seconds": seconds,
@@ -138,14 +141,16 @@ def _row(budget: float, e: Evaluation, evaluations: int, seconds: float, volume:
     }
 
 
-def _volume(points: Sequence[tuple[float, float]]) -> float:
-    """Hypervolume of (macs_ratio, log-loss) up to the reference point."""
-    values = np.array([[ratio, np.log(max(loss, LEAST_LOSS))] for ratio, loss in points]).reshape(-1, 2)
+def _volume(job: Job, points: Sequence[tuple[float, float]]) -> float:
+    """Hypervolume of (macs_ratio, log-loss) up to the reference point; a task metric counts as it is."""
+    fidelity = isinstance(job.objectives.loss, str)
+    losses = [np.log(max(loss, LEAST_LOSS)) if fidelity else loss for _, loss in points]
+    values = np.array([[ratio, loss] for (ratio, _), loss in zip(points, losses, strict=True)]).reshape(-1, 2)
     return hypervolume(values, np.array(REFERENCE))
 
 
 def _reference() -> dict[str, Any]:
-    return {"macs_ratio": REFERENCE[0], "log_loss": REFERENCE[1], "note": "of the front on validation"}
+    return {"macs_ratio": REFERENCE[0], "log_loss": REFERENCE[1], "of": "the front on validation"}
 
 
 def _write(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -126,7 +126,7 @@ class TieredEvaluator:
         self.references: dict[tuple[Split, int, int], Reference] = {}
         self.costs = {name: plugins.load("costs", name)(structure) for name in settings.costs}
         self._batches: dict[Split, Sequence[Batch]] = {"fitness": self.parts.fitness, "heldback": self.parts.heldback}
-        self._lesson: Lesson | None = None
+        self._lesson: tuple[int, Lesson] | None = None
 
     def __call__(self, ask: Ask) -> Evaluation:
         """Evaluate; what goes wrong in the model under test becomes the evaluation's error."""
@@ -165,14 +165,14 @@ class TieredEvaluator:
         direct = ask.tier == "stitch" and ask.split == "fitness" and self.settings.direction is None
         if direct:
             self.stitcher.stitch(ask.policy)
-            return self._fidelity(batches, ask.split, direct), {}, count
+            return self.fidelity(batches, ask.split, direct), {}, count
         samples = self._repair(ask) + count
         metrics: Mapping[str, float] = {}
         if ask.split != "fitness" or self.settings.direction is not None:
             with torch.no_grad():
                 metrics = {k: float(v) for k, v in self.task.metrics(self.stitcher.model, batches).items()}
         if self.settings.direction is None:
-            return self._fidelity(batches, ask.split, direct), metrics, samples
+            return self.fidelity(batches, ask.split, direct), metrics, samples
         value = _metric(metrics, self.settings.loss)
         return (-value if self.settings.direction == "maximize" else value), metrics, samples
 
@@ -190,34 +190,35 @@ class TieredEvaluator:
         if ask.tier == "tune":
             self.stitcher.mark_dirty()  # before the first step: whatever happens in it
             try:
-                samples += 3.0 * finetune(model, self.lesson(), self.settings.finetune_steps, self.settings.seed)
+                steps = self.settings.finetune_steps
+                samples += 3.0 * finetune(model, self.lesson(steps), steps, self.settings.seed)
             finally:
                 model.requires_grad_(False)
         return samples
 
-    def lesson(self) -> Lesson:
-        """The first training samples, as many as the fine-tune can use, with the dense outputs; computed once."""
-        if self._lesson is None:
-            samples = prepare(gather(self.task.split("train"), self.settings.finetune_steps * BATCH_SIZE), self.device)
+    def lesson(self, steps: int) -> Lesson:
+        """The first training samples, as many as `steps` can use, with the dense outputs; the last one is kept."""
+        if self._lesson is None or self._lesson[0] != steps:
+            samples = prepare(gather(self.task.split("train"), steps * BATCH_SIZE), self.device)
             with torch.no_grad():
                 parts = [self.task.outputs(self.dense, b) for b in chunks(samples, self.settings.batch_size)]
             teacher = torch.cat(parts)
             classes = teacher.dim() > 1 and teacher.shape[-1] > 1
             fidelity = FIDELITIES.get(self.settings.loss, FIDELITIES["kl" if classes else "mse"])
-            self._lesson = Lesson(samples, teacher, self.task.outputs, fidelity)
-        return self._lesson
+            self._lesson = steps, Lesson(samples, teacher, self.task.outputs, fidelity)
+        return self._lesson[1]
 
-    def _fidelity(self, batches: Sequence[Batch], split: Split, direct: bool) -> float:
-        """Mean loss over samples to the dense outputs."""
+    def fidelity(self, batches: Sequence[Batch], split: Split, direct: bool = False) -> float:
+        """Mean loss to the dense outputs over the first batches of a split; `direct`: each repairs itself."""
         total, count, model = 0.0, 0, self.stitcher.model
-        fidelity = FIDELITIES[self.settings.loss]
+        measure = FIDELITIES[self.settings.loss]
         for i, batch in enumerate(batches):
             n = size(batch)
-            reference = self._reference(split, i, batch)
+            reference = self.reference(split, i, batch)
             with torch.no_grad():
                 with self._forward_mode(reference, direct):
                     outputs = self.task.outputs(model, batch)
-                total += n * float(fidelity(outputs, reference.outputs))
+                total += n * float(measure(outputs, reference.outputs))
             count += n
         return total / count
 
@@ -227,7 +228,7 @@ class TieredEvaluator:
             return FixedPoint(self.stitcher, reference, settle=False)
         return Folded(self.stitcher.model, self._sites) if self.stitcher.narrowed() else nullcontext()
 
-    def _reference(self, split: Split, index: int, batch: Batch) -> Reference:
+    def reference(self, split: Split, index: int, batch: Batch) -> Reference:
         """The dense model on a batch of a split, or on its first samples; seen once."""
         key = (split, index, size(batch))
         if key not in self.references:

@@ -1,10 +1,13 @@
-"""After the search: which points are scored on validation and tuned, the exported front, and who won at each budget."""
+"""After the search: re-ranking on held-back samples, validation, finalists, the exported front, and who won where.
+
+Fitness samples choose the front, the held-back part thins it and picks the winners, validation reports them.
+"""
 
 from __future__ import annotations
 
 import platform
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -12,65 +15,108 @@ import torch
 
 from autoprune import __version__
 from autoprune.errors import RunError
-from autoprune.evaluate import COSTS
-from autoprune.evaluation import Ask, Evaluation
+from autoprune.evaluate import COSTS, Settings
+from autoprune.evaluation import Ask, Evaluation, Split, Tier
 from autoprune.front import Front, Point, pareto_front
 from autoprune.policy import Policy
 from autoprune.setting import Setting
 
 MAX_POINTS = 32
-"""Points of the front that are scored on validation and exported."""
+"""Points of the front that are scored on validation and exported; the nearest below an asked budget come on top."""
 SLACK = 1e-9
 Controls = Mapping[tuple[str, float], Policy]
 Labelled = list[tuple[str, Ask]]
 
 
-def final_asks(setting: Setting, told: Sequence[Evaluation], controls: Controls) -> Labelled:
-    """Asks on validation: the dense model, the front of the search (thinned), the control arms."""
+@dataclass(frozen=True)
+class Told:
+    """What the result table is made of: the front, the winner at each asked budget, the arms, all evaluations."""
+
+    front: Front
+    winners: Mapping[float, Policy]
+    controls: Controls
+    evaluations: Sequence[Evaluation]
+
+    def find(self, policy: Policy | None, split: Split, tier: Tier) -> Evaluation | None:
+        """The full evaluation of `policy` at `tier` on `split`, if it succeeded."""
+        ask = Ask(policy, tier, split=split) if policy is not None else None
+        return next((e for e in self.evaluations if e.ok and e.ask == ask), None)
+
+
+def heldback_asks(setting: Setting, told: Sequence[Evaluation]) -> Labelled:
+    """The front of the search, thinned, on the samples that no stage used: against the winner's curse."""
     problem = setting.problem
     full = [e for e in told if e.ok and e.ask.tier == problem.tier and e.ask.fraction == 1.0]
-    inside = [e for e in full if e.costs[problem.budget.cost] <= problem.budget.high + SLACK]
-    front = _thinned(pareto_front(inside, problem.objectives), setting)
+    front = _thinned(pareto_front(_within(setting, full), problem.objectives), setting)
     if not front:
         errors = [e.error for e in told if e.error][:1]
         raise RunError(f"no evaluation within the budget succeeded; the first error: {(errors or ['none'])[0]}")
-    policies = {"dense": Policy.dense(setting.structure)}
-    policies |= {f"front {e.ask.policy.digest}": e.ask.policy for e in front}
-    policies |= {f"{arm}@{at:g}": policy for (arm, at), policy in controls.items()}
-    return [(label, Ask(p, problem.tier, split="validation")) for label, p in policies.items()]
+    return [(f"front {e.ask.policy.digest}", Ask(e.ask.policy, problem.tier, split="heldback")) for e in front]
 
 
-def tune_asks(setting: Setting, scored: Sequence[Evaluation], controls: Controls) -> Labelled:
-    """The brief fine-tune of the points nearest below each asked budget, and of the control arms there."""
+def validation_asks(setting: Setting, held: Sequence[Evaluation], controls: Controls) -> Labelled:
+    """The dense model, the front as the held-back samples see it, and the control arms, on validation."""
+    tier = setting.tier
+    asks = [("dense", Ask(Policy.dense(setting.structure), "refit", split="validation"))]
+    front = pareto_front([e for e in held if e.ok], setting.problem.objectives)
+    asks += [(f"front {e.ask.policy.digest}", Ask(e.ask.policy, tier, split="validation")) for e in front]
+    asks += [(f"{arm}@{at:g}", Ask(p, tier, split="validation")) for (arm, at), p in controls.items()]
+    return asks
+
+
+def finalist_asks(setting: Setting, scored: Sequence[Evaluation]) -> Labelled:
+    """The brief fine-tune of the points nearest below each asked budget, judged on held-back samples."""
     part, at = setting.job.evaluator, setting.problem.budget.at
     if part.finalists == 0 or part.finetune_steps == 0 or not at:
         return []
-    front, share = validated_front(setting, scored), max(1, part.finalists // len(at))
-    chosen: dict[str, Policy] = {}
+    share, chosen = max(1, part.finalists // len(at)), dict[str, Policy]()
     for limit in at:
-        fitting = [e for e in front if e.costs[setting.problem.budget.cost] <= limit + SLACK]
-        for e in fitting[-share:]:
+        for e in _fitting(setting, validated_front(setting, scored), limit)[-share:]:
             chosen[f"finalist {e.ask.policy.digest}"] = e.ask.policy
-    chosen |= {f"tuned {arm}@{limit:g}": policy for (arm, limit), policy in controls.items()}
-    return [(label, Ask(p, "tune", split="validation")) for label, p in chosen.items()]
+    return [(label, Ask(p, "tune", split="heldback")) for label, p in chosen.items()]
+
+
+def winners(setting: Setting, scored: Sequence[Evaluation], tuned: Sequence[Evaluation]) -> dict[float, Policy]:
+    """At each asked budget the finalist of least tuned loss on held-back samples; where none was tuned, the widest."""
+    losses = {e.ask.policy: e.loss for e in tuned if e.ok}
+    found = {}
+    for limit in setting.problem.budget.at:
+        fitting = [e.ask.policy for e in _fitting(setting, validated_front(setting, scored), limit)]
+        finalists = [p for p in fitting if p in losses]
+        if fitting:
+            found[limit] = min(finalists, key=lambda p: losses[p]) if finalists else fitting[-1]
+    return found
+
+
+def tuned_asks(setting: Setting, chosen: Mapping[float, Policy], controls: Controls) -> Labelled:
+    """The brief fine-tune of the winners and the control arms, on validation: what is reported."""
+    part = setting.job.evaluator
+    if part.finalists == 0 or part.finetune_steps == 0:
+        return []
+    policies = {f"tuned search@{at:g}": p for at, p in chosen.items()}
+    policies |= {f"tuned {arm}@{at:g}": p for (arm, at), p in controls.items()}
+    return [(label, Ask(p, "tune", split="validation")) for label, p in policies.items()]
 
 
 def validated_front(setting: Setting, scored: Iterable[Evaluation]) -> tuple[Evaluation, ...]:
     """The front on validation, within the budget range."""
-    budget = setting.problem.budget
-    inside = [e for e in scored if e.ok and e.costs[budget.cost] <= budget.high + SLACK]
-    return pareto_front(inside, setting.problem.objectives)
+    return pareto_front(_within(setting, scored), setting.problem.objectives)
 
 
 def export_front(
     setting: Setting, scored: Sequence[Evaluation], tuned: Sequence[Evaluation], trials: Mapping[Policy, int]
 ) -> Front:
-    """The Front of policy.json: points ascending in cost, with validation and fine-tuned metrics."""
+    """The Front of policy.json: points ascending in cost, with validation and fine-tuned metrics.
+
+    Control arms appear where the search told them as seeds and no other point beats them.
+    """
     dense = next(e for e in scored if e.ask.policy == Policy.dense(setting.structure))
+    if not dense.ok:
+        raise RunError(f"the dense model fails on validation: {dense.error}")
     base = replace(setting.base, metrics={"validation": dict(dense.metrics)})
     by_policy = {e.ask.policy: e for e in tuned if e.ok}
-    points = []
-    for i, e in enumerate(validated_front(setting, scored)):
+    points: list[Point] = []
+    for e in validated_front(setting, scored):
         policy = e.ask.policy
         metrics = {"validation": _scores(setting, e)}
         if policy in by_policy:
@@ -79,88 +125,86 @@ def export_front(
         keep = {n: tuple(setting.database.keep(n, w).tolist()) for n, w in policy.widths}
         costs: dict[str, Any] = {c: round(e.costs[c] * base.costs[c]) for c in COSTS}
         costs["macs_ratio"] = e.costs["macs"]
-        points.append(Point(f"p{i:02d}", policy, keep, costs, metrics, trials[policy], base))
-    return Front(tuple(points), base, _measured_on(), _provenance(setting))
+        points.append(Point(f"p{len(points):02d}", policy, keep, costs, metrics, trials[policy], base))
+    return Front(tuple(points), base, _measured_on(setting), _provenance(setting))
 
 
-def summarise(
-    setting: Setting, front: Front, scored: Sequence[Evaluation], tuned: Sequence[Evaluation], controls: Controls
-) -> tuple[Mapping[str, Any], ...]:
-    """Rows of the result table: at each asked budget the best point and the control arms, and a plain word on them."""
-    plain = {e.ask.policy: e for e in scored if e.ok}
-    fine = {e.ask.policy: e for e in tuned if e.ok}
+def summarise(setting: Setting, told: Told) -> tuple[Mapping[str, Any], ...]:
+    """Rows of the result table: at each asked budget the winner and the control arms, and a plain word on them."""
     rows = []
+    ids = {p.policy: p.id for p in told.front}
     for at in setting.problem.budget.at:
-        best = _best_at(setting, front, fine, at)
-        arms = {"search": best.policy} if best is not None else {}
-        arms |= {arm: policy for (arm, limit), policy in controls.items() if limit == at}
-        note = _verdict(at, arms, plain, fine)
+        arms = {"search": told.winners[at]} if at in told.winners else {}
+        arms |= {arm: policy for (arm, limit), policy in told.controls.items() if limit == at}
+        note = _verdict(setting, told, at, arms)
         for arm, policy in arms.items():
-            row = _row(plain.get(policy), fine.get(policy))
-            point = best.id if arm == "search" and best is not None else None
-            rows.append({"budget": at, "arm": arm, "point": point, **row, "note": note})
+            plain, fine = told.find(policy, "validation", setting.tier), told.find(policy, "validation", "tune")
+            point = ids.get(policy) if arm == "search" else None
+            rows.append({"budget": at, "arm": arm, "point": point, **_row(plain, fine), "note": note})
     return tuple(rows)
 
 
-def _best_at(setting: Setting, front: Front, fine: Mapping[Policy, Evaluation], at: float) -> Point | None:
-    """The point of least tuned loss within the budget; of least loss where none was tuned."""
-    cost = setting.problem.budget.cost
-    fitting = [p for p in front if p.ratio(cost) <= at + SLACK]
-    tuned = [p for p in fitting if p.policy in fine]
-    if tuned:
-        return min(tuned, key=lambda p: fine[p.policy].loss)
-    return min(fitting, key=lambda p: p.metrics["validation"]["loss"], default=None)
-
-
-def _verdict(
-    at: float,
-    arms: Mapping[str, Policy],
-    plain: Mapping[Policy, Evaluation],
-    fine: Mapping[Policy, Evaluation],
-) -> str:
-    """Says plainly when the search did not beat a control arm, judged after the fine-tune where there was one."""
-    judged, what = (fine, "fine-tuned") if any(p in fine for p in arms.values()) else (plain, "validation")
+def _verdict(setting: Setting, told: Told, at: float, arms: Mapping[str, Policy]) -> str:
+    """Says plainly when the search did not beat a control arm, after the fine-tune where there was one; and the gap."""
     if "search" not in arms:
         return f"at {at:g}: the search found no point within the budget"
-    losses = {arm: judged[p].loss for arm, p in arms.items() if p in judged}
+    tuned = told.find(arms["search"], "validation", "tune") is not None
+    tier: Tier = "tune" if tuned else setting.tier
+    losses = {arm: e.loss for arm, p in arms.items() if (e := told.find(p, "validation", tier)) is not None}
     ours = losses.pop("search", float("inf"))
     better = {arm: loss for arm, loss in losses.items() if loss <= ours}
-    if not better:
-        rest = ", ".join(f"{arm} {loss:.4g}" for arm, loss in losses.items())
-        return f"at {at:g}: search {ours:.4g} against {rest} ({what} loss)"
-    rest = ", ".join(f"{arm} {loss:.4g}" for arm, loss in better.items())
-    return f"at {at:g}: the search did NOT beat {rest}; it has {ours:.4g} ({what} loss)"
+    rest = ", ".join(f"{arm} {loss:.4g}" for arm, loss in (better or losses).items())
+    what = f"loss on validation{', fine-tuned' if tuned else ''}"
+    seen = [(name, told.find(arms["search"], split, setting.tier)) for name, split in GAP]
+    gap = ", ".join(f"{name} {e.loss:.4g}" for name, e in seen if e is not None)
+    verdict = (
+        f"search {ours:.4g} against {rest}" if not better else f"the search did NOT beat {rest}: it has {ours:.4g}"
+    )
+    return f"at {at:g}: {verdict} ({what}); before fine-tuning, the search's point: {gap}"
+
+
+GAP: tuple[tuple[str, Split], ...] = (("fitness", "fitness"), ("held back", "heldback"), ("validation", "validation"))
 
 
 def _row(plain: Evaluation | None, fine: Evaluation | None) -> dict[str, Any]:
     if plain is None:
         return {"macs_ratio": None, "loss": None, "metrics": {}, "finetuned": None}
-    tuned = {"loss": fine.loss, **fine.metrics} if fine is not None else None
+    tuned = {**fine.metrics, "loss": fine.loss} if fine is not None else None
     return {"macs_ratio": plain.costs["macs"], "loss": plain.loss, "metrics": dict(plain.metrics), "finetuned": tuned}
 
 
 def _scores(setting: Setting, e: Evaluation) -> dict[str, float]:
-    """Loss (also by its own name where it compares with the dense outputs) and metrics."""
+    """Metrics and the loss, the latter also by its own name where it compares with the dense outputs."""
     loss = setting.job.objectives.loss
     named: dict[str, float] = {loss: e.loss} if isinstance(loss, str) else {}
-    return {"loss": e.loss, **named, **e.metrics}
+    return {**e.metrics, **named, "loss": e.loss}
+
+
+def _within(setting: Setting, evaluations: Iterable[Evaluation]) -> list[Evaluation]:
+    """Those that succeeded inside the budget range."""
+    budget = setting.problem.budget
+    return [e for e in evaluations if e.ok and e.costs[budget.cost] <= budget.high + SLACK]
+
+
+def _fitting(setting: Setting, front: Sequence[Evaluation], limit: float) -> list[Evaluation]:
+    """Those of an ascending front that cost at most `limit`."""
+    return [e for e in front if e.costs[setting.problem.budget.cost] <= limit + SLACK]
 
 
 def _thinned(front: Sequence[Evaluation], setting: Setting) -> list[Evaluation]:
-    """At most MAX_POINTS, evenly along the front, the nearest below each asked budget among them."""
-    cost, at = setting.problem.budget.cost, setting.problem.budget.at
-    nearest = {max((i for i, e in enumerate(front) if e.costs[cost] <= limit + SLACK), default=-1) for limit in at}
-    if len(front) > MAX_POINTS:
-        step = (len(front) - 1) / (MAX_POINTS - 1)
-        chosen = {round(k * step) for k in range(MAX_POINTS)} | (nearest - {-1})
-        return [front[i] for i in sorted(chosen)]
-    return list(front)
+    """MAX_POINTS evenly along the front, and the nearest below each asked budget."""
+    if len(front) <= MAX_POINTS:
+        return list(front)
+    nearest = {len(_fitting(setting, front, limit)) - 1 for limit in setting.problem.budget.at}
+    step = (len(front) - 1) / (MAX_POINTS - 1)
+    return [front[i] for i in sorted({round(k * step) for k in range(MAX_POINTS)} | (nearest - {-1}))]
 
 
-def _measured_on() -> dict[str, Any]:
+def _measured_on(setting: Setting) -> dict[str, Any]:
     versions = {"python": platform.python_version(), "torch": torch.__version__}
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
-    return {"device": device, "threads": torch.get_num_threads(), "runtime": "eager", "versions": versions}
+    on_gpu = Settings.of(setting.job).torch_device.type == "cuda"
+    device = torch.cuda.get_device_name() if on_gpu else platform.processor() or platform.machine()
+    return {"device": device, "threads": 1, "runtime": "eager", "versions": versions}
 
 
 def _provenance(setting: Setting) -> dict[str, Any]:

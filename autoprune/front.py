@@ -46,7 +46,8 @@ class Base:
     """The dense model that a front belongs to: what identifies it, what it costs and scores.
 
     `costs` are absolute (macs a sample, params, bytes); `metrics` maps a split to its dense metrics; `inputs` are
-    {"shape": [...], "dtype": "float32"}; `space` holds granularity, criterion and multiple_of; `data` a hash.
+    {"shape": [...], "dtype": "float32"}; `space` holds granularity, criterion and multiple_of; `data` a hash;
+    `directions` says which way a metric is better (maximize where it is silent).
     """
 
     structure_fingerprint: str
@@ -58,6 +59,7 @@ class Base:
     groups: tuple[Group, ...]
     space: Mapping[str, Any]
     data: str
+    directions: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -140,11 +142,14 @@ class Front(Sequence[Point]):
             raise InputError(f"no point of the front is within {limits}; the least it offers is {least}")
         if drop is None:
             return min(fitting, key=_validation_loss)
-        name, dense = next((k, v) for k, v in self.base.metrics["validation"].items() if k not in ("kl", "loss"))
-        enough = [p for p in fitting if dense - p.metrics["validation"][name] <= drop + 1e-12]
+        name, dense = _first_metric(self.base)
+        sign = -1.0 if self.base.directions.get(name) == "minimize" else 1.0
+        drops = {p.id: sign * (dense - p.metrics["validation"][name]) for p in fitting}
+        enough = [p for p in fitting if drops[p.id] <= drop + 1e-12]
         if not enough:
-            best = min(dense - p.metrics["validation"][name] for p in fitting)
-            raise InputError(f"no point keeps {name} within {drop} of dense; the least drop is {best:.4g}")
+            raise InputError(
+                f"no point keeps {name} within {drop:g} of dense; the least drop is {min(drops.values()):.4g}"
+            )
         return min(enough, key=lambda p: p.ratio(next(iter(self.base.costs))))
 
     def _knee(self) -> Point:
@@ -156,6 +161,14 @@ class Front(Sequence[Point]):
         x = (cost - cost.min()) / max(float(np.ptp(cost)), 1e-12)
         y = (loss - loss.min()) / max(float(np.ptp(loss)), 1e-12)
         return self.points[int(np.argmin(x + y))]
+
+
+def _first_metric(base: Base) -> tuple[str, float]:
+    """The first metric of the task on validation, and its dense value."""
+    for name, value in base.metrics.get("validation", {}).items():
+        if name not in ("loss", "kl", "mse", "cosine"):
+            return name, value
+    raise InputError("drop= needs a task metric on validation, and the front has none")
 
 
 def _validation_loss(point: Point) -> float:

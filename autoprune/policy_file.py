@@ -112,6 +112,7 @@ class BaseFile(_Part):
     inputs: tuple[dict[str, Any], ...]
     costs: dict[str, Number]
     metrics: dict[str, dict[str, Number]]
+    directions: dict[str, str] = Field(default_factory=dict)
 
 
 class PointFile(_Part):
@@ -157,6 +158,7 @@ def _front_to_json(front: Front) -> dict[str, Any]:
             "inputs": [dict(spec) for spec in base.inputs],
             "costs": _whole_numbers(base.costs),
             "metrics": {split: dict(values) for split, values in base.metrics.items()},
+            **({"directions": dict(base.directions)} if base.directions else {}),
         },
         "space": dict(base.space),
         "data": base.data,
@@ -206,7 +208,7 @@ def _front_from_file(parsed: FrontFile, path: str) -> Front:
         raise InputError(f"{path} is damaged: {error}") from error
     b = parsed.base
     prints = b.fingerprint.structure, b.fingerprint.weights
-    base = Base(*prints, b.model, b.inputs, b.costs, b.metrics, groups, parsed.space, parsed.data)
+    base = Base(*prints, b.model, b.inputs, b.costs, b.metrics, groups, parsed.space, parsed.data, b.directions)
     points = (Point(p.id, Policy.of(p.widths), p.keep, p.costs, p.metrics, p.trial, base) for p in parsed.points)
     return Front(tuple(points), base, parsed.measured_on, parsed.provenance)
 

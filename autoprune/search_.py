@@ -10,18 +10,17 @@ from typing import Any
 
 import numpy as np
 
-from autoprune import plugins
+from autoprune import finals, plugins
 from autoprune.errors import InputError
 from autoprune.evaluation import Ask, Evaluation
-from autoprune.finals import export_front, final_asks, summarise, tune_asks
 from autoprune.front import Front
 from autoprune.job import Job, changed_keys
 from autoprune.policy import Policy
 from autoprune.policy_file import save_csv, save_front
-from autoprune.protocols import Problem, Task
+from autoprune.protocols import Executor, Problem, Task
 from autoprune.samplers import build_sampler
-from autoprune.setting import Setting, prepare, write_event
-from autoprune.study import JOURNAL, STUDY_NAME, Record, evaluate_all, search_loop
+from autoprune.setting import Setting, make_folder, prepare, write_event
+from autoprune.study import JOURNAL, STUDY_NAME, Record, evaluate_all, locked, search_loop
 
 CONTROL_ARMS = ("uniform", "global")
 SEED_TARGETS = 5
@@ -42,27 +41,35 @@ def search(
     """
     job = _as_job(job, task)
     folder = Path(out) if out is not None else Path("runs") / job.name
-    if fresh:
-        _forget(folder)
-    return Run(job, folder, task)
+    return Run(job, folder, task, fresh)
 
 
 class Run:
-    """A search under way. Iterating drives it to the end; a run that was driven before replays from its record."""
+    """A search under way. Iterating drives it to the end; a run that was driven before replays from its record.
 
-    def __init__(self, job: Job, folder: Path, task: Task | None) -> None:
-        _check_same_job(job, folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        self.path, self.stage, self.done = folder, "prepare", 0
-        self.total = 1 + len(_seed_targets(job)) * len(CONTROL_ARMS) + job.search.trials
+    With `alone` the control arms start the search but stay out of its front and its finals, for a fair comparison.
+    """
+
+    def __init__(
+        self, job: Job, folder: Path, task: Task | None = None, fresh: bool = False, alone: bool = False
+    ) -> None:
+        if not fresh:
+            _check_same_job(job, folder)
+        make_folder(folder)
+        self.path, self.stage, self.done, self._alone = folder, "prepare", 0, alone
+        self.n_seeds = 1 + len(_seed_targets(job)) * len(CONTROL_ARMS)
+        self.total = self.n_seeds + job.search.trials
         self._setting: Setting = prepare(job, folder, task)
-        _write_job(job, folder)
+        with locked(folder):
+            if fresh:  # not before the new job has proved good
+                _forget(folder, self._setting.database_path)
+            _write_job(job, folder)
         self._result: tuple[Front, tuple[Mapping[str, Any], ...]] | None = None
 
     def __iter__(self) -> Iterator[Evaluation]:
         """Evaluations as they are told: control arms, search, finalists."""
-        s = self._setting
-        with Record(self.path, s.structure, s.problem.objectives, s.tier) as record:
+        s, self.done, self.total = self._setting, 0, self.n_seeds + self._setting.job.search.trials
+        with Record(self.path, s.structure, s.problem.objectives, s.tier, s.identity) as record:
             write_event(self.path, "start", {"groups": len(s.structure), "trials": s.job.search.trials})
             executor = s.executor()
             try:
@@ -104,7 +111,7 @@ class Run:
         assert self._result is not None
         return self._result
 
-    def _stages(self, record: Record, executor: Any) -> Iterator[Evaluation]:
+    def _stages(self, record: Record, executor: Executor) -> Iterator[Evaluation]:
         s, self.stage = self._setting, "control arms"
         labelled = seed_asks(s)
         seeds = []
@@ -125,27 +132,30 @@ class Run:
             yield evaluation
         yield from self._finals(record, executor, told)
 
-    def _finals(self, record: Record, executor: Any, told: list[Evaluation]) -> Iterator[Evaluation]:
-        """Score the front and the control arms on validation, tune the finalists, export."""
-        s, self.stage = self._setting, "validation"
-        controls = control_policies(s.problem)
-        labelled = final_asks(s, told, controls)
-        self.total += len(labelled)
-        scored = []
-        for evaluation in evaluate_all(record, executor, labelled, "final"):
-            scored.append(evaluation)
-            yield evaluation
-        self.stage = "finalists"
-        tuning = tune_asks(s, scored, controls)
-        self.total += len(tuning)
-        tuned = []
-        for evaluation in evaluate_all(record, executor, tuning, "final"):
-            tuned.append(evaluation)
-            yield evaluation
-        full = [(i, e.ask) for i, e in enumerate(told) if e.ask.fraction == 1.0 and e.ask.tier == s.tier]
-        trials = {ask.policy: i for i, ask in reversed(full)}
-        front = export_front(s, scored, tuned, trials)
-        rows = summarise(s, front, scored, tuned, controls)
+    def _finals(self, record: Record, executor: Executor, told: list[Evaluation]) -> Iterator[Evaluation]:
+        """Re-rank the front on held-back samples, score it on validation, tune the finalists, export."""
+        s, controls = self._setting, {} if self._alone else control_policies(self._setting.problem)
+        own = told[self.n_seeds :] if self._alone else told
+
+        def evaluated(stage: str, asks: finals.Labelled, done: list[Evaluation]) -> Iterator[Evaluation]:
+            self.stage, self.total = stage, self.total + len(asks)
+            for evaluation in evaluate_all(record, executor, asks, "final"):
+                done.append(evaluation)
+                yield evaluation
+
+        held: list[Evaluation] = []
+        scored: list[Evaluation] = []
+        tuned: list[Evaluation] = []
+        final: list[Evaluation] = []
+        yield from evaluated("held back", finals.heldback_asks(s, own), held)
+        yield from evaluated("validation", finals.validation_asks(s, held, controls), scored)
+        yield from evaluated("finalists", finals.finalist_asks(s, scored), tuned)
+        winners = finals.winners(s, scored, tuned)
+        yield from evaluated("fine-tuned", finals.tuned_asks(s, winners, controls), final)
+        full = [(i, e) for i, e in enumerate(told) if e.ask.fraction == 1.0 and e.ask.tier == s.tier]
+        trials = {e.ask.policy: i for i, e in reversed(full)}
+        front = finals.export_front(s, scored, final, trials)
+        rows = finals.summarise(s, finals.Told(front, winners, controls, (*told, *held, *scored, *final)))
         self._result = (front, rows)
         self._export(front, rows)
 
@@ -177,8 +187,9 @@ def control_policies(problem: Problem) -> dict[tuple[str, float], Policy]:
 
 def _seed_targets(job: Job) -> list[float]:
     budget = job.budget.plain()
-    between = np.linspace(budget.low, budget.high, SEED_TARGETS)
-    return sorted({round(float(t), 6) for t in (*between, *budget.at)}, reverse=True)
+    between = [float(t) for t in np.linspace(budget.low, budget.high, SEED_TARGETS)]
+    targets = {round(t, 6): t for t in (*between, *budget.at)}  # the asked budgets as they were asked
+    return [targets[key] for key in sorted(targets, reverse=True)]
 
 
 def _as_job(job: Job | str | Path | Mapping[str, Any], task: Task | None) -> Job:
@@ -209,9 +220,10 @@ def _write_job(job: Job, folder: Path) -> None:
     os.replace(part, folder / "job.yaml")
 
 
-def _forget(folder: Path) -> None:
+def _forget(folder: Path, database: Path) -> None:
     """Remove the files of an earlier run, and nothing else."""
     for name in RUN_FILES:
         (folder / name).unlink(missing_ok=True)
     for path in (folder / "database").glob("*.safetensors"):
-        path.unlink()
+        if path != database:
+            path.unlink()

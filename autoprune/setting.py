@@ -44,6 +44,12 @@ class Setting:
     base: Base
 
     @property
+    def identity(self) -> dict[str, str]:
+        """What evaluations depend on beside the job: a record of other ones must not answer."""
+        b = self.base
+        return {"structure": b.structure_fingerprint, "weights": b.weights_fingerprint, "data": b.data}
+
+    @property
     def tier(self) -> Tier:
         return self.problem.tier
 
@@ -103,9 +109,18 @@ def prepare(job: Job, folder: Path, task: Task | None = None) -> Setting:
             "finetune_steps": job.evaluator.finetune_steps,
         },
         data=digest([parts.statistics, *parts.fitness, *parts.heldback]),
+        directions=dict(task.directions),
     )
     problem = replace(problem, scores=database.scores(structure))
     return Setting(job, task, lent, structure, database, path, problem, base)
+
+
+def make_folder(folder: Path) -> None:
+    """The run folder, made where there is none; InputError where that cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot write to --out {folder}: {error.strerror}") from None
 
 
 def write_event(folder: Path, event: str, facts: Mapping[str, Any]) -> None:

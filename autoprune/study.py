@@ -90,14 +90,23 @@ def evaluate_all(
 class Record:
     """The study of a run folder, held under a lock: every finished evaluation, on disk at once, and read back.
 
+    `identity` names what the evaluations depend on beside the job (structure, weights, data), each by a hash.
     `evaluations` maps (stage, index of the ask) to its evaluation, `labels` likewise; `known` maps each Ask to its
     first evaluation. `tier` is the fitness tier: full evaluations at it and above are COMPLETE trials, others PRUNED.
 
     Raises:
-        InputError: another process uses the folder, or the journal is damaged or belongs to other objectives.
+        InputError: another process uses the folder, the journal is damaged, or it belongs to other objectives or to
+            another identity.
     """
 
-    def __init__(self, folder: Path, structure: Structure, objectives: Sequence[str], tier: Tier = "refit") -> None:
+    def __init__(
+        self,
+        folder: Path,
+        structure: Structure,
+        objectives: Sequence[str],
+        tier: Tier = "refit",
+        identity: Mapping[str, str] | None = None,
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder
         self.evaluations: dict[tuple[Stage, int], Evaluation] = {}
@@ -111,7 +120,7 @@ class Record:
         self._lock = _lock(folder / LOCK)
         try:
             _mend(folder / JOURNAL)
-            self.study = _open_study(folder / JOURNAL, ("loss", *objectives))
+            self.study = _open_study(folder / JOURNAL, ("loss", *objectives), identity or {})
             self.versions: Mapping[str, str] = self.study.user_attrs["versions"]
             for trial in self.study.get_trials(deepcopy=False):
                 self._remember(*_from_trial(trial))
@@ -246,6 +255,16 @@ def _from_trial(trial: optuna.trial.FrozenTrial) -> tuple[Stage, int, str, Evalu
     return a["stage"], a["ask"], a["label"], evaluation
 
 
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a run folder without opening its record; InputError where another process uses it."""
+    descriptor = _lock(folder / LOCK)
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def _lock(path: Path) -> int:
     """Take the folder for this process; the system gives it free when the process ends, however it ends."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
@@ -277,7 +296,7 @@ def _mend(journal: Path) -> None:
         file.truncate(end)
 
 
-def _open_study(journal: Path, names: tuple[str, ...]) -> optuna.Study:
+def _open_study(journal: Path, names: tuple[str, ...], identity: Mapping[str, str]) -> optuna.Study:
     """The study in `journal`, made where there is none; all objectives are minimised."""
     with optuna_quiet():
         try:
@@ -295,6 +314,14 @@ def _open_study(journal: Path, names: tuple[str, ...]) -> optuna.Study:
             raise InputError(f"{journal} records {was}, this job has {now}; start anew with --fresh")
         if "versions" not in study.user_attrs:
             study.set_user_attr("versions", _versions())
+            study.set_user_attr("identity", dict(identity))
+        held = study.user_attrs.get("identity", {})
+        other = [name for name, value in identity.items() if held.get(name, value) != value]
+        if other:
+            raise InputError(
+                f"{journal} records a search with other {' and '.join(other)}; choose another --out or start anew with "
+                f"--fresh"
+            )
     return study
 
 

@@ -1,6 +1,6 @@
 """Speed, memory and quality of the spine on ResNet-20, as ratios measured side by side in one run.
 
-usage: python benchmarks/spine.py [--only candidates,repairs,proxy,naive,memory,database] [--data ../shared/data]
+usage: python benchmarks/spine.py [--only candidates,repairs,proxy,naive,memory,database]
 Every part prints a table in Markdown; one thread. The data are described in the README.
 """
 
@@ -103,7 +103,7 @@ def repairs(setting: Setting, evaluator: TieredEvaluator, args: argparse.Namespa
         policy = uniform_widths(setting, share)
         for name in ("database only", "plain batch norm", "fixed-point batch norm", "refit"):
             model = repaired(evaluator, policy, name)
-            loss = evaluator._fidelity(evaluator.batches("fitness"), "fitness", direct=False)
+            loss = evaluator.fidelity(evaluator.batches("fitness"), "fitness", direct=False)
             row(f"{share:.0%}", name, f"{loss:.4f}", f"{100 * setting.task.metrics(model, test)['accuracy']:.2f} %")
 
 
@@ -122,11 +122,10 @@ def proxy(setting: Setting, evaluator: TieredEvaluator, args: argparse.Namespace
         tiers[name] = []
         for policy in found:
             repaired(evaluator, policy, name)
-            tiers[name].append(evaluator._fidelity(evaluator.batches("fitness"), "fitness", direct=False))
+            tiers[name].append(evaluator.fidelity(evaluator.batches("fitness"), "fitness", direct=False))
         seconds[name] = (time.perf_counter() - start) / len(found)
     for steps in (100, args.steps):
         evaluator.settings = replace(evaluator.settings, finetune_steps=steps)
-        evaluator._lesson = None
         start = time.perf_counter()
         tiers[f"{steps} steps"] = [evaluator(Ask(p, "tune")).loss for p in found]
         seconds[f"{steps} steps"] = (time.perf_counter() - start) / len(found)
@@ -143,7 +142,7 @@ def naive(setting: Setting, evaluator: TieredEvaluator, args: argparse.Namespace
     """Against deepcopy, torch-pruning's pruner, batch norm recalibration and evaluation on the same widths."""
     dense, task = prepared_model(setting.task, CPU), setting.task
     fitness = evaluator.batches("fitness")
-    teacher = [evaluator._reference("fitness", i, b).outputs for i, b in enumerate(fitness)]
+    teacher = [evaluator.reference("fitness", i, b).outputs for i, b in enumerate(fitness)]
     row(
         "inner widths",
         "naive s",

@@ -13,7 +13,7 @@ from tests.test_search import job
 
 
 def test_every_strategy_budget_and_seed_has_a_row_and_a_second_call_the_same(tmp_path: Path) -> None:
-    the_job = job(search={"trials": 4}, evaluator={"finalists": 0})
+    the_job = job(search={"trials": 12}, evaluator={"finalists": 0})
     result = compare(the_job, ("uniform", "global", "random"), (0.6, 0.4), 2, tmp_path)
     with (tmp_path / "compare.csv").open() as file:
         rows = list(csv.DictReader(file))
