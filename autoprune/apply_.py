@@ -14,11 +14,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from autoprune import plugins
 from autoprune.calibration import StatisticsOnly, in_format, prepare, size
 from autoprune.database.store import build_database
 from autoprune.errors import InputError
-from autoprune.evaluate import Settings, TieredEvaluator, prepared_parts
+from autoprune.evaluate import Settings, TieredEvaluator, prepared_model, prepared_parts
 from autoprune.evaluation import Ask
 from autoprune.export import export as export_model
 from autoprune.front import Base, Front, Point
@@ -26,7 +25,7 @@ from autoprune.job import Job
 from autoprune.policy_file import load_front, save_front
 from autoprune.protocols import Task
 from autoprune.recover import BATCH_SIZE, finetune
-from autoprune.setting import make_folder
+from autoprune.setting import load_criterion, make_folder
 from autoprune.structure import Group, Structure
 from autoprune.tracing.analyze import analyze
 from autoprune.tracing.fingerprint import weights_fingerprint
@@ -78,6 +77,10 @@ def apply_file(
     out: Path,
 ) -> dict[str, Any]:
     """`autoprune apply`: select, apply, score on the test split, save; returns the report that it also writes."""
+    if (out / "policy.json").exists() and ((out / "study.journal").exists() or out == policy_path.parent):
+        raise InputError(f"--out {out} holds the front of a search, which apply would overwrite; choose another folder")
+    if not 0.0 <= finetune_epochs < 1e4:
+        raise InputError(f"--finetune-epochs must be a number of epochs from 0 to 10000, not {finetune_epochs}")
     point, settings = load_front(policy_path).select(at), Settings.of(job)
     task = job.build_task()
     model = task.build()
@@ -162,9 +165,9 @@ def _repaired(
 ) -> tuple[nn.Module, dict[str, tuple[int, ...]], int]:
     replayed, epochs = how
     device = settings.torch_device
-    dense = in_format(copy.deepcopy(model).to(device), torch.channels_last).eval()
-    seen = StatisticsOnly(task, prepared_parts(task, settings).statistics)
-    criterion = plugins.load("criteria", str(point.base.space["criterion"]))()
+    dense = prepared_model(task, device, copy.deepcopy(model))
+    seen = StatisticsOnly(task, prepared_parts(task, settings, dense).statistics)
+    criterion = load_criterion(str(point.base.space.get("criterion", "obs")))
     database = build_database(dense, structure, seen, criterion, point.keep if replayed else None)
     steps = 0
     if epochs > 0:
@@ -184,6 +187,8 @@ def _matching(point: Point, model: nn.Module, example: tuple[Tensor, ...]) -> St
     """The model's structure; InputError with a named diff where it is not the policy's."""
     structure = analyze(model, example)
     if structure.fingerprint == point.base.structure_fingerprint:
+        if any(structure.group(g.name).slices != g.slices for g in point.base.groups):
+            raise InputError("the policy file is damaged: its groups contradict its own fingerprint")
         return structure
     widths, found = point.policy.as_dict(), {g.name: g for g in structure.groups}
     pruned = {n: w for n, w in widths.items() if w < _of(point.base, n).width}

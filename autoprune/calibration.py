@@ -115,18 +115,22 @@ def gather(batches: Iterable[Batch], samples: int) -> Batch:
 
 
 def in_format(model: nn.Module, memory_format: torch.memory_format) -> nn.Module:
-    """`model` with its 4-d tensors in this memory format, in place."""
-    return model.to(memory_format=memory_format)  # type: ignore[call-overload,no-any-return]  # torch's stub lacks it
+    """`model` with its 4-d tensors in this memory format, in place; other tensors stay as they are."""
+    with torch.no_grad():
+        for tensor in (*model.parameters(), *model.buffers()):
+            if tensor.dim() == 4:
+                tensor.data = tensor.data.contiguous(memory_format=memory_format)
+    return model
 
 
-def prepare(batch: Batch, device: torch.device) -> Batch:
-    """A batch on `device`, images in channels_last."""
+def prepare(batch: Batch, device: torch.device, memory_format: torch.memory_format = torch.contiguous_format) -> Batch:
+    """A batch on `device`, its 4-d tensors in this memory format."""
 
     def move(t: Any) -> Any:
         if not isinstance(t, Tensor):
             return t
         t = t.to(device)
-        return t.contiguous(memory_format=torch.channels_last) if t.dim() == 4 else t
+        return t.contiguous(memory_format=memory_format) if t.dim() == 4 else t
 
     return tree_map(move, batch)
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
 import time
 import webbrowser
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
@@ -52,8 +53,10 @@ def run(arguments: Sequence[str]) -> int:
     if (here := str(Path.cwd())) not in sys.path:
         sys.path.insert(0, here)  # so that a job's "module:function" finds modules beside the user
     command = typer.main.get_command(app)
+    aside = contextlib.redirect_stdout(sys.stderr) if "--json" in arguments else contextlib.nullcontext()
     try:
-        code = command.main(list(arguments) or ["--help"], prog_name="autoprune", standalone_mode=False)
+        with aside:  # whatever a user's model prints, stdout is one document
+            code = command.main(list(arguments) or ["--help"], prog_name="autoprune", standalone_mode=False)
     except KeyboardInterrupt:
         return _say(INTERRUPTED, 130)
     except SystemExit as leaving:  # typer turns an interrupt into this
@@ -70,7 +73,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 @app.command()
-def inspect(job: JobPath, json_: JsonFlag = False, set_: SetOption = None) -> None:
+def inspect(job: JobPath, json_: JsonFlag = False, set_: SetOption = None) -> dict[str, Any] | None:
     """Show groups, widths, their share of the MACs, and what is frozen and why."""
     from autoprune.space import restrict
     from autoprune.tracing.analyze import analyze
@@ -79,10 +82,7 @@ def inspect(job: JobPath, json_: JsonFlag = False, set_: SetOption = None) -> No
     task = the_job.build_task()
     whole = analyze(task.build(), task.example_inputs(), seed=the_job.search.seed)
     facts = _inspect_facts(restrict(whole, the_job.search_space()), task)
-    if json_:
-        print(json.dumps(facts, indent=1))
-    else:
-        _print_inspect(facts)
+    return facts if json_ else _shown(_print_inspect, facts)
 
 
 @app.command()
@@ -95,7 +95,7 @@ def search(
     set_: SetOption = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start anew instead of resuming.")] = False,
     json_: JsonFlag = False,
-) -> None:
+) -> dict[str, Any] | None:
     """Search for the front of loss versus cost; a second call with the same --out resumes."""
     flags = {"search.trials": trials, "executor.workers": workers, "search.seed": seed}
     overrides = [*(set_ or []), *(f"{key}={value}" for key, value in flags.items() if value is not None)]
@@ -107,12 +107,12 @@ def search(
     _follow(done, _console(json_))
     rows = [dict(row) for row in done.summary]
     if json_:
-        print(json.dumps({"out": str(done.path), "points": len(done.front), "summary": rows}, indent=1, default=str))
-        return
+        return {"out": str(done.path), "points": len(done.front), "summary": rows}
     _print_summary(rows)
     names = ("policy.json", "front.csv", "report.html", "study.journal")
     files = [name for name in names if (Path(done.path) / name).exists()]
     _console(False).print(f"{len(done.front)} points on the front; {done.path}: {', '.join(files)}", soft_wrap=True)
+    return None
 
 
 @app.command()
@@ -124,7 +124,7 @@ def compare(
     out: OutPath = None,
     set_: SetOption = None,
     json_: JsonFlag = False,
-) -> None:
+) -> dict[str, Any] | None:
     """Run strategies and samplers at the same budgets and seeds, side by side."""
     the_job = _load(job, set_)
     asked = the_job.budget.plain().at if budgets is None else tuple(_ratio(b) for b in _words(budgets))
@@ -132,10 +132,7 @@ def compare(
     from autoprune.compare_ import compare as compare_verb
 
     result = compare_verb(the_job, _words(strategies), asked, seeds, out)
-    if json_:
-        print(json.dumps(result, indent=1, default=str))
-    else:
-        _print_rows(list(result["rows"]), "compare")
+    return result if json_ else _shown(_print_rows, list(result["rows"]))
 
 
 @app.command()
@@ -148,7 +145,7 @@ def apply(
     finetune_epochs: Annotated[float, typer.Option(min=0, help="Epochs of fine-tuning.")] = 0,
     export: Annotated[str, typer.Option(help="Also write onnx, pt2 (with commas).")] = "",
     json_: JsonFlag = False,
-) -> None:
+) -> dict[str, Any] | None:
     """Prune the model as a point of a front says, repair, verify and save it."""
     from autoprune.export import check_formats
 
@@ -158,10 +155,7 @@ def apply(
     from autoprune.apply_ import apply_file
 
     report_ = apply_file(policy, the_job, weights, at, finetune_epochs, formats, out)
-    if json_:
-        print(json.dumps(report_, indent=1, default=str))
-    else:
-        _print_mapping(report_)
+    return report_ if json_ else _shown(_print_mapping, report_)
 
 
 @app.command()
@@ -176,6 +170,11 @@ def report(
     print(path)
     if open_:
         webbrowser.open(path.resolve().as_uri())
+
+
+def _shown(show: Callable[[Any], None], document: object) -> dict[str, Any] | None:
+    show(document)
+    return None
 
 
 def _load(path: Path, overrides: Sequence[str] | None) -> Job:
@@ -195,6 +194,8 @@ def _explain(error: Exception) -> tuple[str, int]:
 
 
 def _exit_code(code: object) -> int:
+    if isinstance(code, dict):
+        print(json.dumps(code, indent=1, default=str))
     return code if isinstance(code, int) else 0
 
 
@@ -284,8 +285,8 @@ def _print_summary(rows: Sequence[Mapping[str, Any]]) -> None:
         console.print(note, markup=False, highlight=False, soft_wrap=True)
 
 
-def _print_rows(rows: Sequence[Mapping[str, Any]], title: str) -> None:
-    table = Table(title=title, title_justify="left")
+def _print_rows(rows: Sequence[Mapping[str, Any]]) -> None:
+    table = Table(title="compare", title_justify="left")
     columns = list(dict.fromkeys(key for row in rows for key in row))
     for column in columns:
         table.add_column(column)

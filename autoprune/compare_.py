@@ -18,7 +18,7 @@ from autoprune.front import hypervolume
 from autoprune.job import Job
 from autoprune.protocols import Problem, Strategy
 from autoprune.search_ import Run
-from autoprune.setting import Setting, prepare
+from autoprune.setting import Setting, make_folder, prepare
 from autoprune.study import Record, evaluate_all
 
 COLUMNS = (
@@ -38,7 +38,7 @@ REFERENCE = (1.0, float(np.log(10.0)))
 
 
 def compare(
-    job: Job,
+    job: Job | str | Path,
     strategies: Sequence[str] = ("uniform", "global"),
     budgets: Sequence[float] | None = None,
     seeds: int = 3,
@@ -56,15 +56,17 @@ def compare(
     for name in strategies:
         if ":" not in name and name not in known:
             raise InputError(f"--strategies: unknown name {name!r}; {did_you_mean(name, known)}")
-    if not strategies or seeds < 1:
-        raise InputError("compare needs at least one strategy and one seed")
+    job = Job.load(job) if isinstance(job, str | Path) else job
+    if not strategies or seeds < 1 or (budgets is not None and not budgets):
+        raise InputError("compare needs at least one strategy, one budget and one seed")
     folder = Path(out) if out is not None else Path("runs") / f"{job.name}-compare"
+    make_folder(folder)
     at = tuple(budgets) if budgets is not None else job.budget.plain().at
     rows: list[dict[str, Any]] = []
     for seed in range(seeds):
         for name in strategies:
             seeded = _seeded(job, name, seed, at)
-            place = folder / f"{name.replace(':', '.')}-seed{seed}"
+            place = folder / f"{name.replace(':', '.')}-seed{seed}-at{'-'.join(f'{b:g}' for b in at)}"
             run = _closed_form if name in plugins.names("strategies") else _searched
             rows += [{"strategy": name, "seed": seed, **row} for row in run(seeded, name, at, place)]
     _write(folder, rows)
@@ -154,7 +156,6 @@ def _reference() -> dict[str, Any]:
 
 
 def _write(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
     draft = folder / f"compare.csv.{os.getpid()}.part"
     with draft.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")

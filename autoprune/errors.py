@@ -18,6 +18,12 @@ class RunError(AutopruneError):
     """The run failed, but what was computed is kept. Exit code 3."""
 
 
+def one_line(error: BaseException, most: int = 300) -> str:
+    """Type and message of an exception in one line of at most `most` characters."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}"[:most] if text else type(error).__name__
+
+
 def did_you_mean(name: str, allowed: Iterable[str]) -> str:
     """Say what is allowed and which allowed name is nearest: the tail of an error message."""
     names = sorted(allowed)

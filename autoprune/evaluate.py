@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import ctypes
 import math
 import time
@@ -18,7 +19,7 @@ from autoprune.calibration import Parts, chunks, cut, gather, in_format, prepare
 from autoprune.database.consumers import consumed
 from autoprune.database.stitch import Stitcher
 from autoprune.database.store import LevelDatabase
-from autoprune.errors import InputError, did_you_mean
+from autoprune.errors import InputError, did_you_mean, one_line
 from autoprune.evaluation import Ask, Evaluation, Split
 from autoprune.job import Job
 from autoprune.losses import FIDELITIES
@@ -60,23 +61,53 @@ class Settings:
 
     @property
     def torch_device(self) -> torch.device:
-        """The device; `auto` is a GPU where there is one."""
+        """The device; `auto` is a GPU where there is one.
+
+        Raises:
+            InputError: there is no such device here.
+        """
         auto = "cuda" if torch.cuda.is_available() else "cpu"
-        return torch.device(auto if self.device == "auto" else self.device)
+        try:
+            device = torch.device(auto if self.device == "auto" else self.device)
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError) as error:
+            raise InputError(f"evaluator.device: {self.device!r} is not to be had here: {one_line(error)}") from None
+        return device
 
 
-def prepared_model(task: Task, device: torch.device) -> nn.Module:
-    """The task's model as evaluation wants it: eval mode, channels_last, on `device`."""
-    return in_format(task.build().to(device), torch.channels_last).eval()
+def prepared_model(task: Task, device: torch.device, model: nn.Module | None = None) -> nn.Module:
+    """The task's model (or another one, in place) as evaluation wants it: eval mode, fast format, on `device`.
+
+    Raises:
+        InputError: the model computes in half precision, in which nothing can be solved for.
+    """
+    model = (task.build() if model is None else model).to(device).eval()
+    for name, parameter in model.named_parameters():
+        if parameter.is_floating_point() and parameter.dtype not in (torch.float32, torch.float64):
+            raise InputError(f"{name} is {parameter.dtype}; give the model in float32: model.float()")
+    return in_format(model, fast_format(task, model))
 
 
-def prepared_parts(task: Task, settings: Settings) -> Parts:
-    """The calibration parts on the settings' device."""
+def fast_format(task: Task, model: nn.Module) -> torch.memory_format:
+    """channels_last where the model runs in it (one that flattens by `view` does not), else contiguous."""
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    try:
+        with torch.no_grad():
+            twin = in_format(copy.deepcopy(model), torch.channels_last)
+            twin(*prepare(task.example_inputs(), device, torch.channels_last))
+    except RuntimeError:
+        return torch.contiguous_format
+    return torch.channels_last
+
+
+def prepared_parts(task: Task, settings: Settings, model: nn.Module) -> Parts:
+    """The calibration parts on the settings' device, in the format that suits `model`."""
     parts, device = Parts.of(task, settings.calibration, settings.batch_size), settings.torch_device
+    layout = fast_format(task, model)
     return Parts(
-        prepare(parts.statistics, device),
-        tuple(prepare(b, device) for b in parts.fitness),
-        tuple(prepare(b, device) for b in parts.heldback),
+        prepare(parts.statistics, device, layout),
+        tuple(prepare(b, device, layout) for b in parts.fitness),
+        tuple(prepare(b, device, layout) for b in parts.heldback),
         parts.total,
     )
 
@@ -116,8 +147,8 @@ class TieredEvaluator:
     ) -> None:
         self.task, self.structure, self.settings = task, structure, settings
         self.device = settings.torch_device
-        self.parts = prepared_parts(task, settings)
         dense = prepared_model(task, self.device) if model is None else model
+        self.parts, self.layout = prepared_parts(task, settings, dense), fast_format(task, dense)
         self.stitcher = Stitcher(dense, structure, database)
         readers = {w for names in self._readers(dense).values() for w in names}
         self.sites = {n: s for n, s in self._sites.items() if n in readers and s.calls == 1}
@@ -136,9 +167,8 @@ class TieredEvaluator:
         try:
             loss, metrics, samples = self._score(ask)
         except (RuntimeError, ArithmeticError) as error:
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
             self.stitcher.mark_dirty()
-            return Evaluation.failed(ask, reason, costs, time.perf_counter() - started)
+            return Evaluation.failed(ask, one_line(error), costs, time.perf_counter() - started)
         seconds = time.perf_counter() - started
         for name, value in {"loss": loss, **metrics}.items():
             if not math.isfinite(value):
@@ -155,7 +185,8 @@ class TieredEvaluator:
         """The batches of a split; validation is loaded when it is first asked for."""
         if split not in self._batches:
             whole = gather(self.task.split("validation"), self.settings.validation)
-            self._batches[split] = tuple(prepare(b, self.device) for b in chunks(whole, self.settings.batch_size))
+            parts = chunks(whole, self.settings.batch_size)
+            self._batches[split] = tuple(prepare(b, self.device, self.layout) for b in parts)
         return self._batches[split]
 
     def _score(self, ask: Ask) -> tuple[float, Mapping[str, float], float]:
@@ -199,7 +230,7 @@ class TieredEvaluator:
     def lesson(self, steps: int) -> Lesson:
         """The first training samples, as many as `steps` can use, with the dense outputs; the last one is kept."""
         if self._lesson is None or self._lesson[0] != steps:
-            samples = prepare(gather(self.task.split("train"), steps * BATCH_SIZE), self.device)
+            samples = prepare(gather(self.task.split("train"), steps * BATCH_SIZE), self.device, self.layout)
             with torch.no_grad():
                 parts = [self.task.outputs(self.dense, b) for b in chunks(samples, self.settings.batch_size)]
             teacher = torch.cat(parts)

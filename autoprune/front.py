@@ -118,6 +118,8 @@ class Front(Sequence[Point]):
             InputError: no point satisfies it (says what the front offers), or the word is unknown.
         """
         if at is not None:
+            if not isinstance(at, str) or limits:
+                raise InputError(f"say one thing: select(macs=0.5), select('drop=0.01'), 'knee' or an id, not {at!r}")
             text = at.strip()
             if text == "knee":
                 return self._knee()
@@ -135,6 +137,8 @@ class Front(Sequence[Point]):
     def _within(self, wanted: Mapping[str, float]) -> Point:
         limits = {c: limit for c, limit in wanted.items() if c != "drop"}
         drop = wanted.get("drop")
+        if not self.points:
+            raise InputError("the front holds no point")
         fitting = [p for p in self.points if all(p.ratio(c) <= limit + 1e-12 for c, limit in limits.items())]
         if not fitting:
             offers = {c: min((p.ratio(c) for p in self.points), default=float("nan")) for c in limits}

@@ -228,6 +228,8 @@ def _check_schema(text: str, path: str) -> None:
 
 
 def _check_front(front: Front, path: str) -> None:
+    if min(front.base.costs.values(), default=1) <= 0:
+        raise InputError(f"{path}: base.costs must be positive, not {dict(front.base.costs)}")
     ids = [point.id for point in front]
     if len(set(ids)) != len(ids):
         raise InputError(f"{path}: the ids of points must be unique, not {ids}")

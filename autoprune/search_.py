@@ -60,6 +60,8 @@ class Run:
         self.n_seeds = 1 + len(_seed_targets(job)) * len(CONTROL_ARMS)
         self.total = self.n_seeds + job.search.trials
         self._setting: Setting = prepare(job, folder, task)
+        part = job.search
+        build_sampler(part.sampler, self._setting.problem, np.random.default_rng(0), part.options)  # fails early
         with locked(folder):
             if fresh:  # not before the new job has proved good
                 _forget(folder, self._setting.database_path)

@@ -15,12 +15,12 @@ from autoprune import plugins
 from autoprune.budget import Projector
 from autoprune.calibration import StatisticsOnly, digest
 from autoprune.database.store import LevelDatabase, build_database, database_key
-from autoprune.errors import InputError
+from autoprune.errors import InputError, did_you_mean
 from autoprune.evaluate import COSTS, Settings, TieredEvaluator, make_evaluator, prepared_model, prepared_parts
 from autoprune.evaluation import Tier
 from autoprune.front import Base
 from autoprune.job import Job
-from autoprune.protocols import EvaluatorFactory, Executor, Problem, Task
+from autoprune.protocols import Criterion, EvaluatorFactory, Executor, Problem, Task
 from autoprune.space import restrict
 from autoprune.structure import Structure
 from autoprune.tracing.analyze import analyze
@@ -82,15 +82,18 @@ def prepare(job: Job, folder: Path, task: Task | None = None) -> Setting:
     """
     lent, task = task, task or job.build_task()
     settings = Settings.of(job)
+    if settings.direction is not None and settings.loss not in task.directions:
+        hint = did_you_mean(settings.loss, task.directions)
+        raise InputError(f"objectives.loss.metric: the task has no metric {settings.loss!r}; {hint}")
     model = prepared_model(task, settings.torch_device)
     whole = analyze(task.build(), task.example_inputs(), seed=job.search.seed)
     structure = restrict(whole, job.search_space())
     problem = _problem(job, structure)
-    parts = prepared_parts(task, settings)
+    parts = prepared_parts(task, settings, model)
     seen = StatisticsOnly(task, parts.statistics)
     path = folder / "database" / f"{database_key(model, structure, seen, job.criterion)}.safetensors"
     if not path.exists():
-        build_database(model, structure, seen, plugins.load("criteria", job.criterion)()).save(path)
+        build_database(model, structure, seen, load_criterion(job.criterion)).save(path)
     database = LevelDatabase.open(path)
     base = Base(
         structure_fingerprint=whole.fingerprint,
@@ -113,6 +116,15 @@ def prepare(job: Job, folder: Path, task: Task | None = None) -> Setting:
     )
     problem = replace(problem, scores=database.scores(structure))
     return Setting(job, task, lent, structure, database, path, problem, base)
+
+
+def load_criterion(name: str) -> Criterion:
+    """The criterion called `name`; InputError where "module:attribute" names something else."""
+    criterion = plugins.load("criteria", name)
+    if not isinstance(criterion, type) or not hasattr(criterion, "__call__"):  # noqa: B004  # of its instances
+        raise InputError(f"criterion {name!r} must be a class whose instances can be called, not {criterion!r:.80}")
+    made: Criterion = criterion()
+    return made
 
 
 def make_folder(folder: Path) -> None:

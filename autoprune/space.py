@@ -58,7 +58,8 @@ def restrict(structure: Structure, space: Space) -> Structure:
     Raises:
         InputError: a glob matches no group (the message lists the names), or no group is left to search.
     """
-    _check_globs(structure, space)
+    if structure.groups:
+        _check_globs(structure, space)
     groups: list[Group] = []
     frozen = dict(structure.frozen)
     for group in structure.groups:

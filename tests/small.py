@@ -73,7 +73,12 @@ class World:
 def world(family: str, samples: int = 64, space: Space | None = None) -> World:
     """The family called `family`, analysed, in channels_last."""
     f = FAMILIES[family]
-    task = RandomTask(f.build().eval(), f.shape, samples)
+    return world_of(f.build().eval(), f.shape, samples, space)
+
+
+def world_of(built: nn.Module, shape: tuple[int, ...], samples: int = 64, space: Space | None = None) -> World:
+    """The same for any model with one input of `shape` a sample."""
+    task = RandomTask(built, shape, samples)
     model = task.build().to(memory_format=torch.channels_last).eval()
     structure = restrict(analyze(model, task.example_inputs()), space or Space(max_sparsity=0.99))
     parts = Parts.of(task, samples, 16)

@@ -58,6 +58,18 @@ def test_the_applied_model_scores_what_the_file_says(run: Run, the_job: Job, dig
         assert type(small) is type(model)
 
 
+@pytest.mark.parametrize("tier", ["stitch", "tune"])
+def test_the_applied_model_scores_what_the_file_says_at_every_tier(tier: str, digits: Digits, tmp_path: Path) -> None:
+    the_job = job(search={"trials": 2}, evaluator={"fitness": tier, "finalists": 0})
+    point = search(the_job, out=tmp_path).front[0]
+    x, _ = _validation(digits, 80)
+    model = digits.build()
+    small = autoprune.apply(point, model, digits.example_inputs(), task=digits, settings=Settings.of(the_job))
+    with torch.no_grad():
+        loss = float(kl(small.eval()(x), model.eval()(x)))
+    assert loss == pytest.approx(point.metrics["validation"]["loss"], rel=1e-3, abs=1e-6)
+
+
 def test_without_a_task_it_slices_only_and_says_so(run: Run, digits: Digits) -> None:
     with pytest.warns(UserWarning, match="only slices: nothing is compensated"):
         small = autoprune.apply(run.front[0], digits.build(), digits.example_inputs())

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from autoprune import plugins
 from autoprune.calibration import Parts, digest, take
@@ -14,7 +18,8 @@ from autoprune.errors import InputError
 from autoprune.evaluate import Settings, TieredEvaluator
 from autoprune.evaluation import Ask
 from autoprune.policy import Policy
-from tests.small import RandomTask, World, world
+from autoprune.protocols import Batch
+from tests.small import RandomTask, World, world, world_of
 
 SETTINGS = Settings(calibration=64, validation=32, finetune_steps=3, batch_size=16)
 
@@ -111,3 +116,39 @@ def test_fine_tuning_is_seeded_and_trains_every_parameter() -> None:
     assert all(not torch.equal(p, tuned[n]) for n, p in evaluate.stitcher.model.named_parameters())
     assert not any(p.requires_grad for p in evaluate.stitcher.model.parameters())
     assert evaluator(w, finetune_steps=5)(ask).loss == loss
+
+
+def test_dropout_in_the_fine_tune_is_seeded_and_global_chance_is_left_alone() -> None:
+    model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Dropout(0.5), nn.Linear(16, 4))
+    w = world_of(model.eval(), (6,), 64)
+    evaluate, ask = evaluator(w, finetune_steps=5), Ask(narrow(w), "tune")
+    chance = torch.get_rng_state()
+    first = evaluate(ask).loss
+    torch.rand(3)
+    assert evaluate(ask).loss == first
+    torch.set_rng_state(chance)
+    evaluate(ask)
+    assert torch.equal(torch.get_rng_state(), chance)
+
+
+def test_a_metric_that_is_not_finite_fails_the_candidate() -> None:
+    class Infinite(RandomTask):
+        def metrics(self, model: nn.Module, batches: Iterable[Batch]) -> Mapping[str, float]:
+            return {"perplexity": float("inf")}
+
+    w = world("plain")
+    w = replace(w, task=Infinite(w.task.model, w.task.shape, 64))
+    e = evaluator(w)(Ask(narrow(w), "refit", split="validation"))
+    assert e.error == "the perplexity is inf"
+
+
+def test_memory_is_flat_over_many_candidates() -> None:
+    w, rng = world("projection"), np.random.default_rng(0)
+    evaluate, held = evaluator(w), []
+    for i in range(1, 601):
+        policy = Policy.of({g.name: int(rng.choice(g.grid)) for g in w.structure.groups})
+        evaluate(Ask(policy, "refit" if i % 3 else "stitch", 0.5))
+        if i in (100, 600):
+            gc.collect()
+            held.append(sum(issubclass(type(o), torch.Tensor) for o in gc.get_objects()))
+    assert held[1] <= held[0] + 5

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
 
 from autoprune import plugins
 from autoprune.database.consumers import consumed
@@ -12,11 +13,11 @@ from autoprune.database.stitch import Stitcher
 from autoprune.database.store import build_database
 from autoprune.losses import mse
 from autoprune.policy import Policy
-from autoprune.repair import FixedPoint, Refit, moments, observe, ridge_towards
+from autoprune.repair import FixedPoint, Folded, Refit, moments, observe, ridge_towards
 from autoprune.tracing.verify import audit, masked, relative_error
 from autoprune.tracing.wiring import find_sites
 from tests.families import FAMILIES
-from tests.small import World, world
+from tests.small import World, world, world_of
 
 
 def stitcher_of(w: World) -> Stitcher:
@@ -117,3 +118,72 @@ def test_ridge_regression_returns_its_prior_where_the_prior_is_right() -> None:
     weight, shift = ridge_towards(u, u @ prior.transpose(1, 2) + 0.7, prior, intercept=True)
     torch.testing.assert_close(weight, prior, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(shift, torch.full((6,), 0.7), rtol=1e-3, atol=1e-3)
+
+
+class Silent(nn.Module):
+    """A silent channel, a norm that is called twice, an in-place sum and a transposed conv that closes a branch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.inner, self.norm1 = nn.Conv2d(8, 12, 3, padding=1), nn.BatchNorm2d(12)
+        self.outer, self.norm2 = nn.Conv2d(12, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.up1, self.up2 = nn.Conv2d(8, 6, 3, padding=1), nn.ConvTranspose2d(6, 8, 3, padding=1)
+        self.norm3, self.twice = nn.BatchNorm2d(8), nn.BatchNorm2d(8)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).relu()
+        y = self.norm2(self.outer(self.norm1(self.inner(x)).relu()))
+        y.add_(x)
+        x = y.relu()
+        x = x + self.norm3(self.up2(self.up1(x).relu()))
+        return self.head((self.twice(x) + self.twice(2.0 * x)).mean((2, 3)))
+
+
+def silent_world() -> World:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = Silent().eval()
+        for norm in (model.norm1, model.norm2, model.norm3, model.twice):
+            nn.init.uniform_(norm.weight, 0.5, 1.5)
+            nn.init.uniform_(norm.running_var, 0.5, 1.5)
+        model.norm2.weight.data[3] = 0.0
+    return world_of(model, (3, 8, 8), 256)
+
+
+def test_odd_wirings_are_repaired_too_and_a_silent_row_stays() -> None:
+    w = silent_world()
+    stitcher = stitcher_of(w)
+    sites, reference = references(w)
+    assert {n for n, s in sites.items() if s.closes} == {"outer.weight", "up2.weight"}
+    assert "twice" not in reference.norms
+    policy = Policy.of({g.name: max(g.grid[0], (2 * g.width) // 3) for g in w.structure.groups})
+    with torch.no_grad():
+        raw = mse(stitcher.stitch(policy)(w.seen.statistics[0]), reference.outputs)
+        before = stitcher.live["outer.weight"][3].clone()
+        with Refit(stitcher, reference, sites):
+            inside = w.task.outputs(stitcher.model, w.seen.statistics)
+        settled = stitcher.model(w.seen.statistics[0])
+        with Folded(stitcher.model, find_sites(w.model, w.task.example_inputs())):
+            folded = stitcher.model(w.seen.statistics[0])
+    torch.testing.assert_close(inside, settled, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(folded, settled, rtol=1e-3, atol=1e-4)
+    assert mse(settled, reference.outputs) < raw
+    assert torch.equal(stitcher.live["outer.weight"][3], before)
+    assert stitcher.live["outer.weight"].abs().max() < 100
+
+
+def test_an_output_that_the_model_returns_closes_nothing() -> None:
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            y = self.conv(x)
+            z = self.norm(y)
+            return y, (z + x).relu()
+
+    site = find_sites(Both().eval(), (torch.randn(2, 3, 4, 4),))["conv.weight"]
+    assert (site.closes, site.norm) == (False, None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -111,6 +112,34 @@ def test_every_sampler_by_name_searches_the_real_model(sampler: str, tmp_path: P
         job(search={"trials": 6, "sampler": sampler}, evaluator={"finalists": 0, "fitness": "stitch"}), out=tmp_path
     )
     assert len(run.front) > 0
+    searched = [t for t in run.study.get_trials() if t.user_attrs["stage"] == "search"]
+    assert len(searched) == 6
+    assert all("loss" in t.user_attrs for t in searched)
+
+
+def test_other_weights_or_data_are_not_answered_from_the_record(tmp_path: Path) -> None:
+    from autoprune.tasks.digits import Digits
+
+    plain = {**{k: v for k, v in JOB.items() if k != "task"}, "search": {"trials": 2}}
+    autoprune.search(plain, task=Digits(), out=tmp_path).finish()
+    with pytest.raises(InputError, match="records a search with other weights and data"):
+        autoprune.search(plain, task=Digits(seed=1), out=tmp_path).finish()
+
+
+def test_a_fresh_start_with_a_wrong_job_loses_nothing(tmp_path: Path) -> None:
+    search(job(search={"trials": 2}), out=tmp_path).finish()
+    before = {p.name: p.stat().st_size for p in tmp_path.iterdir() if p.is_file()}
+    with pytest.raises(InputError, match="out of reach"):
+        search(job(budget={"macs": [0.001, 0.9]}), out=tmp_path, fresh=True)
+    assert {p.name: p.stat().st_size for p in tmp_path.iterdir() if p.is_file()} == before
+
+
+def test_the_winner_is_chosen_on_held_back_samples_and_the_gap_is_said(finished: Run) -> None:
+    splits = {t.user_attrs["label"].split("@")[0].split(" ")[0]: t.user_attrs["split"] for t in finished.study.trials
+              if t.user_attrs["stage"] == "final"}  # fmt: skip
+    assert splits["finalist"] == "heldback"
+    assert splits["tuned"] == "validation"
+    assert all(re.search(r"fitness [\d.e-]+, held back [\d.e-]+, validation", r["note"]) for r in finished.summary)
 
 
 def test_a_budget_out_of_reach_names_the_reachable_range(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import threading
 import time
 from multiprocessing.connection import Connection
 
-from autoprune.errors import AutopruneError, InputError
+from autoprune.errors import AutopruneError, InputError, one_line
 from autoprune.evaluation import Ask, Evaluation
 from autoprune.protocols import Evaluator
 
@@ -44,11 +44,6 @@ def main(descriptor: int) -> None:
         connection.send(("ready", None))
         while True:
             connection.send(("done", _answer(evaluate, asks.get())))
-
-
-def one_line(error: BaseException) -> str:
-    """Type and message in one line."""
-    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def _answer(evaluate: Evaluator, ask: Ask) -> Evaluation:

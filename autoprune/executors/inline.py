@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 
+from autoprune.errors import one_line
 from autoprune.evaluation import Ask, Evaluation
 from autoprune.protocols import EvaluatorFactory
 
@@ -31,8 +32,7 @@ class Inline:
         try:
             return index, self._evaluate(ask)
         except Exception as error:  # the user's code may fail in any way, and that is a value
-            reason = " ".join(f"{type(error).__name__}: {error}".split())
-            return index, Evaluation.failed(ask, reason, seconds=time.perf_counter() - start)
+            return index, Evaluation.failed(ask, one_line(error), seconds=time.perf_counter() - start)
 
     def cancel(self, index: int) -> None:
         """Forget the ask; its result never comes."""

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from autoprune.errors import InputError, did_you_mean
@@ -18,7 +17,7 @@ Pair = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Batches:
-    """Pictures as (inputs float32 channels_last, targets int64), the same at every pass; made batch by batch."""
+    """Pictures as (inputs float32, targets int64), the same at every pass; made batch by batch."""
 
     images: Tensor
     labels: Tensor
@@ -34,7 +33,7 @@ class Batches:
         for start in range(0, len(self.images), self.size):
             pictures = self.images[start : start + self.size].permute(0, 3, 1, 2).float() / self.scale
             inputs = (pictures - self.mean[:, None, None]) / self.std[:, None, None]
-            yield inputs.contiguous(memory_format=torch.channels_last), self.labels[start : start + self.size]
+            yield inputs.contiguous(), self.labels[start : start + self.size]
 
 
 def cut(n: int, n_calibration: int | None, n_validation: int | None, seed: int) -> Mapping[str, np.ndarray]:

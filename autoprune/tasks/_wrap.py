@@ -45,6 +45,8 @@ def task(
     with evaluating(model):
         batch = first["validation"]
         names = metric_fn(model(*_inputs(batch)), batch[1])
+    if not isinstance(names, Mapping):
+        raise InputError(f"metric_fn must return a mapping of names to floats, not a {type(names).__name__}")
     chosen = {name: (directions or {}).get(name, "maximize") for name in names}
     return WrappedTask(model, loaders, loss_fn, metric_fn, (tuple(x[:2].clone() for x in inputs), chosen))
 

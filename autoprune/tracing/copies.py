@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from autoprune.errors import InputError
+from autoprune.errors import InputError, one_line
 
 
 def private_copy(model: nn.Module) -> nn.Module:
@@ -89,9 +89,3 @@ def quiet_random_state(seed: int) -> Iterator[None]:
     with torch.random.fork_rng(), torch.inference_mode(False), torch.enable_grad():
         torch.manual_seed(seed)
         yield
-
-
-def one_line(error: BaseException) -> str:
-    """An exception as one short line."""
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:200]}" if text else type(error).__name__

@@ -17,8 +17,8 @@ import torch_pruning as tp
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from autoprune.errors import InputError
-from autoprune.tracing.copies import float_tensors, one_line, private_copy
+from autoprune.errors import InputError, one_line
+from autoprune.tracing.copies import float_tensors, private_copy
 from autoprune.tracing.watch import OPAQUE, is_depthwise, is_producer
 
 Side = Literal["out", "in", "carry"]

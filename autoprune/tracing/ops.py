@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
-from autoprune.errors import InputError
+from autoprune.errors import InputError, one_line
 from autoprune.structure import Group, Op, TensorSpec
-from autoprune.tracing.copies import batch_size, one_line, private_copy, quiet_random_state
+from autoprune.tracing.copies import batch_size, private_copy, quiet_random_state
 from autoprune.tracing.slim import named_tensors
 from autoprune.tracing.watch import Trace, WeightUse
 

@@ -13,14 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from autoprune.errors import InputError, RunError
+from autoprune.errors import InputError, RunError, one_line
 from autoprune.policy import Policy
 from autoprune.polynomial import macs_polynomial
 from autoprune.structure import Group, Op, Structure
 from autoprune.tracing.copies import (
     first_samples,
     flat_output,
-    one_line,
     private_copy,
     quiet_random_state,
     to_double,

@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from autoprune.errors import InputError
+from autoprune.errors import InputError, one_line
 from autoprune.tracing.calls import CONVS, TRANSPOSED
-from autoprune.tracing.copies import one_line
 from autoprune.tracing.suspects import DECISIONS, Seen, suspicion
 
 Node = Any
