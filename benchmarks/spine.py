@@ -29,11 +29,11 @@ from autoprune.database.store import build_database
 from autoprune.evaluate import Settings, TieredEvaluator, keep_freed_memory, prepared_model, prepared_parts
 from autoprune.evaluation import Ask
 from autoprune.job import Job
-from autoprune.models.cifar_resnet import resnet56
 from autoprune.policy import Policy
 from autoprune.protocols import Task
 from autoprune.setting import Setting
 from autoprune.setting import prepare as prepare_setting
+from autoprune.tasks._cifar_resnet import resnet56
 from autoprune.tracing.analyze import analyze
 from autoprune.tracing.wiring import batch_norms
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from autoprune.errors import InputError, RunError
 from autoprune.export import check_formats, export
-from autoprune.models.cifar_resnet import CifarResNet
+from autoprune.tasks._cifar_resnet import CifarResNet
 
 HAS_ONNX = all(importlib.util.find_spec(p) for p in ("onnx", "onnxscript", "onnxruntime"))
 

@@ -18,8 +18,8 @@ from torch.utils.data import DataLoader, TensorDataset
 import autoprune.tasks.digits as digits_module
 from autoprune.errors import InputError
 from autoprune.job import Job
-from autoprune.models.cifar_resnet import CifarResNet, resnet20, resnet32, resnet44, resnet56
 from autoprune.protocols import SPLITS, Task
+from autoprune.tasks._cifar_resnet import CifarResNet, resnet20, resnet32, resnet44, resnet56
 from autoprune.tasks._wrap import task as wrap
 from autoprune.tasks.digits import Digits
 from autoprune.tasks.images import Images

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from autoprune.errors import InputError
-from autoprune.models.cifar_resnet import CifarResNet
 from autoprune.protocols import Batch, Direction
 from autoprune.tasks._arrays import Batches, accuracy, cut, pick
+from autoprune.tasks._cifar_resnet import CifarResNet
 from autoprune.tasks._weights import load_weights
 
 N_TEST, EPOCHS, BATCH, PEAK_RATE, AUGMENTED = 360, 60, 32, 0.05, 0.8

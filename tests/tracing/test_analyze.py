@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from autoprune.errors import InputError
-from autoprune.models.cifar_resnet import resnet20
 from autoprune.structure import Structure
+from autoprune.tasks._cifar_resnet import resnet20
 from autoprune.tracing.analyze import analyze
 from autoprune.tracing.ops import count_macs
 from tests.families import FAMILIES

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from autoprune.models.cifar_resnet import resnet20
+from autoprune.tasks._cifar_resnet import resnet20
 from autoprune.tracing.wiring import find_sites
 from tests.families import FAMILIES
 

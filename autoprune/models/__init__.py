@@ -1,1 +1,0 @@
-"""Model factories that job files can name as "autoprune.models.cifar_resnet:resnet20"."""
