@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-import ctypes
 import math
+import os
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -30,7 +30,6 @@ from autoprune.structure import Structure
 from autoprune.tracing.wiring import find_sites
 
 COSTS = ("macs", "params", "bytes")
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 
 @dataclass(frozen=True)
@@ -114,19 +113,18 @@ def prepared_parts(task: Task, settings: Settings, model: nn.Module) -> Parts:
 
 def make_evaluator(job_text: str, structure: Structure, database: Path) -> TieredEvaluator:
     """The evaluator of a job from its files: what every worker calls once."""
-    keep_freed_memory()
+    bound_kernel_cache(structure)
     job = Job.loads(job_text)
     return TieredEvaluator(job.build_task(), structure, LevelDatabase.open(database), Settings.of(job))
 
 
-def keep_freed_memory() -> None:
-    """Let glibc keep freed blocks above 32 MB: returning every activation to the system costs a third of a forward."""
-    try:
-        libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(_M_MMAP_THRESHOLD, 1 << 30)
-        libc.mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
-    except (OSError, AttributeError):  # another C library: nothing to set, nothing lost but speed
-        return
+def bound_kernel_cache(structure: Structure) -> None:
+    """Let oneDNN keep the kernels of a few candidates instead of 1 024: every width brings new ones, some MB in all.
+
+    It reads the variable once, at its first use in a process; a user's own setting stays.
+    """
+    weighted = sum(op.weight is not None for op in structure.ops)
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(max(128, 4 * weighted)))
 
 
 class TieredEvaluator:

@@ -26,7 +26,7 @@ from autoprune import plugins
 from autoprune.budget import project
 from autoprune.calibration import StatisticsOnly, prepare, size
 from autoprune.database.store import build_database
-from autoprune.evaluate import Settings, TieredEvaluator, keep_freed_memory, prepared_model, prepared_parts
+from autoprune.evaluate import Settings, TieredEvaluator, prepared_model, prepared_parts
 from autoprune.evaluation import Ask
 from autoprune.job import Job
 from autoprune.policy import Policy
@@ -43,7 +43,7 @@ JOB = Path(__file__).resolve().parents[1] / "search_spaces" / "cifar10_resnet20.
 
 def main() -> None:
     torch.set_num_threads(1)
-    keep_freed_memory()
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")  # as in a worker, see evaluate.bound_kernel_cache
     parser = argparse.ArgumentParser()
     parser.add_argument("--only", default="candidates,repairs,naive,memory,database,proxy")
     parser.add_argument("--steps", type=int, default=300, help="fine-tuning steps of the proxy's truth")
@@ -97,7 +97,7 @@ def candidates(setting: Setting, evaluator: TieredEvaluator, args: argparse.Name
 
 def repairs(setting: Setting, evaluator: TieredEvaluator, args: argparse.Namespace) -> None:
     """Accuracy on the exact test images and KL on fitness images of each repair."""
-    test = [prepare(b, CPU) for b in setting.task.split("test")]
+    test = [prepare(b, CPU, torch.channels_last) for b in setting.task.split("test")]
     row("inner widths", "repair", "KL", "test accuracy")
     for share in (1.0, 0.75, 0.5):
         policy = uniform_widths(setting, share)
@@ -192,7 +192,7 @@ def database(setting: Setting, evaluator: TieredEvaluator, args: argparse.Namesp
         start = time.perf_counter()
         structure = analyze(model, setting.task.example_inputs())
         analysed = time.perf_counter()
-        seen = StatisticsOnly(setting.task, prepared_parts(setting.task, Settings()).statistics)
+        seen = StatisticsOnly(setting.task, prepared_parts(setting.task, Settings(), model).statistics)
         started = time.perf_counter()
         built = build_database(model, structure, seen, plugins.load("criteria", "obs")())
         seconds = time.perf_counter() - started
