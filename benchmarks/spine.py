@@ -26,7 +26,7 @@ from autoprune import plugins
 from autoprune.budget import project
 from autoprune.calibration import StatisticsOnly, prepare, size
 from autoprune.database.store import build_database
-from autoprune.evaluate import Settings, TieredEvaluator, prepared_model, prepared_parts
+from autoprune.evaluate import Settings, TieredEvaluator, keep_blocks, prepared_model, prepared_parts
 from autoprune.evaluation import Ask
 from autoprune.job import Job
 from autoprune.policy import Policy
@@ -43,7 +43,8 @@ JOB = Path(__file__).resolve().parents[1] / "search_spaces" / "cifar10_resnet20.
 
 def main() -> None:
     torch.set_num_threads(1)
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")  # as in a worker, see evaluate.bound_kernel_cache
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")  # as in a worker: evaluate.bound_kernel_cache
+    keep_blocks()
     parser = argparse.ArgumentParser()
     parser.add_argument("--only", default="candidates,repairs,naive,memory,database,proxy")
     parser.add_argument("--steps", type=int, default=300, help="fine-tuning steps of the proxy's truth")
