@@ -8,7 +8,7 @@ import math
 import os
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +31,7 @@ from autoprune.structure import Structure
 from autoprune.tracing.wiring import find_sites
 
 COSTS = ("macs", "params", "bytes")
+TRIM_EVERY = 50
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 
@@ -130,17 +131,21 @@ def bound_kernel_cache(structure: Structure) -> None:
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(max(128, 4 * weighted)))
 
 
+def trim_heap() -> None:
+    """Give back what glibc holds in fragments: candidates of ever new widths leave a few MB each hundred."""
+    with suppress(OSError, AttributeError):  # another C library has no such call
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
 def keep_blocks() -> None:
     """Let glibc serve blocks up to 64 MB from its heap, where they stay mapped; by default half of that is the most.
 
     Activations of the statistics batch are of that size, and mapping them anew costs a tenth of a refit.
     """
-    try:
+    with suppress(OSError, AttributeError):  # another C library: nothing is lost but speed
         libc = ctypes.CDLL("libc.so.6")
         libc.mallopt(_M_MMAP_THRESHOLD, 64 << 20)
         libc.mallopt(_M_TRIM_THRESHOLD, 1 << 30)
-    except (OSError, AttributeError):  # another C library: nothing is lost but speed
-        return
 
 
 class TieredEvaluator:
@@ -172,10 +177,14 @@ class TieredEvaluator:
         self.costs = {name: plugins.load("costs", name)(structure) for name in settings.costs}
         self._batches: dict[Split, Sequence[Batch]] = {"fitness": self.parts.fitness, "heldback": self.parts.heldback}
         self._lesson: tuple[int, Lesson] | None = None
+        self._asked = 0
 
     def __call__(self, ask: Ask) -> Evaluation:
         """Evaluate; what goes wrong in the model under test becomes the evaluation's error."""
         ask.policy.check(self.structure)
+        self._asked += 1
+        if self._asked % TRIM_EVERY == 0:
+            trim_heap()
         started = time.perf_counter()
         costs = {n: float(cost(ask.policy.array(self.structure))) for n, cost in self.costs.items()}
         try:
