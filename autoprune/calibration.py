@@ -19,13 +19,14 @@ from autoprune.protocols import Batch, Direction, Task
 class Parts:
     """Disjoint parts of the calibration split: a quarter for statistics, half for fitness, a quarter held back.
 
-    `statistics` is one batch; the others are lists of batches.
+    `statistics` is one batch; the others are lists of batches. `layout` is the memory format of their 4-d tensors.
     """
 
     statistics: Batch
     fitness: tuple[Batch, ...]
     heldback: tuple[Batch, ...]
     total: int
+    layout: torch.memory_format = torch.contiguous_format
 
     @staticmethod
     def of(task: Task, samples: int, batch_size: int = 256) -> Parts:

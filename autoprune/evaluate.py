@@ -111,6 +111,7 @@ def prepared_parts(task: Task, settings: Settings, model: nn.Module) -> Parts:
         tuple(prepare(b, device, layout) for b in parts.fitness),
         tuple(prepare(b, device, layout) for b in parts.heldback),
         parts.total,
+        layout,
     )
 
 
@@ -167,7 +168,7 @@ class TieredEvaluator:
         self.task, self.structure, self.settings = task, structure, settings
         self.device = settings.torch_device
         dense = prepared_model(task, self.device) if model is None else model
-        self.parts, self.layout = prepared_parts(task, settings, dense), fast_format(task, dense)
+        self.parts = prepared_parts(task, settings, dense)
         self.stitcher = Stitcher(dense, structure, database)
         readers = {w for names in self._readers(dense).values() for w in names}
         self.sites = {n: s for n, s in self._sites.items() if n in readers and s.calls == 1}
@@ -209,7 +210,7 @@ class TieredEvaluator:
         if split not in self._batches:
             whole = gather(self.task.split("validation"), self.settings.validation)
             parts = chunks(whole, self.settings.batch_size)
-            self._batches[split] = tuple(prepare(b, self.device, self.layout) for b in parts)
+            self._batches[split] = tuple(prepare(b, self.device, self.parts.layout) for b in parts)
         return self._batches[split]
 
     def _score(self, ask: Ask) -> tuple[float, Mapping[str, float], float]:
@@ -253,7 +254,7 @@ class TieredEvaluator:
     def lesson(self, steps: int) -> Lesson:
         """The first training samples, as many as `steps` can use, with the dense outputs; the last one is kept."""
         if self._lesson is None or self._lesson[0] != steps:
-            samples = prepare(gather(self.task.split("train"), steps * BATCH_SIZE), self.device, self.layout)
+            samples = prepare(gather(self.task.split("train"), steps * BATCH_SIZE), self.device, self.parts.layout)
             with torch.no_grad():
                 parts = [self.task.outputs(self.dense, b) for b in chunks(samples, self.settings.batch_size)]
             teacher = torch.cat(parts)

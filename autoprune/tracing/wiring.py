@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from autoprune.tracing.calls import ADDS, parse_call, parse_norm, spatial_count
+from autoprune.tracing.calls import ADDS, parse_call, parse_norm
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,6 @@ class Site:
     norm: str | None
     closes: bool
     calls: int
-    positions: int
 
 
 def find_sites(model: nn.Module, example_inputs: Sequence[Tensor]) -> dict[str, Site]:
@@ -51,8 +50,7 @@ def find_sites(model: nn.Module, example_inputs: Sequence[Tensor]) -> dict[str, 
         best = max(names, key=lambda n: (sizes[n], n))
         for name in names:
             if name != best:
-                s = sites[name]
-                sites[name] = Site(s.weight, s.kind, s.groups, s.bias, s.norm, False, s.calls, s.positions)
+                sites[name] = replace(sites[name], closes=False)
     return sites
 
 
@@ -65,7 +63,6 @@ def batch_norms(model: nn.Module) -> dict[str, _BatchNorm]:
 class _Use:
     order: int
     func: Any
-    first: Tensor | None
     norm: str | None
     out: Tensor
     plain: bool
@@ -77,7 +74,6 @@ class _Output:
     kind: str = ""
     groups: int = 1
     bias: Tensor | None = None
-    positions: int = 0
 
 
 class _Flow(TorchFunctionMode):
@@ -106,14 +102,12 @@ class _Flow(TorchFunctionMode):
             self.norm_calls[norm] += 1
         plain = not kwargs.get("alpha") and len(inputs) == 2 and inputs[0].shape == inputs[1].shape
         for tensor in inputs:
-            first = args[0] if args else None
-            self.uses.setdefault(id(tensor), []).append(_Use(len(self.alive), func, first, norm, out, plain))
+            self.uses.setdefault(id(tensor), []).append(_Use(len(self.alive), func, norm, out, plain))
         call = parse_call(func, args, kwargs)
         if call is not None and id(call.weight) in self.names:
             seen = self.outputs.setdefault(self.names[id(call.weight)], _Output())
             seen.tensors.append(out)
             seen.kind, seen.groups, seen.bias = call.kind, call.groups, call.bias
-            seen.positions = spatial_count(call.kind, out)
         return out
 
     def site(self, name: str) -> Site:
@@ -122,7 +116,7 @@ class _Flow(TorchFunctionMode):
         once = len(o.tensors) == 1
         norm = self._norm_use(name) if once else None
         closes = once and self.closing_add(name) >= 0
-        return Site(name, o.kind, o.groups, bias, norm.norm if norm else None, closes, len(o.tensors), o.positions)
+        return Site(name, o.kind, o.groups, bias, norm.norm if norm else None, closes, len(o.tensors))
 
     def closing_add(self, name: str) -> int:
         """Order of the one addition that reads the output (behind its norm); -1 if there is none such."""
