@@ -41,7 +41,8 @@ class Evaluation:
     """The answer to an Ask. `loss` is minimised, inf if it failed; `costs` are ratios to the dense model.
 
     `passes` counts passes over the calibration set (a backward pass counts two), `seconds` the wall time.
-    A failure is a value: `error` says why in one line.
+    A failure is a value: `error` says why in one line. `sample_losses` are those of the single samples of the
+    validation split in their order, for bootstraps and paired tests; empty on other splits.
     """
 
     ask: Ask
@@ -51,6 +52,7 @@ class Evaluation:
     passes: float = 0.0
     seconds: float = 0.0
     error: str | None = None
+    sample_losses: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "costs", MappingProxyType(dict(self.costs)))
@@ -70,4 +72,4 @@ class Evaluation:
 
     def __reduce__(self) -> Any:  # mapping proxies do not pickle, and evaluations cross process borders
         values = (self.ask, self.loss, dict(self.costs), dict(self.metrics), self.passes, self.seconds, self.error)
-        return (Evaluation, values)
+        return (Evaluation, (*values, self.sample_losses))

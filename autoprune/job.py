@@ -19,6 +19,7 @@ from autoprune.job_parts import (
     BudgetPart,
     EvaluatorPart,
     ExecutorPart,
+    LatencyPart,
     MetricLoss,
     ObjectivesPart,
     OverridePart,
@@ -33,7 +34,7 @@ from autoprune.protocols import Task
 if TYPE_CHECKING:
     from autoprune.space import Space
 
-MAY_CHANGE = ("executor.",)
+MAY_CHANGE = ("executor.", "search.time_limit_s")
 DEFAULT_BUDGET = {"macs": [0.3, 0.9], "at": [0.7, 0.5, 0.3]}
 TASK_MEMBERS = ("build", "example_inputs", "split", "outputs", "loss", "metrics", "directions")
 
@@ -48,7 +49,9 @@ class Job(Part):
     objectives: ObjectivesPart = Field(default_factory=ObjectivesPart)
     budget: BudgetPart = Field(default_factory=lambda: BudgetPart.model_validate(DEFAULT_BUDGET))
     search: SearchPart = Field(default_factory=SearchPart)
+    constraints: dict[str, str] = Field(default_factory=dict)
     evaluator: EvaluatorPart = Field(default_factory=EvaluatorPart)
+    latency: LatencyPart = Field(default_factory=LatencyPart)
     executor: ExecutorPart = Field(default_factory=ExecutorPart)
     _base: Path = PrivateAttr(default_factory=Path.cwd)
     _name: str = PrivateAttr(default="job")

@@ -136,12 +136,20 @@ class BudgetPart(BaseModel):
 
 
 class SearchPart(Part):
-    """Who searches, for how long, from which seed; `options` go to the sampler."""
+    """Who searches, for how long, from which seed; `options` go to the sampler.
+
+    `trials` is the ledger: as many full evaluations at the fitness tier (a partial one costs its share of samples).
+    `patience` stops after so many full evaluations without a larger hypervolume, `time_limit_s` after so many seconds;
+    `warm_start` is a policy file of the same structure whose points seed the search.
+    """
 
     sampler: str = "evolution"
     trials: Count = 300
     seed: Natural = 0
     window: Count = 16
+    patience: Count | None = None
+    time_limit_s: Annotated[float, Field(gt=0.0)] | None = None
+    warm_start: str | None = None
     options: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="after")
@@ -151,14 +159,28 @@ class SearchPart(Part):
 
 
 class EvaluatorPart(Part):
-    """How many samples score a candidate, at which tier, and how the finalists are tuned."""
+    """How many samples score a candidate, at which tier and precision, and how the finalists are tuned.
+
+    `sensitivity` is the number of widths of each group in the sensitivity table, 0 for none; `finalists` are tuned at
+    each asked budget; `precision` auto is bf16 on a CPU that has instructions for it, else fp32.
+    """
 
     calibration: Count = 2048
     validation: Count = 1024
     fitness: Literal["auto", "stitch", "refit", "tune"] = "auto"
     finalists: Natural = 8
     finetune_steps: Natural = 100
+    sensitivity: Natural = 5
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
     device: str = Field(default="auto", pattern=r"^(auto|cpu|mps|cuda(:[0-9]+)?)$")
+
+
+class LatencyPart(Part):
+    """How latency is measured: on which runtime, for how many samples at a time, on how many whole models."""
+
+    runtime: Literal["auto", "onnxruntime", "eager", "compile"] = "auto"
+    batch_size: Count = 1
+    models: Annotated[int, Field(strict=True, ge=20)] = 24
 
 
 class ExecutorPart(Part):

@@ -94,8 +94,9 @@ class Budget:
 class Problem:
     """All that a searcher may know: widths and numbers, no model.
 
-    `objectives` are the names of the costs beside the loss; `tier` is the fitness tier to ask at; `table` maps a group
-    to {width: loss} where it was measured; `seeds` are evaluations that exist before the first ask.
+    `objectives` are the names of the costs beside the loss; `tier` is the fitness tier to ask at; `table` is the
+    sensitivity table, {group: {width: loss of the model with that group alone narrowed}}, at `tier` or `refit`; `seeds`
+    are evaluations that exist before the first ask; `n_trials` is the ledger in full evaluations.
     """
 
     structure: Structure

@@ -138,6 +138,7 @@ class Record:
             **{"split": ask.split, "passes": evaluation.passes, "seconds": evaluation.seconds},
             **{"costs": dict(evaluation.costs), "metrics": dict(evaluation.metrics)},
             **({"loss": evaluation.loss} if evaluation.ok else {"error": evaluation.error}),
+            **({"sample_losses": list(evaluation.sample_losses)} if evaluation.sample_losses else {}),
         }
         full = state == TrialState.COMPLETE
         trial = optuna.trial.create_trial(
@@ -251,7 +252,8 @@ def _from_trial(trial: optuna.trial.FrozenTrial) -> tuple[Stage, int, str, Evalu
     a: Mapping[str, Any] = trial.user_attrs
     ask = Ask(Policy.of(trial.params), a["tier"], a["fraction"], a["split"])
     loss = a.get("loss", float("inf"))
-    evaluation = Evaluation(ask, loss, a["costs"], a["metrics"], a["passes"], a["seconds"], a.get("error"))
+    single = tuple(a.get("sample_losses", ()))
+    evaluation = Evaluation(ask, loss, a["costs"], a["metrics"], a["passes"], a["seconds"], a.get("error"), single)
     return a["stage"], a["ask"], a["label"], evaluation
 
 

@@ -1,0 +1,206 @@
+"""The command line: inspect, search, compare, apply, report. The only place that prints or exits."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import webbrowser
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from autoprune.cli.progress import follow
+from autoprune.cli.tables import console, inspect_facts, print_inspect, print_mapping, print_rows, print_summary
+from autoprune.errors import AutopruneError, InputError
+
+if TYPE_CHECKING:
+    from autoprune.job import Job
+
+app = typer.Typer(
+    help="Search how much each layer of a neural network should be pruned.",
+    add_completion=False,
+    rich_markup_mode=None,
+)
+INTERRUPTED = "interrupted; the same command goes on where it stopped"
+JobPath = Annotated[Path, typer.Argument(metavar="JOB.yaml", help="The job file.")]
+OutPath = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="The folder to write to.")]
+SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the job.")]
+JsonFlag = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, progress on stderr.")]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit: 0 done, 2 wrong input, 3 the run failed, 130 interrupted and resumable."""
+    code = run(sys.argv[1:] if arguments is None else arguments)
+    sys.stdout.flush()
+    sys.exit(code)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """The exit code of the command line for `arguments`; every error is one line on stderr, never a traceback."""
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.insert(0, here)  # so that a job's "module:function" finds modules beside the user
+    command = typer.main.get_command(app)
+    aside = contextlib.redirect_stdout(sys.stderr) if "--json" in arguments else contextlib.nullcontext()
+    try:
+        with aside:  # whatever a user's model prints, stdout is one document
+            code = command.main(list(arguments) or ["--help"], prog_name="autoprune", standalone_mode=False)
+    except KeyboardInterrupt:
+        return _say(INTERRUPTED, 130)
+    except SystemExit as leaving:  # typer turns an interrupt into this
+        return _say(INTERRUPTED, 130) if leaving.code == 130 else _exit_code(leaving.code)
+    except AutopruneError as error:
+        return _say(str(error), 2 if isinstance(error, InputError) else 3)
+    except Exception as error:
+        if os.environ.get("AUTOPRUNE_DEBUG"):
+            raise
+        return _say(*_explain(error))
+    if code == 130:  # or into this, by version
+        return _say(INTERRUPTED, 130)
+    return _exit_code(code)
+
+
+@app.command()
+def inspect(job: JobPath, json_: JsonFlag = False, set_: SetOption = None) -> dict[str, Any] | None:
+    """Show groups, widths, their share of the MACs, and what is frozen and why."""
+    from autoprune.space import restrict
+    from autoprune.tracing.analyze import analyze
+
+    the_job = _load(job, set_)
+    task = the_job.build_task()
+    whole = analyze(task.build(), task.example_inputs(), seed=the_job.search.seed)
+    facts = inspect_facts(restrict(whole, the_job.search_space()), task)
+    return facts if json_ else _shown(print_inspect, facts)
+
+
+@app.command()
+def search(
+    job: JobPath,
+    out: OutPath = None,
+    trials: Annotated[int | None, typer.Option(help="Evaluations to spend.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Worker processes.")] = None,
+    seed: Annotated[int | None, typer.Option(help="The seed of every random choice.")] = None,
+    set_: SetOption = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Start anew instead of resuming.")] = False,
+    json_: JsonFlag = False,
+) -> dict[str, Any] | None:
+    """Search for the front of loss versus cost; a second call with the same --out resumes."""
+    flags = {"search.trials": trials, "executor.workers": workers, "search.seed": seed}
+    overrides = [*(set_ or []), *(f"{key}={value}" for key, value in flags.items() if value is not None)]
+    the_job = _load(job, overrides)
+
+    from autoprune.search_ import search as search_verb
+
+    done = search_verb(the_job, out=out, fresh=fresh)
+    follow(done, console(json_))
+    rows = [dict(row) for row in done.summary]
+    if json_:
+        return {"out": str(done.path), "points": len(done.front), "summary": rows}
+    print_summary(rows)
+    names = ("policy.json", "front.csv", "report.html", "study.journal")
+    files = [name for name in names if (Path(done.path) / name).exists()]
+    console(False).print(f"{len(done.front)} points on the front; {done.path}: {', '.join(files)}", soft_wrap=True)
+    return None
+
+
+@app.command()
+def compare(
+    job: JobPath,
+    strategies: Annotated[str, typer.Option(help="Strategies and samplers, with commas.")] = "uniform,global,evolution",
+    budgets: Annotated[str | None, typer.Option(help="Ratios to dense, with commas; the job's by default.")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Seeds of each strategy.")] = 3,
+    out: OutPath = None,
+    set_: SetOption = None,
+    json_: JsonFlag = False,
+) -> dict[str, Any] | None:
+    """Run strategies and samplers at the same budgets and seeds, side by side."""
+    the_job = _load(job, set_)
+    asked = the_job.budget.plain().at if budgets is None else tuple(_ratio(b) for b in _words(budgets))
+
+    from autoprune.compare_ import compare as compare_verb
+
+    result = compare_verb(the_job, _words(strategies), asked, seeds, out)
+    return result if json_ else _shown(print_rows, list(result["rows"]))
+
+
+@app.command()
+def apply(
+    policy: Annotated[Path, typer.Argument(metavar="POLICY.json", help="A front that search wrote.")],
+    task: Annotated[Path, typer.Option("--task", metavar="JOB.yaml", help="The job whose task gives model and data.")],
+    at: Annotated[str, typer.Option(help="macs=0.5, params=0.5, drop=0.01, knee or a point's id.")],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="The folder to write to.")],
+    weights: Annotated[Path | None, typer.Option(metavar="FILE.safetensors", help="Other weights.")] = None,
+    finetune_epochs: Annotated[float, typer.Option(min=0, help="Epochs of fine-tuning.")] = 0,
+    export: Annotated[str, typer.Option(help="Also write onnx, pt2 (with commas).")] = "",
+    json_: JsonFlag = False,
+) -> dict[str, Any] | None:
+    """Prune the model as a point of a front says, repair, verify and save it."""
+    from autoprune.export import check_formats
+
+    formats = check_formats(_words(export))
+    the_job = _load(task, None)
+
+    from autoprune.apply_ import apply_file
+
+    report_ = apply_file(policy, the_job, weights, at, finetune_epochs, formats, out)
+    return report_ if json_ else _shown(print_mapping, report_)
+
+
+@app.command()
+def report(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="The folder of a search.")],
+    open_: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
+) -> None:
+    """Rebuild report.html of a run."""
+    from autoprune.report import build_report
+
+    path = build_report(run_dir)
+    print(path)
+    if open_:
+        webbrowser.open(path.resolve().as_uri())
+
+
+def _shown(show: Callable[[Any], None], document: object) -> dict[str, Any] | None:
+    show(document)
+    return None
+
+
+def _load(path: Path, overrides: Sequence[str] | None) -> Job:
+    from autoprune.job import Job
+
+    return Job.load(path, overrides or ())
+
+
+def _explain(error: Exception) -> tuple[str, int]:
+    """A message and exit code for an exception that is not ours."""
+    if hasattr(error, "format_message"):  # the parser's usage errors, whichever click typer comes with
+        return str(error.format_message()), 2
+    if type(error).__name__ == "Abort":
+        return INTERRUPTED, 130
+    text = " ".join(str(error).split()) or "no message"
+    return f"unexpected {type(error).__name__}: {text} (AUTOPRUNE_DEBUG=1 shows where)", 3
+
+
+def _exit_code(code: object) -> int:
+    if isinstance(code, dict):
+        print(json.dumps(code, indent=1, default=str))
+    return code if isinstance(code, int) else 0
+
+
+def _say(message: str, code: int) -> int:
+    print(f"autoprune: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(word.strip() for word in text.split(",") if word.strip())
+
+
+def _ratio(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise InputError(f"--budgets takes ratios with commas, as in 0.7,0.5,0.3, not {text!r}") from None

@@ -1,0 +1,5 @@
+"""`python -m autoprune.cli`."""
+
+from autoprune.cli import main
+
+main()
