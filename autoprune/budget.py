@@ -127,6 +127,8 @@ class Projector:
 
     def fits(self, positions: IntArray, limits: Limits) -> npt.NDArray[np.bool_]:
         """Positions [k, groups] -> whether all limits hold [k]."""
+        if not limits:
+            return np.ones(len(positions), dtype=np.bool_)
         return self._within(self._ratios(positions, limits), limits)
 
     def check(self, limits: Limits) -> None:

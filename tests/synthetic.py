@@ -85,6 +85,22 @@ class Hills:
         )
 
 
+class Asks:
+    """A ledger that counts asks, repeats too, and nothing else."""
+
+    def __init__(self, n: int) -> None:
+        self.left = n
+
+    def may_ask(self, recorded: bool) -> bool:
+        return self.left > 0
+
+    def charge(self, ask: Ask) -> None:
+        self.left -= 1
+
+    def told(self, evaluation: Evaluation) -> None:
+        pass
+
+
 def true_loss(structure: Structure, policy: Policy) -> float:
     """Without noise: a sum over groups, the sensitivities spread over two decades."""
     dense = Policy.dense(structure).array(structure)
@@ -100,14 +116,25 @@ def make_problem(structure: Structure | None = None, n_trials: int = 60, seeded:
     scores = {g.name: np.sort(rng.gamma(2.0, size=g.width))[::-1] for g in structure.groups}
     costs: dict[str, Cost] = {"macs": Macs(structure), "params": Params(structure), "bytes": Bytes(structure)}
     budget = Budget("macs", 0.3, 0.9, (0.7, 0.5, 0.3), {})
-    problem = Problem(structure, scores, costs, budget, ("macs",), n_trials)
+    hills = Hills(structure)
+    problem = Problem(structure, scores, costs, budget, ("macs",), n_trials, table=sensitivity(structure, hills))
     if not seeded:
         return problem
-    hills = Hills(structure)
     plans: list[Callable[[Problem, float], Policy]] = [uniform, global_]
     targets = np.linspace(budget.low, budget.high, 5)
     asks = dict.fromkeys(Ask(plan(problem, float(t)), "refit") for plan in plans for t in targets)
     return replace(problem, seeds=tuple(hills(ask) for ask in asks))
+
+
+def sensitivity(structure: Structure, evaluate: Hills, n_widths: int = 5) -> dict[str, dict[int, float]]:
+    """The loss with one group alone at `n_widths` of its widths below the dense one, and of the dense model."""
+    dense = Policy.dense(structure).as_dict()
+    table: dict[str, dict[int, float]] = {}
+    for group in structure.groups:
+        chosen = np.unique(np.round(np.linspace(0, len(group.grid) - 1, n_widths + 1)).astype(int))
+        policies = {group.grid[i]: Policy.of({**dense, group.name: group.grid[i]}) for i in chosen}
+        table[group.name] = {width: evaluate(Ask(policy, "refit")).loss for width, policy in policies.items()}
+    return table
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,11 @@ import pytest
 from synthetic import chain, make_problem, single_steps
 
 from autoprune import plugins
+from autoprune.costs.macs import Macs
 from autoprune.errors import InputError
 from autoprune.policy import Policy
 from autoprune.protocols import Problem, Strategy
+from autoprune.structure import Structure
 
 STRUCTURE = chain()
 
@@ -61,3 +63,19 @@ def test_scores_may_be_all_zero(strategy: Strategy, problem: Problem) -> None:
     blank = replace(problem, scores={name: np.zeros_like(s) for name, s in problem.scores.items()})
     strategy(blank, 0.5).check(STRUCTURE)
     assert problem.costs["macs"](strategy(blank, 0.5).array(STRUCTURE)) <= 0.5
+
+
+def test_the_table_may_be_flat(strategy: Strategy, problem: Problem) -> None:
+    flat = replace(problem, table={g.name: {g.grid[0]: 0.0, g.width: 0.0} for g in STRUCTURE.groups})
+    policy = strategy(flat, 0.5)
+    assert problem.costs["macs"](policy.array(STRUCTURE)) <= 0.5
+    assert all(problem.costs["macs"](p.array(STRUCTURE)) > 0.5 for p in single_steps(STRUCTURE, policy))
+
+
+@pytest.mark.parametrize("grid", [(1,), (1, 4)])
+def test_groups_of_one_or_two_widths_are_fine(strategy: Strategy, grid: tuple[int, ...]) -> None:
+    groups = [replace(g, grid=(*(w for w in grid[1:]), g.width)) if i % 2 else g for i, g in enumerate(STRUCTURE)]
+    structure = Structure(tuple(groups), STRUCTURE.ops, {})
+    policy = strategy(make_problem(structure), 0.7)
+    policy.check(structure)
+    assert Macs(structure)(policy.array(structure)) <= 0.7
