@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from synthetic import chain
+from tables import latency_table
 
 from autoprune import plugins
+from autoprune.costs import build_cost
 from autoprune.policy import Policy
 from autoprune.protocols import Cost
 
@@ -23,12 +25,13 @@ WIDTHS = np.array(
 
 @pytest.fixture(params=plugins.names("costs"))
 def cost(request: pytest.FixtureRequest) -> Cost:
-    made: Cost = plugins.load("costs", request.param)(STRUCTURE)
-    return made
+    return build_cost(request.param, STRUCTURE, latency_table(STRUCTURE))
 
 
-def test_the_dense_model_costs_one(cost: Cost) -> None:
-    assert cost(Policy.dense(STRUCTURE).array(STRUCTURE)) == 1.0
+def test_the_dense_model_costs_exactly_one(cost: Cost) -> None:
+    dense = Policy.dense(STRUCTURE).array(STRUCTURE)
+    assert cost(dense) == 1.0
+    assert cost(np.stack([dense, dense])).tolist() == [1.0, 1.0]
     assert cost.dense > 0
 
 
@@ -36,6 +39,7 @@ def test_many_widths_at_once_cost_what_they_cost_one_by_one(cost: Cost) -> None:
     together = cost(WIDTHS)
     assert together.shape == (len(WIDTHS),)
     assert together.tolist() == [float(cost(w)) for w in WIDTHS]
+    assert cost(WIDTHS.reshape(4, 5, -1)).shape == (4, 5)
 
 
 def test_a_cost_declared_monotone_never_falls_when_a_group_gets_wider(cost: Cost) -> None:
@@ -48,5 +52,6 @@ def test_a_cost_declared_monotone_never_falls_when_a_group_gets_wider(cost: Cost
             assert np.all(np.diff(cost(line)) >= 0)
 
 
-def test_a_pruned_model_costs_less(cost: Cost) -> None:
+def test_costs_are_positive_and_a_pruned_model_costs_less(cost: Cost) -> None:
+    assert np.all(cost(WIDTHS) > 0)
     assert cost(np.array([g.grid[0] for g in STRUCTURE.groups])) < 0.5

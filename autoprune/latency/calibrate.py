@@ -1,0 +1,164 @@
+"""The two ways in: fit the latency table that the search predicts from, and measure again what the front exports."""
+
+from __future__ import annotations
+
+import copy
+import platform
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from autoprune.budget import Projector, reachable
+from autoprune.calibration import in_format
+from autoprune.codec import Codec
+from autoprune.costs.macs import Macs
+from autoprune.errors import InputError
+from autoprune.latency.features import Features
+from autoprune.latency.fit import fit, spearman
+from autoprune.latency.probes import time_operations
+from autoprune.latency.runtimes import Runtime, batched, one_thread, resolve
+from autoprune.latency.table import LatencyTable
+from autoprune.latency.timing import Timing, measure_ratios
+from autoprune.policy import Policy
+from autoprune.structure import Structure
+from autoprune.tracing.slim import slim
+
+TOGETHER = 8
+"""Models that are in memory, and interleaved with the dense one, at a time."""
+FIT_S, FINAL_S = 1.0, 2.0
+"""Seconds for which each model of a fit and of a front is measured."""
+
+
+def fit_latency(
+    model: nn.Module,
+    inputs: Sequence[Any],
+    structure: Structure,
+    runtime: str = "auto",
+    batch_size: int = 1,
+    n_models: int = 24,
+    seed: int = 0,
+    seconds: float = FIT_S,
+) -> LatencyTable:
+    """Time the operations and `n_models` whole models; fit; say how well the fit predicts models that it has not seen.
+
+    `model` is the dense model, in eval mode, on the device to measure on; it is left untouched. `inputs` are example
+    inputs, repeated or cut to `batch_size`. Half of the models meet MACs budgets, half are drawn over the grids; each
+    is measured for about `seconds`.
+
+    Raises:
+        InputError: the runtime is not installed or does not take the model.
+    """
+    rng = np.random.default_rng(seed)
+    bench = _Bench(model, inputs, structure, batch_size, runtime)
+    with one_thread():
+        ops = time_operations(bench.dense, bench.inputs, structure, bench.runtime, rng)
+        policies = sample_policies(structure, n_models, rng)
+        timings = bench.measure(policies, seconds, rng)
+    ratios = np.array([t.ratio for t in timings])
+    widths = np.stack([p.array(structure) for p in policies])
+    features = Features(structure, ops)(widths)
+    fitted = fit(features, ratios)
+    return LatencyTable(
+        structure=structure.fingerprint,
+        runtime=bench.runtime.name,
+        batch_size=batch_size,
+        device=bench.device_name,
+        dense_ms=float(np.median([t.dense_ms for t in timings])),
+        n_models=len(policies),
+        coefficients=fitted.coefficients,
+        held_out_error=fitted.held_out_error,
+        rank_correlation=fitted.rank_correlation,
+        macs_correlation=spearman(features.get("macs", np.ones(len(ratios))), ratios),
+        ops=ops,
+    )
+
+
+def remeasure(
+    model: nn.Module,
+    inputs: Sequence[Any],
+    structure: Structure,
+    policies: Sequence[Policy],
+    runtime: str = "auto",
+    batch_size: int = 1,
+    seed: int = 0,
+    seconds: float = FINAL_S,
+) -> dict[Policy, Timing]:
+    """Measured latency of every policy, in more rounds than a fit takes; arguments as in `fit_latency`.
+
+    Which atoms are kept does not matter to the clock, so the first ones are.
+    """
+    bench = _Bench(model, inputs, structure, batch_size, runtime)
+    different = list(dict.fromkeys(policies))
+    with one_thread():
+        timings = bench.measure(different, seconds, np.random.default_rng(seed))
+    return dict(zip(different, timings, strict=True))
+
+
+def sample_policies(structure: Structure, n: int, rng: np.random.Generator) -> list[Policy]:
+    """`n` different policies, none dense: half meet MACs budgets over the whole range, half a Latin hypercube.
+
+    Fewer where the grids hold fewer.
+    """
+    codec, macs = Codec(structure), Macs(structure)
+    projector = Projector(structure, {"macs": macs})
+    low, high = reachable(structure, macs)
+    targets = np.linspace(low, high, n // 2 + 2)[1:-1] if high > low else np.array([])
+    found = [projector.project(rng.random(len(structure)), {"macs": float(t)}) for t in targets]
+    rows = n - len(found)
+    strata = rng.permuted(np.tile(np.arange(rows), (len(structure), 1)), axis=1).T
+    cube = (strata + rng.random(strata.shape)) / rows
+    found += [codec.policy(np.floor(line * (codec.last + 1)).astype(np.int64)) for line in cube]
+    return [p for p in dict.fromkeys(found) if p != Policy.dense(structure)]
+
+
+class _Bench:
+    """A dense model on its runtime, and slim ones beside it."""
+
+    def __init__(
+        self, model: nn.Module, inputs: Sequence[Any], structure: Structure, batch_size: int, runtime: str
+    ) -> None:
+        device = next((p.device for p in model.parameters()), torch.device("cpu"))
+        self.structure = structure
+        self.runtime = resolve(runtime, device)
+        self.dense = self._copy(model)
+        self.inputs = batched(inputs, batch_size, self.runtime.device)
+        with one_thread():
+            try:
+                self._load = self.runtime.loader(self.dense, self.inputs)
+                self._dense_run = self._load(self.dense)
+            except InputError as error:
+                if runtime != "auto" or self.runtime.name == "eager":
+                    raise
+                warnings.warn(f"{error}; latency is measured in eager mode", stacklevel=3)
+                self.runtime = Runtime("eager", device)
+                self._load = self.runtime.loader(self.dense, self.inputs)
+                self._dense_run = self._load(self.dense)
+
+    @property
+    def device_name(self) -> str:
+        """What the runtime runs on, in words."""
+        if self.runtime.device.type == "cuda":
+            return str(torch.cuda.get_device_name(self.runtime.device))
+        return platform.processor() or platform.machine()
+
+    def measure(self, policies: Sequence[Policy], seconds: float, rng: np.random.Generator) -> list[Timing]:
+        """A Timing for each policy, about `seconds` of measuring for each."""
+        timings: list[Timing] = []
+        for start in range(0, len(policies), TOGETHER):
+            some = policies[start : start + TOGETHER]
+            runners = [self._load(self._slim(p)) for p in some]
+            timings += measure_ratios(self._dense_run, runners, rng, self.runtime.clock, seconds * len(some))
+        return timings
+
+    def _slim(self, policy: Policy) -> nn.Module:
+        small = copy.deepcopy(self.dense)
+        slim(small, self.structure, {name: range(width) for name, width in policy.widths})
+        return small
+
+    def _copy(self, model: nn.Module) -> nn.Module:
+        twin = copy.deepcopy(model).eval().requires_grad_(False).to(self.runtime.device)
+        return in_format(twin, torch.contiguous_format)  # what `apply` hands back
