@@ -1,166 +1,258 @@
-"""The verb `compare`: strategies and samplers at the same budgets and seeds, side by side, on validation."""
+"""The verb `compare`: strategies and samplers at the same budgets, seeds and ledgers, side by side, on validation."""
 
 from __future__ import annotations
 
-import csv
 import json
-import os
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from autoprune import plugins
-from autoprune.errors import InputError, did_you_mean
+from autoprune.cells import Cell, cell_key, closed_form_cell, searched_cell, write_whole
+from autoprune.compare_input import (
+    at_budgets,
+    at_seed,
+    at_tier,
+    check_fits,
+    check_reach,
+    check_same_job,
+    checked_budgets,
+    checked_names,
+    checked_seeds,
+    is_closed_form,
+    options_of,
+)
+from autoprune.compare_result import csv_of, document_of
 from autoprune.evaluation import Ask, Evaluation
-from autoprune.front import hypervolume
+from autoprune.executors._lazy import Lazy
 from autoprune.job import Job
-from autoprune.protocols import Problem, Strategy
+from autoprune.opening import calibrated, with_table
+from autoprune.policy import Policy
+from autoprune.protocols import Strategy, Task
+from autoprune.samplers import needs
 from autoprune.search_ import Run
 from autoprune.setting import Setting, make_folder, prepare
-from autoprune.study import Record, evaluate_all
+from autoprune.study import Record, Stage, evaluate_all, locked
+from autoprune.verdict import CONTROLS
 
-COLUMNS = (
-    "strategy",
-    "budget",
-    "seed",
-    "macs_ratio",
-    "loss",
-    "accuracy",
-    "evaluations",
-    "seconds",
-    "hypervolume",
-)
-LEAST_LOSS = 1e-6
-REFERENCE = (1.0, float(np.log(10.0)))
-"""Reference point of the hypervolume: macs_ratio 1 and a loss of 10, as its logarithm."""
+N_CURVE = 13
+"""Targets between the ends of the range at which a closed-form strategy is scored, beside the asked ones."""
+SHARED = "shared"
+Labelled = list[tuple[str, Ask]]
 
 
 def compare(
     job: Job | str | Path,
-    strategies: Sequence[str] = ("uniform", "global"),
+    strategies: Sequence[str] = ("uniform", "global", "evolution"),
     budgets: Sequence[float] | None = None,
-    seeds: int = 3,
+    seeds: int | Sequence[int] = 3,
     out: Path | None = None,
+    task: Task | None = None,
 ) -> dict[str, Any]:
-    """Run every strategy and sampler for every seed; returns {"rows": [...], "reference": ...} and writes compare.csv.
+    """Compare to the end; returns {"rows": [...], "summary": ..., "verdicts": ..., "reference": ...}.
 
-    A closed-form strategy is one policy a budget; a sampler is one whole search a seed, of the job's trials. Finished
-    searches are kept in the folder, so that the same call goes on where it stopped.
+    Writes compare.csv (the rows), compare.json (all of it) and compare.html. See `Comparison`.
 
     Raises:
-        InputError: an unknown name, or a budget outside the reachable range.
+        InputError: before anything is searched: an unknown name, a budget out of reach, a list that is empty, a sampler
+            that does not fit the problem, or a folder with a comparison of another job.
     """
-    known = (*plugins.names("strategies"), *plugins.names("samplers"))
-    for name in strategies:
-        if ":" not in name and name not in known:
-            raise InputError(f"--strategies: unknown name {name!r}; {did_you_mean(name, known)}")
-    job = Job.load(job) if isinstance(job, str | Path) else job
-    if not strategies or seeds < 1 or (budgets is not None and not budgets):
-        raise InputError("compare needs at least one strategy, one budget and one seed")
-    folder = Path(out) if out is not None else Path("runs") / f"{job.name}-compare"
-    make_folder(folder)
-    at = tuple(budgets) if budgets is not None else job.budget.plain().at
-    rows: list[dict[str, Any]] = []
-    for seed in range(seeds):
-        for name in strategies:
-            seeded = _seeded(job, name, seed, at)
-            place = folder / f"{name.replace(':', '.')}-seed{seed}-at{'-'.join(f'{b:g}' for b in at)}"
-            run = _closed_form if name in plugins.names("strategies") else _searched
-            rows += [{"strategy": name, "seed": seed, **row} for row in run(seeded, name, at, place)]
-    _write(folder, rows)
-    return {"rows": [{c: row.get(c) for c in COLUMNS} for row in rows], "reference": _reference()}
+    return Comparison(job, strategies, budgets, seeds, out, task).finish().document
 
 
-def _seeded(job: Job, name: str, seed: int, at: Sequence[float]) -> Job:
-    """The job with this seed and sampler, asked at these budgets."""
-    plain = job.plain()
-    budget = job.budget.plain()
-    span = [min(budget.low, *at), max(budget.high, *at)]
-    plain["budget"] = {**plain["budget"], budget.cost: span, "at": list(at)}
-    plain["search"] = {**plain["search"], "seed": job.search.seed + seed}
-    plain["evaluator"] = {**plain["evaluator"], "finalists": 0}
-    if name not in plugins.names("strategies"):
-        plain["search"]["sampler"] = name
-    return Job.from_dict(plain)
+class Comparison:
+    """A comparison under way. Iterating drives it to the end; finished cells are kept, so that it goes on after a kill.
+
+    A cell is one strategy at one seed. A closed-form strategy ("module:function" for a user's own) is one policy a
+    budget; a sampler ("module:Class") is one whole search of the job's trials, without the control arms' points. All
+    share one level database, one sensitivity table and one fitness tier. `seeds` is a number of seeds, from the job's
+    own on, or a list of them. `stage` says which cell of how many is under way, `done` counts evaluations of a `total`
+    that is a guess until the last cell, `kept` the cells that were found finished; `note` is about the tier.
+    """
+
+    def __init__(
+        self,
+        job: Job | str | Path,
+        strategies: Sequence[str],
+        budgets: Sequence[float] | None = None,
+        seeds: int | Sequence[int] = 3,
+        out: Path | None = None,
+        task: Task | None = None,
+    ) -> None:
+        self.strategies = checked_names(strategies)
+        job = Job.load(job) if isinstance(job, str | Path) else job
+        self.budgets = checked_budgets(job.budget.plain().at if budgets is None else budgets)
+        self.seeds = checked_seeds(seeds, job.search.seed)
+        self.path = Path(out) if out is not None else Path("runs") / f"{job.name}-compare"
+        check_same_job(self.path, job)
+        make_folder(self.path)
+        self._job, self._task = at_budgets(job, self.budgets), task
+        self._setting = self._checked(job)
+        with locked(self.path):
+            write_whole(self.path / "job.yaml", job.dump())
+        self.cells: dict[tuple[str, int], Cell] = {}
+        self.stage, self.note, self.done, self.total, self.kept, self._begun = "prepare", "", 0, 0, 0, 0
+
+    def __iter__(self) -> Iterator[Evaluation]:
+        """Evaluations as they are told, cell after cell."""
+        self.cells, self.done, self.total, self.kept, self._begun = {}, 0, 0, 0, 0
+        with locked(self.path):
+            for evaluation in self._stages():
+                self.done += 1
+                self.total = max(self.total, self.done)
+                yield evaluation
+            self._publish()
+
+    def finish(self) -> Comparison:
+        """Drive the comparison to its end."""
+        for _ in self:
+            pass
+        return self
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """What compare.json holds; drives the comparison to its end if that has not happened."""
+        if len(self.cells) < len(self.strategies) * len(self.seeds):
+            self.finish()
+        ordered = {(name, seed): self.cells[name, seed] for name in self.strategies for seed in self.seeds}
+        return {**document_of(self._setting, ordered, self.budgets), "note": self.note}
+
+    @property
+    def n_cells(self) -> int:
+        """Cells of the comparison."""
+        n_closed = len(self._closed_forms)
+        return n_closed * len(self._closed_seeds) + (len(self.strategies) - n_closed) * len(self.seeds)
+
+    @property
+    def _closed_forms(self) -> tuple[str, ...]:
+        return tuple(name for name in self.strategies if is_closed_form(name))
+
+    @property
+    def _closed_seeds(self) -> tuple[int, ...]:
+        """The seeds at which closed forms are measured: only a fine-tune depends on the seed."""
+        return self.seeds if self._setting.tier == "tune" else self.seeds[:1]
+
+    def _checked(self, job: Job) -> Setting:
+        """The problem of all cells; InputError where a budget, a strategy or a sampler does not fit it."""
+        shared = self.path / SHARED
+        setting = prepare(at_seed(self._job, self.seeds[0]), shared, self._task, shared)
+        check_reach(setting.problem, self.budgets)
+        for name in self.strategies:
+            check_fits(name, setting.problem, options_of(job, name))
+        return setting
+
+    def _stages(self) -> Iterator[Evaluation]:
+        yield from self._open()
+        for seed in self._closed_seeds:
+            yield from self._measure(seed)
+        for seed in self.seeds:
+            for name in self.strategies:
+                if not is_closed_form(name):
+                    yield from self._search(name, seed)
+
+    def _open(self) -> Iterator[Evaluation]:
+        """What all cells share: the sensitivity table, where any of them needs it, and the fitness tier."""
+        setting, self.stage = self._setting, "shared by all cells"
+        objectives, place = setting.problem.objectives, self.path / SHARED
+        with (
+            Record(place, setting.structure, objectives, setting.tier, setting.identity) as record,
+            closing(Lazy(setting.executor)) as executor,
+        ):
+
+            def evaluate(stage: Stage, asks: Labelled) -> Iterator[Evaluation]:
+                self.total = self.done + len(asks)
+                return evaluate_all(record, executor, asks, stage)
+
+            if any(self._needs_table(name) for name in self.strategies):
+                setting = yield from with_table(setting, lambda asks: evaluate("table", asks))
+            setting, found = yield from calibrated(setting, evaluate)
+            self.note = found.verdict if found is not None else ""
+        self._setting, self._job = setting, at_tier(self._job, setting.tier)
+
+    def _needs_table(self, name: str) -> bool:
+        if is_closed_form(name):
+            return name not in CONTROLS
+        return self._job.evaluator.sensitivity > 0 and needs(name, options_of(self._job, name)).table
+
+    def _measure(self, seed: int) -> Iterator[Evaluation]:
+        """The cells of the closed-form strategies at `seed`."""
+        setting = replace(self._setting, job=at_seed(self._job, seed))
+        place, key = self.path / f"closed-form-seed{seed}", cell_key(setting)
+        make_folder(place)
+        with (
+            Record(place, setting.structure, setting.problem.objectives, setting.tier, setting.identity) as record,
+            closing(Lazy(setting.executor)) as executor,
+        ):
+            for name in self._closed_forms:
+                self._begin(name, seed)
+                file = place / f"{self._word(name)}.json"
+                cell = self._kept(file, key)
+                if cell is None:
+                    asks = closed_form_asks(setting, name)
+                    self._expect(len(asks))
+                    done: list[Evaluation] = []
+                    for evaluation in evaluate_all(record, executor, asks, "final"):
+                        done.append(evaluation)
+                        yield evaluation
+                    cell = closed_form_cell(key, name, setting, done)
+                    cell.save(file)
+                for at in self.seeds if len(self._closed_seeds) == 1 else (seed,):
+                    self.cells[name, at] = replace(cell, seed=at)
+
+    def _search(self, name: str, seed: int) -> Iterator[Evaluation]:
+        """The cell of a sampler at `seed`: a whole search in a folder of its own."""
+        self._begin(name, seed)
+        setting = replace(self._setting, job=at_seed(self._job, seed, name))
+        place, key = self.path / f"{self._word(name)}-seed{seed}", cell_key(setting)
+        cell = self._kept(place / "cell.json", key)
+        if cell is None:
+            self._expect(setting.job.search.trials)
+            run = Run(setting.job, place, self._task, alone=True, shared=self.path / SHARED)
+            yield from run
+            points = [point.policy for point in run.front]
+            with Record(place, setting.structure, setting.problem.objectives, setting.tier, setting.identity) as record:
+                cell = searched_cell(key, name, setting, record.evaluations, points)
+            cell.save(place / "cell.json")
+        self.cells[name, seed] = cell
+
+    def _begin(self, name: str, seed: int) -> None:
+        self._begun += 1
+        self.stage = f"cell {self._begun} of {self.n_cells}: {name}, seed {seed}"
+
+    def _expect(self, n: int) -> None:
+        """Guess the total: `n` evaluations in this cell, the job's trials in each search that is still to come."""
+        searches = min(self.n_cells - self._begun, (len(self.strategies) - len(self._closed_forms)) * len(self.seeds))
+        self.total = self.done + n + searches * self._job.search.trials
+
+    def _kept(self, file: Path, key: str) -> Cell | None:
+        cell = Cell.load(file, key)
+        self.kept += cell is not None
+        return cell
+
+    def _word(self, name: str) -> str:
+        """A file name for a strategy at these budgets."""
+        return f"{re.sub(r'[^A-Za-z0-9_.-]', '.', name)}-at{'-'.join(f'{b:g}' for b in self.budgets)}"
+
+    def _publish(self) -> None:
+        from autoprune.report.comparison import build_comparison
+
+        document = self.document
+        write_whole(self.path / "compare.csv", csv_of(document["rows"]))
+        write_whole(self.path / "compare.json", json.dumps(document, indent=1))
+        build_comparison(self.path, document)
+        self.stage = "done"
 
 
-def _closed_form(job: Job, name: str, at: Sequence[float], place: Path) -> Iterable[dict[str, Any]]:
-    setting = prepare(job, place)
+def closed_form_asks(setting: Setting, name: str) -> Labelled:
+    """The strategy at the asked budgets, the dense model, and the strategy along the range, all on validation."""
     strategy: Strategy = plugins.load("strategies", name)
-    asks = [(f"{name}@{b:g}", _on_validation(setting, strategy, b)) for b in at]
-    executor = setting.executor()
-    try:
-        identity = setting.identity
-        with Record(place, setting.structure, setting.problem.objectives, setting.tier, identity) as record:
-            done = list(evaluate_all(record, executor, asks, "final"))
-    finally:
-        executor.close()
-    volume = _volume(job, [(e.costs["macs"], e.loss) for e in done if e.ok])
-    for budget, e in zip(at, done, strict=True):
-        yield _row(budget, e, 1, e.seconds, volume)
-
-
-def _on_validation(setting: Setting, strategy: Strategy, budget: float) -> Ask:
-    problem: Problem = setting.problem
-    return Ask(strategy(problem, budget), problem.tier, split="validation")
-
-
-def _searched(job: Job, name: str, at: Sequence[float], place: Path) -> Iterable[dict[str, Any]]:
-    """The sampler's own points: those of the control arms, which seed every run, do not count for it."""
-    run = Run(job, place, alone=True).finish()
-    trials = [t.user_attrs for t in run.study.get_trials(deepcopy=False)]
-    evaluations, seconds = sum(a["passes"] > 0 for a in trials), sum(a["seconds"] for a in trials)
-    volume = _volume(job, [(p.ratio("macs"), p.metrics["validation"]["loss"]) for p in run.front])
-    for budget in at:
-        try:
-            point = run.front.select(f"{job.budget.plain().cost}={budget!r}")
-        except InputError:  # the search left no point within this budget: an empty row says so
-            yield {"budget": budget, "evaluations": evaluations, "seconds": seconds, "hypervolume": volume}
-            continue
-        scores = point.metrics["validation"]
-        yield {
-            "budget": budget,
-            "macs_ratio": point.ratio("macs"),
-            "loss": scores["loss"],
-            "accuracy": scores.get("accuracy"),
-            "evaluations": evaluations,
-            "seconds": seconds,
-            "hypervolume": volume,
-        }
-
-
-def _row(budget: float, e: Evaluation, evaluations: int, seconds: float, volume: float) -> dict[str, Any]:
-    return {
-        "budget": budget,
-        "macs_ratio": e.costs.get("macs"),
-        "loss": e.loss if e.ok else None,
-        "accuracy": e.metrics.get("accuracy"),
-        "evaluations": evaluations,
-        "seconds": seconds,
-        "hypervolume": volume,
-    }
-
-
-def _volume(job: Job, points: Sequence[tuple[float, float]]) -> float:
-    """Hypervolume of (macs_ratio, log-loss) up to the reference point; a task metric counts as it is."""
-    fidelity = isinstance(job.objectives.loss, str)
-    losses = [np.log(max(loss, LEAST_LOSS)) if fidelity else loss for _, loss in points]
-    values = np.array([[ratio, loss] for (ratio, _), loss in zip(points, losses, strict=True)]).reshape(-1, 2)
-    return hypervolume(values, np.array(REFERENCE))
-
-
-def _reference() -> dict[str, Any]:
-    return {"macs_ratio": REFERENCE[0], "log_loss": REFERENCE[1], "of": "the front on validation"}
-
-
-def _write(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    draft = folder / f"compare.csv.{os.getpid()}.part"
-    with draft.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
-        writer.writeheader()
-        writer.writerows(rows)
-    os.replace(draft, folder / "compare.csv")
-    document = {"reference": _reference(), "rows": list(rows)}
-    (folder / "compare.json").write_text(json.dumps(document, indent=1), encoding="utf-8")
+    problem, budget = setting.problem, setting.problem.budget
+    targets = [*budget.at, *(float(t) for t in np.linspace(budget.low, budget.high, N_CURVE))]
+    asks = [(f"{name}@{t:.6g}", Ask(strategy(problem, t), problem.tier, split="validation")) for t in targets]
+    dense = ("dense", Ask(Policy.dense(setting.structure), "refit", split="validation"))
+    return [*asks[: len(budget.at)], dense, *asks[len(budget.at) :]]

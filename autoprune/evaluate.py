@@ -3,43 +3,50 @@
 from __future__ import annotations
 
 import copy
-import ctypes
 import math
-import os
 import time
+import warnings
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from autoprune import plugins
-from autoprune.calibration import Parts, chunks, cut, gather, in_format, prepare, size
+from autoprune.calibration import Parts, chunks, gather, in_format, prepare, size
+from autoprune.costs import build_cost
 from autoprune.database.consumers import consumed
 from autoprune.database.stitch import Stitcher
 from autoprune.database.store import LevelDatabase
 from autoprune.errors import InputError, did_you_mean, one_line
 from autoprune.evaluation import Ask, Evaluation, Split
 from autoprune.job import Job
-from autoprune.losses import FIDELITIES
+from autoprune.latency.table import LatencyTable
+from autoprune.losses import FIDELITIES, Fidelity
+from autoprune.memory import bound_kernel_cache, keep_blocks, trim_heap, with_room
+from autoprune.precision import LARGEST_ERROR, Precision, choose_precision, computing
 from autoprune.protocols import Batch, Direction, Task
 from autoprune.recover import BATCH_SIZE, Lesson, finetune
-from autoprune.repair import FixedPoint, Folded, Reference, Refit, observe
+from autoprune.reference import Reference, observe
+from autoprune.repair import FixedPoint, Folded, Refit
+from autoprune.samples import Samples
 from autoprune.structure import Structure
 from autoprune.tracing.wiring import find_sites
 
 COSTS = ("macs", "params", "bytes")
 TRIM_EVERY = 50
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 
 @dataclass(frozen=True)
 class Settings:
     """Plain settings of an evaluator.
 
-    `loss` is kl, mse or cosine to the dense outputs, or the name of a task metric with its `direction`.
+    `loss` is kl, mse or cosine to the dense outputs, or the name of a task metric with its `direction`. `precision` is
+    that of forward passes and of the fine-tune, but for validation, which is always scored in float32. With
+    `metrics_on_fitness` full evaluations on fitness samples carry the task's metrics too.
     """
 
     loss: str = "kl"
@@ -51,14 +58,25 @@ class Settings:
     batch_size: int = 256
     seed: int = 0
     device: str = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    metrics_on_fitness: bool = False
 
     @staticmethod
     def of(job: Job) -> Settings:
         e, loss = job.evaluator, job.objectives.loss
         name, direction = (loss, None) if isinstance(loss, str) else (loss.metric, loss.direction)
-        costs = tuple(dict.fromkeys([*COSTS, *job.objectives.costs]))
+        costs = tuple(dict.fromkeys([*COSTS, *job.objectives.costs, *job.budget.plain().limits]))
         return Settings(
-            name, direction, e.calibration, e.validation, e.finetune_steps, costs, seed=job.search.seed, device=e.device
+            name,
+            direction,
+            e.calibration,
+            e.validation,
+            e.finetune_steps,
+            costs,
+            seed=job.search.seed,
+            device=e.device,
+            precision=e.precision,
+            metrics_on_fitness=bool(job.constraints),
         )
 
     @property
@@ -115,38 +133,14 @@ def prepared_parts(task: Task, settings: Settings, model: nn.Module) -> Parts:
     )
 
 
-def make_evaluator(job_text: str, structure: Structure, database: Path) -> TieredEvaluator:
+def make_evaluator(
+    job_text: str, structure: Structure, database: Path, latency: LatencyTable | None = None
+) -> TieredEvaluator:
     """The evaluator of a job from its files: what every worker calls once."""
     bound_kernel_cache(structure)
     keep_blocks()
-    job = Job.loads(job_text)
-    return TieredEvaluator(job.build_task(), structure, LevelDatabase.open(database), Settings.of(job))
-
-
-def bound_kernel_cache(structure: Structure) -> None:
-    """Let oneDNN keep the kernels of a few candidates instead of 1 024: every width brings new ones, some MB in all.
-
-    It reads the variable once, at its first use in a process; a user's own setting stays.
-    """
-    weighted = sum(op.weight is not None for op in structure.ops)
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(max(128, 4 * weighted)))
-
-
-def trim_heap() -> None:
-    """Give back what glibc holds in fragments: candidates of ever new widths leave a few MB each hundred."""
-    with suppress(OSError, AttributeError):  # another C library has no such call
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
-
-
-def keep_blocks() -> None:
-    """Let glibc serve blocks up to 64 MB from its heap, where they stay mapped; by default half of that is the most.
-
-    Activations of the statistics batch are of that size, and mapping them anew costs a tenth of a refit.
-    """
-    with suppress(OSError, AttributeError):  # another C library: nothing is lost but speed
-        libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(_M_MMAP_THRESHOLD, 64 << 20)
-        libc.mallopt(_M_TRIM_THRESHOLD, 1 << 30)
+    job, levels = Job.loads(job_text), LevelDatabase.open(database)
+    return TieredEvaluator(job.build_task(), structure, levels, Settings.of(job), latency=latency)
 
 
 class TieredEvaluator:
@@ -155,6 +149,7 @@ class TieredEvaluator:
     stitch: the compensated model, each batch repaired by its own fixed-point batch norm. refit: one pass over the
     statistics samples repairs the model, then it is scored on others. tune: refit, then the brief fine-tune.
     `model` is the dense model where it is not the task's own; it must be prepared as `prepared_model` does.
+    `precision` is the one in use; `precision_error` the loss of the dense model in bfloat16 to itself in float32.
     """
 
     def __init__(
@@ -164,19 +159,21 @@ class TieredEvaluator:
         database: LevelDatabase,
         settings: Settings,
         model: nn.Module | None = None,
+        latency: LatencyTable | None = None,
     ) -> None:
         self.task, self.structure, self.settings = task, structure, settings
         self.device = settings.torch_device
-        dense = prepared_model(task, self.device) if model is None else model
+        self.dense = dense = prepared_model(task, self.device) if model is None else model
         self.parts = prepared_parts(task, settings, dense)
         self.stitcher = Stitcher(dense, structure, database)
-        readers = {w for names in self._readers(dense).values() for w in names}
-        self.sites = {n: s for n, s in self._sites.items() if n in readers and s.calls == 1}
-        self.statistics = observe(dense, task, self.parts.statistics, self.sites)
-        self.dense = dense
-        self.references: dict[tuple[Split, int, int], Reference] = {}
-        self.costs = {name: plugins.load("costs", name)(structure) for name in settings.costs}
-        self._batches: dict[Split, Sequence[Batch]] = {"fitness": self.parts.fitness, "heldback": self.parts.heldback}
+        self.costs = {name: build_cost(name, structure, latency) for name in settings.costs}
+        self._all_sites = find_sites(dense, task.example_inputs())
+        readers = {w for names in consumed(structure.groups, self._all_sites).values() for w in names}
+        self.sites = {n: s for n, s in self._all_sites.items() if n in readers and s.calls == 1}
+        self.samples = Samples(task, dense, self.parts, self.device, settings.batch_size, settings.validation)
+        self.precision, self.precision_error = with_room(self._checked_precision, self.samples.halve)
+        self.samples.precision = self.precision
+        self.samples.look(self.sites)
         self._lesson: tuple[int, Lesson] | None = None
         self._asked = 0
 
@@ -189,122 +186,159 @@ class TieredEvaluator:
         started = time.perf_counter()
         costs = {n: float(cost(ask.policy.array(self.structure))) for n, cost in self.costs.items()}
         try:
-            loss, metrics, samples = self._score(ask)
+            score = with_room(lambda: self._score(ask), self._make_room)
         except (RuntimeError, ArithmeticError) as error:
             self.stitcher.mark_dirty()
             return Evaluation.failed(ask, one_line(error), costs, time.perf_counter() - started)
         seconds = time.perf_counter() - started
-        for name, value in {"loss": loss, **metrics}.items():
+        for name, value in {"loss": score.loss, **score.metrics}.items():
             if not math.isfinite(value):
                 self.stitcher.mark_dirty()
                 return Evaluation.failed(ask, f"the {name} is {value}", costs, seconds)
-        return Evaluation(ask, loss, costs, metrics, samples / self.parts.total, seconds)
+        passes = score.samples / self.parts.total
+        return Evaluation(ask, score.loss, costs, score.metrics, passes, seconds, sample_losses=score.single)
 
     def repaired(self, ask: Ask) -> nn.Module:
         """The resident model, repaired (and tuned) as the ask's tier says; it changes with the next ask."""
-        self._repair(ask)
+        with_room(lambda: self._repair(ask), self._make_room)
         return self.stitcher.model
 
     def batches(self, split: Split) -> Sequence[Batch]:
-        """The batches of a split; validation is loaded when it is first asked for."""
-        if split not in self._batches:
-            whole = gather(self.task.split("validation"), self.settings.validation)
-            parts = chunks(whole, self.settings.batch_size)
-            self._batches[split] = tuple(prepare(b, self.device, self.parts.layout) for b in parts)
-        return self._batches[split]
+        """The batches of a split."""
+        return self.samples.batches(split)
 
-    def _score(self, ask: Ask) -> tuple[float, Mapping[str, float], float]:
-        """Loss, metrics and the samples that went forward (a backward pass counts two)."""
-        batches = self._share(self.batches(ask.split), ask.fraction)
-        count = sum(size(b) for b in batches)
-        direct = ask.tier == "stitch" and ask.split == "fitness" and self.settings.direction is None
-        if direct:
-            self.stitcher.stitch(ask.policy)
-            return self.fidelity(batches, ask.split, direct), {}, count
-        samples = self._repair(ask) + count
-        metrics: Mapping[str, float] = {}
-        if ask.split != "fitness" or self.settings.direction is not None:
-            with torch.no_grad():
-                metrics = {k: float(v) for k, v in self.task.metrics(self.stitcher.model, batches).items()}
-        if self.settings.direction is None:
-            return self.fidelity(batches, ask.split, direct), metrics, samples
-        value = _metric(metrics, self.settings.loss)
-        return (-value if self.settings.direction == "maximize" else value), metrics, samples
-
-    def _repair(self, ask: Ask) -> float:
-        model = self.stitcher.stitch(ask.policy)
-        if ask.tier == "stitch":
-            mode: FixedPoint | Refit = FixedPoint(self.stitcher, self.statistics, settle=True)
-        elif ask.tier in ("refit", "tune"):
-            mode = Refit(self.stitcher, self.statistics, self.sites)
-        else:
-            raise InputError(f"the evaluator has no tier {ask.tier!r}; allowed: stitch, refit, tune")
-        with torch.no_grad(), mode:
-            self.task.outputs(model, self.parts.statistics)
-        samples = float(size(self.parts.statistics))
-        if ask.tier == "tune":
-            self.stitcher.mark_dirty()  # before the first step: whatever happens in it
-            try:
-                steps = self.settings.finetune_steps
-                samples += 3.0 * finetune(model, self.lesson(steps), steps, self.settings.seed)
-            finally:
-                model.requires_grad_(False)
-        return samples
+    def fidelity(self, batches: Sequence[Batch], split: Split, direct: bool = False) -> float:
+        """Mean loss to the dense outputs over the first batches of a split; `direct`: each repairs itself."""
+        return self._losses(batches, split, direct)[0]
 
     def lesson(self, steps: int) -> Lesson:
         """The first training samples, as many as `steps` can use, with the dense outputs; the last one is kept."""
         if self._lesson is None or self._lesson[0] != steps:
             samples = prepare(gather(self.task.split("train"), steps * BATCH_SIZE), self.device, self.parts.layout)
-            with torch.no_grad():
-                parts = [self.task.outputs(self.dense, b) for b in chunks(samples, self.settings.batch_size)]
+            with torch.no_grad(), computing(self.dense, self.precision):
+                parts = [self.task.outputs(self.dense, b) for b in chunks(samples, self.samples.batch_size)]
             teacher = torch.cat(parts)
-            classes = teacher.dim() > 1 and teacher.shape[-1] > 1
-            fidelity = FIDELITIES.get(self.settings.loss, FIDELITIES["kl" if classes else "mse"])
-            self._lesson = steps, Lesson(samples, teacher, self.task.outputs, fidelity)
+            measure = self._measure(teacher)
+            lesson = Lesson(samples, teacher, self.task.outputs, measure, self._all_sites, self.precision)
+            self._lesson = steps, lesson
         return self._lesson[1]
 
-    def fidelity(self, batches: Sequence[Batch], split: Split, direct: bool = False) -> float:
-        """Mean loss to the dense outputs over the first batches of a split; `direct`: each repairs itself."""
-        total, count, model = 0.0, 0, self.stitcher.model
-        measure = FIDELITIES[self.settings.loss]
-        for i, batch in enumerate(batches):
-            n = size(batch)
-            reference = self.reference(split, i, batch)
-            with torch.no_grad():
-                with self._forward_mode(reference, direct):
-                    outputs = self.task.outputs(model, batch)
-                total += n * float(measure(outputs, reference.outputs))
-            count += n
-        return total / count
-
-    def _forward_mode(self, reference: Reference, direct: bool) -> AbstractContextManager[object]:
-        """How a batch runs; the dense policy runs as it is, so that it scores exactly as the dense model."""
+    def _score(self, ask: Ask) -> _Score:
+        """A backward pass counts as two passes forward."""
+        split, batches = ask.split, self.samples.share(ask.split, ask.fraction)
+        count = float(sum(size(b) for b in batches))
+        if self.settings.direction is not None:
+            samples = self._repair(ask) + count
+            metrics = self._metrics(batches, split)
+            value = _metric(metrics, self.settings.loss)
+            return _Score(-value if self.settings.direction == "maximize" else value, samples, metrics)
+        direct = ask.tier == "stitch" and split == "fitness"
+        samples = count
         if direct:
-            return FixedPoint(self.stitcher, reference, settle=False)
-        return Folded(self.stitcher.model, self._sites) if self.stitcher.narrowed() else nullcontext()
+            self.stitcher.stitch(ask.policy)
+        else:
+            samples += self._repair(ask)
+        loss, single = self._losses(batches, split, direct)
+        if split == "fitness" and not (self.settings.metrics_on_fitness and ask.fraction == 1.0):
+            return _Score(loss, samples)
+        samples += count + (self._repair(ask) if direct else 0.0)
+        return _Score(loss, samples, self._metrics(batches, split), single if split == "validation" else ())
 
-    def reference(self, split: Split, index: int, batch: Batch) -> Reference:
-        """The dense model on a batch of a split, or on its first samples; seen once."""
-        key = (split, index, size(batch))
-        if key not in self.references:
-            self.references[key] = observe(self.dense, self.task, batch)
-        return self.references[key]
+    def _losses(self, batches: Sequence[Batch], split: Split, direct: bool) -> tuple[float, tuple[float, ...]]:
+        """The mean loss and, to 6 digits, that of each sample; none of these where outputs are not by sample."""
+        total, count, model, single = 0.0, 0, self.stitcher.model, []
+        for i, batch in enumerate(batches):
+            n, reference = size(batch), self.samples.reference(split, i, batch)
+            mode = self._forward_mode(reference if direct else None)
+            with torch.no_grad():
+                with computing(model, self.samples.precision_on(split)), mode:
+                    outputs = self.task.outputs(model, batch)
+                values = self._measure(outputs)(outputs, reference.outputs).cpu().double()
+            total, count = total + n * float(values.mean()), count + n
+            if len(values) % n == 0:
+                single += [float(f"{v:.6g}") for v in values.view(n, -1).mean(1).tolist()]
+        return total / count, tuple(single) if len(single) == count else ()
 
-    def _share(self, batches: Sequence[Batch], fraction: float) -> Sequence[Batch]:
-        """Always the same first samples: as many as make up the fraction."""
-        if fraction == 1.0:
-            return batches
-        left, taken = max(1, round(fraction * sum(size(b) for b in batches))), []
-        for batch in batches:
-            taken.append(batch if size(batch) <= left else cut(batch, 0, left))
-            left -= size(taken[-1])
-            if left <= 0:
-                break
-        return taken
+    def _metrics(self, batches: Sequence[Batch], split: Split) -> Mapping[str, float]:
+        model, precision = self.stitcher.model, self.samples.precision_on(split)
+        mode = nullcontext() if split == "validation" else self._forward_mode()
+        with torch.no_grad(), computing(model, precision), mode:
+            return {k: float(v) for k, v in self.task.metrics(model, batches).items()}
 
-    def _readers(self, dense: nn.Module) -> dict[str, list[str]]:
-        self._sites = find_sites(dense, self.task.example_inputs())
-        return consumed(self.structure.groups, self._sites)
+    def _forward_mode(self, own: Reference | None = None) -> AbstractContextManager[object]:
+        """How a batch runs, repaired by its `own` reference if given; a dense model as it is, so that it is exact."""
+        if own is not None:
+            return FixedPoint(self.stitcher, own, settle=False)
+        return Folded(self.stitcher.model, self._all_sites) if self.stitcher.narrowed() else nullcontext()
+
+    def _repair(self, ask: Ask) -> float:
+        """Samples that went forward."""
+        if ask.tier not in ("stitch", "refit", "tune"):
+            raise InputError(f"the evaluator has no tier {ask.tier!r}; allowed: stitch, refit, tune")
+        with_room(lambda: self._settle(ask), self._shrink_statistics)
+        samples = float(size(self.samples.statistics))
+        if ask.tier == "tune":
+            model, steps = self.stitcher.model, self.settings.finetune_steps
+            lesson, at_once = self.lesson(steps), min(BATCH_SIZE, self.samples.batch_size)
+            self.stitcher.mark_dirty()  # before the first step: whatever happens in it
+            try:
+                samples += 3.0 * finetune(model, lesson, steps, self.settings.seed, at_once)
+            finally:
+                model.requires_grad_(False)
+        return samples
+
+    def _settle(self, ask: Ask) -> None:
+        """Stitch, and one pass over the statistics samples that repairs."""
+        model = self.stitcher.stitch(ask.policy)
+        seen, batch = self.samples.seen, self.samples.statistics
+        mode: FixedPoint | Refit
+        if ask.tier == "stitch":
+            mode = FixedPoint(self.stitcher, seen, settle=True)
+        else:
+            mode = Refit(self.stitcher, seen, self.sites)
+        with torch.no_grad(), computing(model, self.precision), mode:
+            self.task.outputs(model, batch)
+
+    def _make_room(self) -> bool:
+        self.stitcher.mark_dirty()
+        return self.samples.halve()
+
+    def _shrink_statistics(self) -> bool:
+        self.stitcher.mark_dirty()
+        return self.samples.halve_statistics()
+
+    def _measure(self, outputs: Tensor) -> Fidelity:
+        """The loss between outputs, also where the search minimises a metric."""
+        classes = outputs.dim() > 1 and outputs.shape[-1] > 1
+        return FIDELITIES.get(self.settings.loss, FIDELITIES["kl" if classes else "mse"])
+
+    def _checked_precision(self) -> tuple[Precision, float]:
+        """The precision to evaluate in: never one that the dense model does not bear."""
+        macs = float(plugins.load("costs", "macs")(self.structure).dense)
+        precision = choose_precision(self.settings.precision, self.device, macs)
+        if precision == "fp32":
+            return precision, 0.0
+        batch = self.samples.batches("fitness")[0]
+        exact, rounded = (observe(self.dense, self.task, batch, None, p).outputs for p in ("fp32", precision))
+        error = float(self._measure(exact)(rounded, exact).mean())
+        if error <= LARGEST_ERROR:
+            return precision, error
+        warnings.warn(
+            f"in bfloat16 the dense model's outputs are off by {error:.2g} (at most {LARGEST_ERROR:g} is allowed), so "
+            "everything is computed in float32; evaluator.precision: fp32 says so from the start",
+            stacklevel=4,
+        )
+        return "fp32", error
+
+
+@dataclass(frozen=True)
+class _Score:
+    """What an evaluation found, and the samples that went forward for it."""
+
+    loss: float
+    samples: float
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    single: tuple[float, ...] = ()
 
 
 def _metric(metrics: Mapping[str, float], name: str) -> float:

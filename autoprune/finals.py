@@ -1,28 +1,35 @@
-"""After the search: re-ranking on held-back samples, validation, finalists, the exported front, and who won where.
+"""After the search: re-ranking on held-back samples, finalists, validation, the exported front, and who won where.
 
-Fitness samples choose the front, the held-back part thins it and picks the winners, validation reports them.
+Fitness samples choose the front and the contenders at each asked budget; held-back samples thin the front and, after
+the brief fine-tune, choose each budget's winner; validation reports, and no choice of the search has seen it.
 """
 
 from __future__ import annotations
 
+import math
 import platform
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
+import numpy as np
 import torch
 
 from autoprune import __version__
+from autoprune.bootstrap import interval
+from autoprune.constraints import Constraint, kept
 from autoprune.errors import RunError
-from autoprune.evaluate import COSTS, Settings
+from autoprune.evaluate import COSTS, Settings, prepared_model
 from autoprune.evaluation import Ask, Evaluation, Split, Tier
 from autoprune.front import Front, Point, pareto_front
+from autoprune.latency.calibrate import remeasure
 from autoprune.policy import Policy
 from autoprune.setting import Setting
 
 MAX_POINTS = 32
-"""Points of the front that are scored on validation and exported; the nearest below an asked budget come on top."""
+"""Points of the front that are scored on validation and exported; the contenders of the asked budgets come on top."""
+MAX_FINALISTS = 16
 SLACK = 1e-9
 Controls = Mapping[tuple[str, float], Policy]
 Labelled = list[tuple[str, Ask]]
@@ -43,49 +50,70 @@ class Told:
         return next((e for e in self.evaluations if e.ok and e.ask == ask), None)
 
 
-def heldback_asks(setting: Setting, told: Sequence[Evaluation]) -> Labelled:
-    """The front of the search, thinned, on the samples that no stage used: against the winner's curse."""
+def n_finalists(setting: Setting, spent: float) -> int:
+    """Finalists at each asked budget: the job's number, and up to 16 until tuning has a third of the whole ledger."""
+    part, at = setting.job.evaluator, setting.problem.budget.at
+    if part.finalists == 0 or part.finetune_steps == 0 or not at:
+        return 0
+    price = setting.price(Ask(Policy.dense(setting.structure), "tune", split="heldback"))
+    third = math.ceil(spent / 2 / (price * len(at)))
+    return max(part.finalists, min(MAX_FINALISTS, third))
+
+
+def contenders(setting: Setting, told: Sequence[Evaluation], n: int) -> dict[float, list[Policy]]:
+    """At each asked budget the `n` distinct policies of least fitness loss within it."""
+    full = sorted(_full(setting, told), key=lambda e: e.loss)
+    cost = setting.problem.budget.cost
+    return {
+        at: list(dict.fromkeys(e.ask.policy for e in full if e.costs[cost] <= at + SLACK))[:n]
+        for at in setting.problem.budget.at
+    }
+
+
+def heldback_asks(setting: Setting, told: Sequence[Evaluation], chosen: Mapping[float, list[Policy]]) -> Labelled:
+    """The front of the search, thinned, and the contenders on samples that no stage used: against the winner's curse.
+
+    Raises:
+        RunError: nothing within the budget succeeded.
+    """
     problem = setting.problem
-    full = [e for e in told if e.ok and e.ask.tier == problem.tier and e.ask.fraction == 1.0]
-    front = _thinned(pareto_front(_within(setting, full), problem.objectives), setting)
+    front = _thinned(pareto_front(_full(setting, told), problem.objectives), setting)
     if not front:
         errors = [e.error for e in told if e.error][:1]
         raise RunError(f"no evaluation within the budget succeeded; the first error: {(errors or ['none'])[0]}")
-    return [(f"front {e.ask.policy.digest}", Ask(e.ask.policy, problem.tier, split="heldback")) for e in front]
+    policies = dict.fromkeys([*(e.ask.policy for e in front), *(p for row in chosen.values() for p in row)])
+    return [(f"front {p.digest}", Ask(p, problem.tier, split="heldback")) for p in policies]
 
 
-def validation_asks(setting: Setting, held: Sequence[Evaluation], controls: Controls) -> Labelled:
-    """The dense model, the front as the held-back samples see it, and the control arms, on validation."""
-    tier = setting.tier
-    asks = [("dense", Ask(Policy.dense(setting.structure), "refit", split="validation"))]
-    front = pareto_front([e for e in held if e.ok], setting.problem.objectives)
-    asks += [(f"front {e.ask.policy.digest}", Ask(e.ask.policy, tier, split="validation")) for e in front]
-    asks += [(f"{arm}@{at:g}", Ask(p, tier, split="validation")) for (arm, at), p in controls.items()]
-    return asks
+def finalist_asks(chosen: Mapping[float, list[Policy]]) -> Labelled:
+    """The brief fine-tune of the contenders, judged on held-back samples."""
+    policies = dict.fromkeys(p for row in chosen.values() for p in row)
+    return [(f"finalist {p.digest}", Ask(p, "tune", split="heldback")) for p in policies]
 
 
-def finalist_asks(setting: Setting, scored: Sequence[Evaluation]) -> Labelled:
-    """The brief fine-tune of the points nearest below each asked budget, judged on held-back samples."""
-    part, at = setting.job.evaluator, setting.problem.budget.at
-    if part.finalists == 0 or part.finetune_steps == 0 or not at:
-        return []
-    share, chosen = max(1, part.finalists // len(at)), dict[str, Policy]()
-    for limit in at:
-        for e in _fitting(setting, validated_front(setting, scored), limit)[-share:]:
-            chosen[f"finalist {e.ask.policy.digest}"] = e.ask.policy
-    return [(label, Ask(p, "tune", split="heldback")) for label, p in chosen.items()]
-
-
-def winners(setting: Setting, scored: Sequence[Evaluation], tuned: Sequence[Evaluation]) -> dict[float, Policy]:
-    """At each asked budget the finalist of least tuned loss on held-back samples; where none was tuned, the widest."""
-    losses = {e.ask.policy: e.loss for e in tuned if e.ok}
-    found = {}
+def winners(setting: Setting, held: Sequence[Evaluation], tuned: Sequence[Evaluation]) -> dict[float, Policy]:
+    """At each asked budget the policy of least held-back loss: after the fine-tune where there was one."""
+    judged = [e for e in (tuned or held) if e.ok]
+    cost, found = setting.problem.budget.cost, {}
     for limit in setting.problem.budget.at:
-        fitting = [e.ask.policy for e in _fitting(setting, validated_front(setting, scored), limit)]
-        finalists = [p for p in fitting if p in losses]
-        if fitting:
-            found[limit] = min(finalists, key=lambda p: losses[p]) if finalists else fitting[-1]
+        fitting = [e for e in judged if e.costs[cost] <= limit + SLACK]
+        feasible = [e for e in fitting if kept(setting.constraints, e.metrics)] or fitting
+        if feasible:
+            found[limit] = min(feasible, key=lambda e: e.loss).ask.policy
     return found
+
+
+def validation_asks(
+    setting: Setting, held: Sequence[Evaluation], chosen: Mapping[float, Policy], controls: Controls
+) -> Labelled:
+    """The dense model, the front as the held-back samples see it, the winners and the control arms, on validation."""
+    tier = setting.tier
+    front = pareto_front([e for e in held if e.ok], setting.problem.objectives)
+    policies = {Policy.dense(setting.structure): "dense"}
+    for policy in (*(e.ask.policy for e in front), *chosen.values()):
+        policies.setdefault(policy, f"front {policy.digest}")
+    asks = [(label, Ask(p, "refit" if label == "dense" else tier, split="validation")) for p, label in policies.items()]
+    return asks + [(f"{arm}@{at:g}", Ask(p, tier, split="validation")) for (arm, at), p in controls.items()]
 
 
 def tuned_asks(setting: Setting, chosen: Mapping[float, Policy], controls: Controls) -> Labelled:
@@ -98,35 +126,74 @@ def tuned_asks(setting: Setting, chosen: Mapping[float, Policy], controls: Contr
     return [(label, Ask(p, "tune", split="validation")) for label, p in policies.items()]
 
 
-def validated_front(setting: Setting, scored: Iterable[Evaluation]) -> tuple[Evaluation, ...]:
-    """The front on validation, within the budget range."""
-    return pareto_front(_within(setting, scored), setting.problem.objectives)
+def exported(
+    setting: Setting,
+    scored: Sequence[Evaluation],
+    tuned: Sequence[Evaluation],
+    chosen: Mapping[float, Policy],
+    controls: Controls,
+) -> tuple[Evaluation, ...]:
+    """The evaluations on validation that make the front: none dominated, all constraints kept, every winner in it.
+
+    Fine-tuning has judged the search's points within a budget, so none stays that only looked better before it.
+
+    Raises:
+        RunError: no point keeps the constraints.
+    """
+    problem, fine = setting.problem, {e.ask.policy: e for e in tuned if e.ok}
+    within = [e for e in scored if e.ok and e.costs[problem.budget.cost] <= problem.budget.high + SLACK]
+    fit = [e for e in within if _feasible(setting.constraints, e, fine.get(e.ask.policy))]
+    if within and not fit:
+        raise RunError(_missed(setting.constraints, [*within, *fine.values()]))
+    won = [e for e in fit if e.ask.policy in set(chosen.values())]
+    standing = {*chosen.values(), *controls.values()}
+    left_out = _outdone(setting, fit, chosen) - standing if tuned and len(problem.objectives) == 1 else set()
+    front = pareto_front([e for e in fit if e.ask.policy not in left_out], problem.objectives)
+    merged = {e.ask.policy: e for e in (*front, *won)}
+    return tuple(sorted(merged.values(), key=lambda e: (e.costs[problem.objectives[0]], e.loss)))
 
 
 def export_front(
-    setting: Setting, scored: Sequence[Evaluation], tuned: Sequence[Evaluation], trials: Mapping[Policy, int]
+    setting: Setting,
+    points: Sequence[Evaluation],
+    dense: Evaluation,
+    tuned: Sequence[Evaluation],
+    trials: Mapping[Policy, int],
+    latencies: Mapping[Policy, Mapping[str, float]],
 ) -> Front:
     """The Front of policy.json: points ascending in cost, with validation and fine-tuned metrics.
 
     Control arms appear where the search told them as seeds and no other point beats them.
     """
-    dense = next(e for e in scored if e.ask.policy == Policy.dense(setting.structure))
     if not dense.ok:
         raise RunError(f"the dense model fails on validation: {dense.error}")
     base = replace(setting.base, metrics={"validation": dict(dense.metrics)})
-    by_policy = {e.ask.policy: e for e in tuned if e.ok}
-    points: list[Point] = []
-    for e in validated_front(setting, scored):
+    fine, made = {e.ask.policy: e for e in tuned if e.ok}, list[Point]()
+    for e in points:
         policy = e.ask.policy
-        metrics = {"validation": _scores(setting, e)}
-        if policy in by_policy:
+        metrics = {"validation": {**_scores(setting, e), **_interval(e)}}
+        if policy in fine:
             steps = {"steps": setting.job.evaluator.finetune_steps}
-            metrics["finetuned"] = {**_scores(setting, by_policy[policy]), **steps}
+            metrics["finetuned"] = {**_scores(setting, fine[policy]), **_interval(fine[policy]), **steps}
         keep = {n: tuple(setting.database.keep(n, w).tolist()) for n, w in policy.widths}
         costs: dict[str, Any] = {c: round(e.costs[c] * base.costs[c]) for c in COSTS}
         costs["macs_ratio"] = e.costs["macs"]
-        points.append(Point(f"p{len(points):02d}", policy, keep, costs, metrics, trials[policy], base))
-    return Front(tuple(points), base, _measured_on(setting), _provenance(setting))
+        if policy in latencies:
+            costs["latency"] = dict(latencies[policy])
+        made.append(Point(f"p{len(made):02d}", policy, keep, costs, metrics, trials[policy], base))
+    return Front(tuple(made), base, _measured_on(setting), _provenance(setting))
+
+
+def measured_latencies(setting: Setting, points: Sequence[Evaluation]) -> dict[Policy, dict[str, float]]:
+    """The points' latencies, measured anew as ratios to the dense model (a search predicts them); none unless asked."""
+    table = setting.latency
+    if table is None:
+        return {}
+    model = prepared_model(setting.task, Settings.of(setting.job).torch_device)
+    policies = [e.ask.policy for e in points]
+    inputs, seed = setting.task.example_inputs(), setting.job.search.seed
+    timings = remeasure(model, inputs, setting.structure, policies, table.runtime, table.batch_size, seed)
+    return {policy: {"ratio": t.ratio, "iqr": t.iqr} for policy, t in timings.items()}
 
 
 def summarise(setting: Setting, told: Told) -> tuple[Mapping[str, Any], ...]:
@@ -180,10 +247,38 @@ def _scores(setting: Setting, e: Evaluation) -> dict[str, float]:
     return {**e.metrics, **named, "loss": e.loss}
 
 
-def _within(setting: Setting, evaluations: Iterable[Evaluation]) -> list[Evaluation]:
-    """Those that succeeded inside the budget range."""
-    budget = setting.problem.budget
-    return [e for e in evaluations if e.ok and e.costs[budget.cost] <= budget.high + SLACK]
+def _interval(e: Evaluation) -> dict[str, float]:
+    """The 95 % bootstrap interval of the loss over the samples, where they are known one by one."""
+    if not e.sample_losses:
+        return {}
+    low, high = interval(np.array(e.sample_losses), np.random.default_rng(0))
+    return {"loss_low": low, "loss_high": high}
+
+
+def _outdone(setting: Setting, fit: Sequence[Evaluation], chosen: Mapping[float, Policy]) -> set[Policy]:
+    """Policies within a budget whose loss before fine-tuning is not above that of the budget's winner."""
+    cost, losses = setting.problem.budget.cost, {e.ask.policy: e.loss for e in fit}
+    limits = {at: losses[policy] for at, policy in chosen.items() if policy in losses}
+    return {e.ask.policy for e in fit for at, loss in limits.items() if e.costs[cost] <= at + SLACK and e.loss <= loss}
+
+
+def _feasible(constraints: Sequence[Constraint], plain: Evaluation, fine: Evaluation | None) -> bool:
+    """Whether a point keeps the constraints, fine-tuned where it was tuned."""
+    return kept(constraints, plain.metrics if fine is None else fine.metrics)
+
+
+def _missed(constraints: Sequence[Constraint], seen: Sequence[Evaluation]) -> str:
+    best = {c.metric: max(c.sign * e.metrics[c.metric] for e in seen if c.metric in e.metrics) for c in constraints}
+    values = ", ".join(f"{c} (the best point has {c.sign * best[c.metric]:.4g})" for c in constraints)
+    return f"no point of the front keeps the constraints on validation: {values}; lower them or allow more cost"
+
+
+def _full(setting: Setting, told: Iterable[Evaluation]) -> list[Evaluation]:
+    """Full evaluations at the fitness tier inside the budget range; those that keep the constraints where any do."""
+    budget, tier = setting.problem.budget, setting.tier
+    full = [e for e in told if e.ok and e.ask.tier == tier and e.ask.fraction == 1.0 and e.ask.split == "fitness"]
+    within = [e for e in full if e.costs[budget.cost] <= budget.high + SLACK]
+    return [e for e in within if kept(setting.constraints, e.metrics)] or within
 
 
 def _fitting(setting: Setting, front: Sequence[Evaluation], limit: float) -> list[Evaluation]:
@@ -204,7 +299,8 @@ def _measured_on(setting: Setting) -> dict[str, Any]:
     versions = {"python": platform.python_version(), "torch": torch.__version__}
     on_gpu = Settings.of(setting.job).torch_device.type == "cuda"
     device = torch.cuda.get_device_name() if on_gpu else platform.processor() or platform.machine()
-    return {"device": device, "threads": 1, "runtime": "eager", "versions": versions}
+    runtime = setting.latency.runtime if setting.latency is not None else "eager"
+    return {"device": device, "threads": 1, "runtime": runtime, "versions": versions}
 
 
 def _provenance(setting: Setting) -> dict[str, Any]:

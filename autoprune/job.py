@@ -118,7 +118,15 @@ class Job(Part):
         paths = _path_arguments(_task_factory(self.task))
         args = {k: _absolute(self._base, v) if k in paths else v for k, v in self.task.args.items()}
         data["task"]["args"] = args
+        if self.search.warm_start is not None:
+            data["search"]["warm_start"] = _absolute(self._base, self.search.warm_start)
         return data
+
+    @property
+    def warm_start(self) -> Path | None:
+        """The policy file whose points seed the search."""
+        given = self.search.warm_start
+        return None if given is None else Path(os.path.normpath(self._base / given))
 
     def dump(self) -> str:
         """The resolved job as YAML; `Job.loads(job.dump())` is the same job."""

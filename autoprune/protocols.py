@@ -21,6 +21,7 @@ Batch = Any
 
 FloatArray = npt.NDArray[np.float64]
 Direction = Literal["maximize", "minimize"]
+FitnessTier = Literal["stitch", "refit", "tune"]
 SPLITS = ("calibration", "validation", "test", "train")
 
 
@@ -105,7 +106,7 @@ class Problem:
     budget: Budget
     objectives: tuple[str, ...] = ("macs",)
     n_trials: int = 300
-    tier: Literal["stitch", "refit", "tune"] = "refit"
+    tier: FitnessTier = "refit"
     table: Mapping[str, Mapping[int, float]] | None = None
     seeds: tuple[Evaluation, ...] = ()
 

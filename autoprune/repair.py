@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from autoprune.database.stitch import Stitcher
-from autoprune.protocols import Batch, Task
+from autoprune.precision import computed_dtype, exactly, widened
+from autoprune.reference import REFIT_POSITIONS, Moments, Reference, moments, norm_ids, positions_of
 from autoprune.tracing.calls import (
     ADDS,
     Call,
@@ -29,110 +30,14 @@ from autoprune.tracing.calls import (
     pick_positions,
     rows,
     run_folded,
-    spatial_count,
     to_matrix,
 )
 from autoprune.tracing.wiring import Site, batch_norms
 
-REFIT_POSITIONS = 32
 SILENT = 1e-6
 """A batch norm scale below which an output says nothing, so that nothing can be fitted to it."""
 REFIT_RIDGE = 1e-2
 """Of the mean diagonal; the shrinkage is towards the database's weights (ALGORITHMS 2b)."""
-
-MANY = 32_768
-"""Values a channel from which every other row is enough for its moments: both networks are measured alike."""
-BLOCK = 65_536
-"""Values of a block: 256 kB."""
-
-Moments = tuple[Tensor, Tensor]
-
-
-@dataclass(frozen=True)
-class Reference:
-    """The dense model on one batch: its outputs, moments of the inputs of batch norms, and targets of the refit.
-
-    A batch norm that is called more than once has no moments of its own and stays as it is.
-
-    A target is the dense output of a weight at fixed positions [samples * positions, outputs]: of the conv itself, or,
-    where it closes a residual branch, of the sum.
-    """
-
-    outputs: Tensor
-    norms: Mapping[str, Moments]
-    targets: Mapping[str, Tensor]
-
-
-def observe(model: nn.Module, task: Task, batch: Batch, sites: Mapping[str, Site] | None = None) -> Reference:
-    """One dense pass; targets are recorded for `sites`."""
-    watch = _Watch(model, sites or {})
-    with torch.no_grad(), watch:
-        outputs = task.outputs(model, batch)
-    single = {name: seen[0] for name, seen in watch.moments.items() if len(seen) == 1}
-    return Reference(outputs.detach(), single, watch.targets)
-
-
-def moments(y: Tensor) -> Moments:
-    """Mean and biased variance of [N, C, ...] over all but the channels [C]; from every other row of a large map.
-
-    Products with ones over blocks that stay in the cache: torch.var_mean takes twenty times as long on a CPU.
-    """
-    channels, line = y.shape[1], y.shape[1] * (y.shape[-1] if y.dim() > 2 else 1)
-    lines = y.movedim(1, -1).reshape(-1, line)
-    if y[:, 0].numel() >= MANY:
-        lines = lines[::2]
-    size = max(1, BLOCK // line)
-    ones, total, squares = y.new_ones(size), y.new_zeros(line), y.new_zeros(line)
-    for block in lines.split(size):
-        total.addmv_(block.T, ones[: len(block)])
-        squares.addmv_(block.square().T, ones[: len(block)])
-    count = lines.numel() // channels
-    mean = total.view(-1, channels).sum(0) / count
-    return mean, (squares.view(-1, channels).sum(0) / count - mean.square()).clamp_min(0.0)
-
-
-class _Watch(TorchFunctionMode):
-    """Records a dense pass."""
-
-    def __init__(self, model: nn.Module, sites: Mapping[str, Site]) -> None:
-        super().__init__()
-        self.norms, self.sites = norm_ids(model), sites
-        self.names = {id(p): n for n, p in model.named_parameters() if n in sites}
-        self.moments: dict[str, list[Moments]] = {}
-        self.targets: dict[str, Tensor] = {}
-        self.open: dict[int, tuple[Site, Tensor]] = {}  # tensors on their way to the addition that they close
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        opened = [self.open.pop(id(a)) for a in args if isinstance(a, Tensor) and id(a) in self.open]
-        norm = parse_norm(func, args, kwargs)
-        if norm is not None and id(norm.mean) in self.norms:
-            self.moments.setdefault(self.norms[id(norm.mean)], []).append(moments(norm.x))
-        out = func(*args, **kwargs)
-        if opened and not isinstance(out, Tensor):  # a look at its shape
-            self.open.update({id(t): (site, t) for site, t in opened})
-        elif opened and norm is not None:
-            self.open[id(out)] = (opened[0][0], out)
-        elif opened and func in ADDS:
-            for site, _ in opened:
-                self.targets[site.weight] = self._at(site, out)
-        call = parse_call(func, args, kwargs)
-        if call is not None and (name := self.names.get(id(call.weight))) is not None:
-            site = self.sites[name]
-            if site.closes:
-                self.open[id(out)] = (site, out)
-            elif site.calls == 1:
-                self.targets[name] = self._at(site, out)
-        return out
-
-    @staticmethod
-    def _at(site: Site, y: Tensor) -> Tensor:
-        return outputs_at(site.kind, y, positions_of(site.kind, y)).clone()
-
-
-def positions_of(kind: str, y: Tensor) -> Tensor:
-    """The fixed random positions at which a refit looks, for an output of this size."""
-    return pick_positions(spatial_count(kind, y), REFIT_POSITIONS, seed=1)
 
 
 class FixedPoint(TorchFunctionMode):
@@ -188,11 +93,6 @@ class Folded(TorchFunctionMode):
         if seen is not None and id(seen.mean) in self.skip:
             return seen.x
         return func(*args, **(kwargs or {}))
-
-
-def norm_ids(model: nn.Module) -> dict[int, str]:
-    """Batch norms of a model by the identity of their running mean, which is what a call shows."""
-    return {id(m.running_mean): n for n, m in batch_norms(model).items()}
 
 
 def correct(stitcher: Stitcher, norm: str, pruned: Moments, dense: Moments) -> Moments:
@@ -300,8 +200,9 @@ class Refit(TorchFunctionMode):
         positions = pick_positions(output_count(call), REFIT_POSITIONS, seed=1)
         prior = to_matrix(call.weight, call.kind, call.groups)
         intercept = site.bias is not None or site.norm is not None
-        u, t = rows(call, positions), target.unflatten(1, (call.groups, -1)).transpose(0, 1)
-        weight, shift = ridge_towards(u, t, prior.flatten(2), intercept)
+        u, t = widened(rows(call, positions)), target.unflatten(1, (call.groups, -1)).transpose(0, 1)
+        with exactly(u.device):
+            weight, shift = ridge_towards(u, t, prior.flatten(2), intercept)
         if alive is not None:
             weight = torch.where(alive.view(call.groups, -1, 1), weight, prior.flatten(2))
             shift = torch.where(alive, shift, 0.0 if site.bias is None else live[site.bias])
@@ -390,5 +291,5 @@ def _placeholder(call: Call) -> Tensor:
         shape = (*call.x.shape[:-1], len(call.weight))
     else:
         kwargs = {k: v for k, v in (call.kwargs or {}).items() if k not in ("weight", "bias")}
-        shape = tuple(call.func(call.x.to("meta"), call.weight.to("meta"), None, **kwargs).shape)
-    return call.x.new_zeros(()).expand(shape)
+        shape = tuple(call.func(call.x.to("meta"), call.weight.to("meta", call.x.dtype), None, **kwargs).shape)
+    return call.x.new_zeros((), dtype=computed_dtype(call.x)).expand(shape)

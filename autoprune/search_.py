@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -10,22 +11,24 @@ from typing import Any
 
 import numpy as np
 
-from autoprune import finals, plugins
+from autoprune import finals
+from autoprune.constraints import Constrained, penalised
 from autoprune.errors import InputError
 from autoprune.evaluation import Ask, Evaluation
 from autoprune.front import Front
 from autoprune.job import Job, changed_keys
+from autoprune.ledger import Ledger, Plateau
+from autoprune.opening import CONTROL_ARMS, Labelled, calibrated, control_policies, seed_asks, tabled
 from autoprune.policy import Policy
 from autoprune.policy_file import save_csv, save_front
-from autoprune.protocols import Executor, Problem, Task
-from autoprune.samplers import build_sampler
+from autoprune.protocols import Executor, Task
+from autoprune.samplers import build_sampler, log_loss, needs
 from autoprune.setting import Setting, make_folder, prepare, write_event
-from autoprune.study import JOURNAL, STUDY_NAME, Record, evaluate_all, locked, search_loop
+from autoprune.study import JOURNAL, STUDY_NAME, Record, Stage, evaluate_all, locked, search_loop
 
-CONTROL_ARMS = ("uniform", "global")
-SEED_TARGETS = 5
-"""Budgets between the ends of the range at which each control arm seeds the search, beside the asked ones."""
-RUN_FILES = ("job.yaml", JOURNAL, "policy.json", "front.csv", "report.html", "log.jsonl")
+RUN_FILES = ("job.yaml", JOURNAL, "policy.json", "front.csv", "report.html", "log.jsonl", "proxy.json")
+STAGES = {"table": "sensitivity table", "proxy": "choice of the tier", "seed": "control arms and seeds"}
+"""What a stage of the record is called while it runs."""
 
 
 def search(
@@ -47,21 +50,27 @@ def search(
 class Run:
     """A search under way. Iterating drives it to the end; a run that was driven before replays from its record.
 
-    With `alone` the control arms start the search but stay out of its front and its finals, for a fair comparison.
+    With `alone` nothing but the sampler's own ledger is spent: its seeds count against it, and no control arm is
+    evaluated, for a fair comparison. `shared` is a folder of level databases that several runs use.
+    `done` of `total` (full evaluations' worth) measures how far it is; `stage` names what it does.
     """
 
     def __init__(
-        self, job: Job, folder: Path, task: Task | None = None, fresh: bool = False, alone: bool = False
+        self,
+        job: Job,
+        folder: Path,
+        task: Task | None = None,
+        fresh: bool = False,
+        alone: bool = False,
+        shared: Path | None = None,
     ) -> None:
         if not fresh:
             _check_same_job(job, folder)
         make_folder(folder)
-        self.path, self.stage, self.done, self._alone = folder, "prepare", 0, alone
-        self.n_seeds = 1 + len(_seed_targets(job)) * len(CONTROL_ARMS)
-        self.total = self.n_seeds + job.search.trials
-        self._setting: Setting = prepare(job, folder, task)
-        part = job.search
-        build_sampler(part.sampler, self._setting.problem, np.random.default_rng(0), part.options)  # fails early
+        self.path, self.stage, self.note, self._alone = folder, "prepare", "", alone
+        self._setting: Setting = prepare(job, folder, task, shared)
+        self._fail_early()
+        self.done, self._plan = 0.0, dict[str, float]()
         with locked(folder):
             if fresh:  # not before the new job has proved good
                 _forget(folder, self._setting.database_path)
@@ -69,14 +78,14 @@ class Run:
         self._result: tuple[Front, tuple[Mapping[str, Any], ...]] | None = None
 
     def __iter__(self) -> Iterator[Evaluation]:
-        """Evaluations as they are told: control arms, search, finalists."""
-        s, self.done, self.total = self._setting, 0, self.n_seeds + self._setting.job.search.trials
+        """Evaluations as they are told: table, cascade, control arms, search, finalists."""
+        s, self.done, self._plan = self._setting, 0.0, self._planned()
         with Record(self.path, s.structure, s.problem.objectives, s.tier, s.identity) as record:
             write_event(self.path, "start", {"groups": len(s.structure), "trials": s.job.search.trials})
             executor = s.executor()
             try:
                 for evaluation in self._stages(record, executor):
-                    self.done += 1
+                    self.done += self._setting.price(evaluation.ask)
                     yield evaluation
             finally:
                 executor.close()
@@ -86,6 +95,11 @@ class Run:
         for _ in self:
             pass
         return self
+
+    @property
+    def total(self) -> float:
+        """Full evaluations' worth of work, as far as it is known; later stages are guessed until they begin."""
+        return sum(self._plan.values())
 
     @property
     def front(self) -> Front:
@@ -113,34 +127,81 @@ class Run:
         assert self._result is not None
         return self._result
 
+    def _fail_early(self) -> None:
+        """What would only be found wrong after minutes of work."""
+        part, problem = self._setting.job.search, self._setting.problem
+        blank = {g.name: {g.grid[0]: 1.0, g.width: 0.0} for g in self._setting.structure}
+        build_sampler(part.sampler, replace(problem, table=blank), np.random.default_rng(0), part.options)
+        seed_asks(self._setting)
+
+    def _planned(self) -> dict[str, float]:
+        """What the stages will roughly cost: right enough for an ETA."""
+        s, arms = self._setting, 0 if self._alone else len(CONTROL_ARMS)
+        n, at = finals.n_finalists(s, s.job.search.trials), len(s.problem.budget.at)
+        tune = s.price(Ask(Policy.dense(s.structure), "tune"))
+        points = finals.MAX_POINTS * 1.0
+        plan = {"search": float(s.job.search.trials), "held back": points, "validation": points}
+        return plan | {"finalists": n * at * tune, "fine-tuned": (1 + arms) * at * tune * min(n, 1)}
+
+    def _begin(self, stage: str, asks: Labelled) -> None:
+        self.stage = stage
+        self._plan[stage] = sum(self._setting.price(ask) for _, ask in asks)
+
     def _stages(self, record: Record, executor: Executor) -> Iterator[Evaluation]:
-        s, self.stage = self._setting, "control arms"
-        labelled = seed_asks(s)
-        seeds = []
-        for evaluation in evaluate_all(record, executor, labelled, "seed"):
-            seeds.append(evaluation)
-            yield evaluation
-        dense = Policy.dense(s.structure)  # its loss is 0: no start for a search, and no logarithm
-        problem = replace(s.problem, seeds=tuple(e for e in seeds if e.ok and e.ask.policy != dense))
-        self.stage = "search"
-        search_part = s.job.search
-        sampler = build_sampler(
-            search_part.sampler, problem, np.random.default_rng(search_part.seed), search_part.options
-        )
+        def evaluate(stage: Stage, asks: Labelled) -> Iterator[Evaluation]:
+            self._begin(STAGES[stage], asks)
+            return evaluate_all(record, executor, asks, stage)
+
+        if self._setting.latency is not None:
+            self.note = self._setting.latency.verdict()
+            write_event(self.path, "latency", self._setting.latency.summary())
+        self._setting = yield from tabled(self._setting, evaluate)
+        self._setting, found = yield from calibrated(self._setting, evaluate)
+        if found is not None:
+            self.note = found.verdict
+            write_event(self.path, "proxy", found.facts())
+            (self.path / "proxy.json").write_text(json.dumps(found.facts(), indent=1), encoding="utf-8")
+        record.tier = self._setting.tier
+        seeds: list[Evaluation] = []
+        if not self._alone or needs(self._setting.job.search.sampler, self._setting.job.search.options).seeds:
+            for evaluation in evaluate("seed", seed_asks(self._setting, self._alone)):
+                seeds.append(evaluation)
+                yield evaluation
         told = list(seeds)
-        asks = search_loop(record, executor, sampler, search_part.trials, search_part.window, first=len(seeds))
-        for evaluation in asks:
+        for evaluation in self._search(record, executor, seeds):
             told.append(evaluation)
             yield evaluation
         yield from self._finals(record, executor, told)
 
+    def _search(self, record: Record, executor: Executor, seeds: list[Evaluation]) -> Iterator[Evaluation]:
+        s, part = self._setting, self._setting.job.search
+        self.stage = "search"
+        dense = Policy.dense(s.structure)  # its loss is 0: no start for a search, and no logarithm
+        usable = tuple(penalised(s.constraints, e) for e in seeds if e.ok and e.ask.policy != dense)
+        problem = replace(s.problem, seeds=usable, n_trials=record.horizon(part.trials))
+        sampler = build_sampler(part.sampler, problem, np.random.default_rng(part.seed), part.options)
+        ledger = Ledger(
+            max(0.0, part.trials - (sum(s.price(e.ask) for e in seeds) if self._alone else 0.0)),
+            s.price,
+            (e.ask for e in seeds),
+            part.patience,
+            Plateau(problem.objectives, s.tier, log_loss(usable), usable) if part.patience else None,
+            lambda: part.time_limit_s is not None and record.clock() >= part.time_limit_s,
+        )
+        watched = Constrained(sampler, s.constraints) if s.constraints else sampler
+        yield from search_loop(record, executor, watched, ledger, part.window, first=len(seeds))
+        if ledger.stopped:
+            self.note = (
+                f"the search stopped after {ledger.spent:.0f} of {part.trials} full evaluations: {ledger.stopped}"
+            )
+            write_event(self.path, "stopped", {"reason": ledger.stopped, "spent": ledger.spent})
+
     def _finals(self, record: Record, executor: Executor, told: list[Evaluation]) -> Iterator[Evaluation]:
-        """Re-rank the front on held-back samples, score it on validation, tune the finalists, export."""
+        """Re-rank the front on held-back samples, tune the finalists, score on validation, export."""
         s, controls = self._setting, {} if self._alone else control_policies(self._setting.problem)
-        own = told[self.n_seeds :] if self._alone else told
 
         def evaluated(stage: str, asks: finals.Labelled, done: list[Evaluation]) -> Iterator[Evaluation]:
-            self.stage, self.total = stage, self.total + len(asks)
+            self._begin(stage, asks)
             for evaluation in evaluate_all(record, executor, asks, "final"):
                 done.append(evaluation)
                 yield evaluation
@@ -149,14 +210,17 @@ class Run:
         scored: list[Evaluation] = []
         tuned: list[Evaluation] = []
         final: list[Evaluation] = []
-        yield from evaluated("held back", finals.heldback_asks(s, own), held)
-        yield from evaluated("validation", finals.validation_asks(s, held, controls), scored)
-        yield from evaluated("finalists", finals.finalist_asks(s, scored), tuned)
-        winners = finals.winners(s, scored, tuned)
+        spent = sum(s.price(e.ask) for e in told)
+        chosen = finals.contenders(s, told, finals.n_finalists(s, spent))
+        yield from evaluated("held back", finals.heldback_asks(s, told, chosen), held)
+        yield from evaluated("finalists", finals.finalist_asks(chosen), tuned)
+        winners = finals.winners(s, held, tuned)
+        yield from evaluated("validation", finals.validation_asks(s, held, winners, controls), scored)
         yield from evaluated("fine-tuned", finals.tuned_asks(s, winners, controls), final)
         full = [(i, e) for i, e in enumerate(told) if e.ask.fraction == 1.0 and e.ask.tier == s.tier]
         trials = {e.ask.policy: i for i, e in reversed(full)}
-        front = finals.export_front(s, scored, final, trials)
+        points = finals.exported(s, scored, final, winners, controls)
+        front = finals.export_front(s, points, scored[0], final, trials, finals.measured_latencies(s, points))
         rows = finals.summarise(s, finals.Told(front, winners, controls, (*told, *held, *scored, *final)))
         self._result = (front, rows)
         self._export(front, rows)
@@ -169,29 +233,6 @@ class Run:
         save_csv(front, self.path / "front.csv")
         write_event(self.path, "summary", {"rows": rows})
         build_report(self.path)
-
-
-def seed_asks(setting: Setting) -> list[tuple[str, Ask]]:
-    """The dense policy and the control arms over the budget range, labelled "uniform@0.5"."""
-    problem = setting.problem
-    asks = [("dense", Ask(Policy.dense(setting.structure), problem.tier))]
-    for arm in CONTROL_ARMS:
-        strategy = plugins.load("strategies", arm)
-        for target in _seed_targets(setting.job):
-            asks.append((f"{arm}@{target:g}", Ask(strategy(problem, target), problem.tier)))
-    return asks
-
-
-def control_policies(problem: Problem) -> dict[tuple[str, float], Policy]:
-    """The control arms at the asked budgets."""
-    return {(arm, at): plugins.load("strategies", arm)(problem, at) for arm in CONTROL_ARMS for at in problem.budget.at}
-
-
-def _seed_targets(job: Job) -> list[float]:
-    budget = job.budget.plain()
-    between = [float(t) for t in np.linspace(budget.low, budget.high, SEED_TARGETS)]
-    targets = {round(t, 6): t for t in (*between, *budget.at)}  # the asked budgets as they were asked
-    return [targets[key] for key in sorted(targets, reverse=True)]
 
 
 def _as_job(job: Job | str | Path | Mapping[str, Any], task: Task | None) -> Job:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import time
 import warnings
 from collections.abc import Mapping
@@ -11,16 +13,24 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from autoprune import plugins
 from autoprune.budget import Projector
-from autoprune.calibration import StatisticsOnly, digest
+from autoprune.calibration import StatisticsOnly, digest, size
+from autoprune.constraints import Constraint, parse_constraints
+from autoprune.costs import build_cost
 from autoprune.database.store import LevelDatabase, build_database, database_key
 from autoprune.errors import InputError, did_you_mean
 from autoprune.evaluate import COSTS, Settings, TieredEvaluator, make_evaluator, prepared_model, prepared_parts
-from autoprune.evaluation import Tier
+from autoprune.evaluation import Ask, Tier
 from autoprune.front import Base
 from autoprune.job import Job
-from autoprune.protocols import Criterion, EvaluatorFactory, Executor, Problem, Task
+from autoprune.latency.calibrate import fit_latency
+from autoprune.latency.table import LatencyTable
+from autoprune.ledger import Prices
+from autoprune.protocols import Criterion, EvaluatorFactory, Executor, FitnessTier, Problem, Task
+from autoprune.recover import BATCH_SIZE
 from autoprune.space import restrict
 from autoprune.structure import Structure
 from autoprune.tracing.analyze import analyze
@@ -42,6 +52,9 @@ class Setting:
     database_path: Path
     problem: Problem
     base: Base
+    prices: Prices
+    constraints: tuple[Constraint, ...] = ()
+    latency: LatencyTable | None = None
 
     @property
     def identity(self) -> dict[str, str]:
@@ -53,11 +66,29 @@ class Setting:
     def tier(self) -> Tier:
         return self.problem.tier
 
+    def at_tier(self, tier: FitnessTier) -> Setting:
+        """The same with another fitness tier."""
+        base = replace(self.base, space={**self.base.space, "tier": tier})
+        return replace(self, problem=replace(self.problem, tier=tier), base=base)
+
+    def price(self, ask: Ask) -> float:
+        """What `ask` costs, in full evaluations at the fitness tier."""
+        return self.prices.full(ask, self.tier)
+
+    @property
+    def table_path(self) -> Path:
+        """Where the sensitivity table lies: beside the database, under what its figures depend on."""
+        s = Settings.of(self.job)
+        what = (s.loss, s.direction, s.calibration, s.precision, self.job.evaluator.sensitivity, self.base.data)
+        key = hashlib.sha256(repr(what).encode()).hexdigest()[:8]
+        return self.database_path.with_name(f"{self.database_path.stem}-{key}.sensitivity.json")
+
     def evaluator_factory(self) -> EvaluatorFactory:
         """What builds an evaluator, here or in a worker."""
         if self.lent is not None:
-            return partial(TieredEvaluator, self.lent, self.structure, self.database, Settings.of(self.job))
-        return partial(make_evaluator, self.job.dump(), self.structure, self.database_path)
+            settings = Settings.of(self.job)
+            return partial(TieredEvaluator, self.lent, self.structure, self.database, settings, latency=self.latency)
+        return partial(make_evaluator, self.job.dump(), self.structure, self.database_path, self.latency)
 
     def executor(self) -> Executor:
         """The job's executor, started; a task lent from Python is evaluated in this process."""
@@ -74,8 +105,10 @@ class Setting:
         return executor
 
 
-def prepare(job: Job, folder: Path, task: Task | None = None) -> Setting:
+def prepare(job: Job, folder: Path, task: Task | None = None, shared: Path | None = None) -> Setting:
     """Analyse the model, build or open the level database, and state the problem.
+
+    The database lies in `folder`, or in `shared` where several runs of one model use it.
 
     Raises:
         InputError: the model cannot be analysed, the space or criterion does not fit it, or the budget is out of reach.
@@ -88,10 +121,12 @@ def prepare(job: Job, folder: Path, task: Task | None = None) -> Setting:
     model = prepared_model(task, settings.torch_device)
     whole = analyze(task.build(), task.example_inputs(), seed=job.search.seed)
     structure = restrict(whole, job.search_space())
-    problem = _problem(job, structure)
+    made = (shared or folder) / "database"
+    latency = _latency(job, structure, model, task, made) if "latency" in settings.costs else None
+    problem = _problem(job, structure, latency)
     parts = prepared_parts(task, settings, model)
     seen = StatisticsOnly(task, parts.statistics)
-    path = folder / "database" / f"{database_key(model, structure, seen, job.criterion)}.safetensors"
+    path = made / f"{database_key(model, structure, seen, job.criterion)}.safetensors"
     if not path.exists():
         build_database(model, structure, seen, load_criterion(job.criterion)).save(path)
     database = LevelDatabase.open(path)
@@ -115,7 +150,11 @@ def prepare(job: Job, folder: Path, task: Task | None = None) -> Setting:
         directions=dict(task.directions),
     )
     problem = replace(problem, scores=database.scores(structure))
-    return Setting(job, task, lent, structure, database, path, problem, base)
+    fitness, heldback = (sum(size(b) for b in part) for part in (parts.fitness, parts.heldback))
+    lesson = job.evaluator.finetune_steps * BATCH_SIZE
+    prices = Prices(size(parts.statistics), fitness, heldback, settings.validation, lesson)
+    constraints = parse_constraints(job.constraints, task.directions)
+    return Setting(job, task, lent, structure, database, path, problem, base, prices, constraints, latency)
 
 
 def load_criterion(name: str) -> Criterion:
@@ -142,8 +181,23 @@ def write_event(folder: Path, event: str, facts: Mapping[str, Any]) -> None:
         log.write(line + "\n")
 
 
-def _problem(job: Job, structure: Structure) -> Problem:
-    costs = {name: plugins.load("costs", name)(structure) for name in Settings.of(job).costs}
+def _latency(job: Job, structure: Structure, model: nn.Module, task: Task, folder: Path) -> LatencyTable:
+    """The latency table of the job's runtime, from its file or measured now."""
+    part = job.latency
+    name = f"latency-{structure.fingerprint[7:19]}-{part.runtime}-{part.batch_size}-{part.models}.json"
+    if (folder / name).exists():
+        return LatencyTable.from_json((folder / name).read_text(encoding="utf-8"))
+    inputs = task.example_inputs()
+    table = fit_latency(model, inputs, structure, part.runtime, part.batch_size, part.models, job.search.seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    draft = folder / f"{name}.{os.getpid()}.part"
+    draft.write_text(table.to_json(), encoding="utf-8")
+    os.replace(draft, folder / name)
+    return table
+
+
+def _problem(job: Job, structure: Structure, latency: LatencyTable | None) -> Problem:
+    costs = {name: build_cost(name, structure, latency) for name in Settings.of(job).costs}
     budget = job.budget.plain()
     Projector(structure, costs).check({budget.cost: budget.low, **budget.limits})
     tier = "refit" if job.evaluator.fitness == "auto" else job.evaluator.fitness

@@ -8,6 +8,7 @@ import logging
 import os
 import platform
 import socket
+import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,19 +25,20 @@ from optuna.trial import TrialState
 
 from autoprune.errors import InputError, RunError
 from autoprune.evaluation import Ask, Evaluation, Tier
+from autoprune.ledger import Ledger
 from autoprune.policy import Policy
 from autoprune.protocols import Executor, Sampler
 from autoprune.structure import Structure
 
-Stage = Literal["seed", "search", "final"]
+Stage = Literal["table", "proxy", "seed", "search", "final"]
 JOURNAL, LOCK, STUDY_NAME = "study.journal", "study.lock", "autoprune"
 PACKAGES = ("autoprune", "optuna", "numpy", "torch")
 
 
 def search_loop(
-    record: Record, executor: Executor, sampler: Sampler, n_trials: int, window: int = 16, first: int = 0
+    record: Record, executor: Executor, sampler: Sampler, ledger: Ledger, window: int = 16, first: int = 0
 ) -> Iterator[Evaluation]:
-    """Run `sampler` for `n_trials` asks; yields the evaluations as they are told, in ask order.
+    """Run `sampler` until the `ledger` is spent; yields the evaluations as they are told, in ask order.
 
     Ask i happens exactly after tell i - window, so the run is the same whatever the number and speed of the workers,
     and on resume the record answers the asks that it holds. A policy that was evaluated before is not evaluated again.
@@ -48,17 +50,25 @@ def search_loop(
     if window < 1:
         raise InputError(f"search.window must be at least 1, not {window}")
     flight = _Flight(record, executor, "search")
-    asked = 0
+    asked = told = 0
+
+    def fill(limit: int) -> int:
+        index = asked
+        while index < limit and ledger.may_ask(("search", first + index) in record.evaluations):
+            ask = sampler.ask()
+            ledger.charge(ask)
+            flight.start(first + index, ask)
+            index += 1
+        return index
+
     try:
-        for told in range(n_trials):
-            while asked < min(n_trials, told + window):
-                flight.start(first + asked, sampler.ask())
-                asked += 1
+        asked = fill(window)
+        while told < asked:
             evaluation = flight.result(first + told)
             sampler.tell(evaluation)
-            if asked < n_trials:  # here and not after the yield: workers stay busy during the caller's turn
-                flight.start(first + asked, sampler.ask())
-                asked += 1
+            ledger.told(evaluation)
+            told += 1
+            asked = fill(told + window)  # here and not after the yield: workers stay busy during the caller's turn
             yield evaluation
     finally:
         flight.abandon()
@@ -93,6 +103,7 @@ class Record:
     `identity` names what the evaluations depend on beside the job (structure, weights, data), each by a hash.
     `evaluations` maps (stage, index of the ask) to its evaluation, `labels` likewise; `known` maps each Ask to its
     first evaluation. `tier` is the fitness tier: full evaluations at it and above are COMPLETE trials, others PRUNED.
+    `clock` counts the seconds that the folder has been searched in, over all sessions.
 
     Raises:
         InputError: another process uses the folder, the journal is damaged, or it belongs to other objectives or to
@@ -113,7 +124,8 @@ class Record:
         self.labels: dict[tuple[Stage, int], str] = {}
         self.known: dict[Ask, Evaluation] = {}
         self._objectives = tuple(objectives)
-        self._fitness = get_args(Tier).index(tier)
+        self.tier: Tier = tier
+        self._opened, self._before = time.monotonic(), 0.0
         self._distributions: dict[str, BaseDistribution] = {
             g.name: IntDistribution(g.grid[0], g.width) for g in structure.groups
         }
@@ -124,6 +136,7 @@ class Record:
             self.versions: Mapping[str, str] = self.study.user_attrs["versions"]
             for trial in self.study.get_trials(deepcopy=False):
                 self._remember(*_from_trial(trial))
+                self._before = max(self._before, trial.user_attrs.get("clock", 0.0))
         except BaseException:
             self.close()
             raise
@@ -136,7 +149,7 @@ class Record:
         attributes = {
             **{"ask": index, "stage": stage, "label": label, "tier": ask.tier, "fraction": ask.fraction},
             **{"split": ask.split, "passes": evaluation.passes, "seconds": evaluation.seconds},
-            **{"costs": dict(evaluation.costs), "metrics": dict(evaluation.metrics)},
+            **{"costs": dict(evaluation.costs), "metrics": dict(evaluation.metrics), "clock": round(self.clock(), 3)},
             **({"loss": evaluation.loss} if evaluation.ok else {"error": evaluation.error}),
             **({"sample_losses": list(evaluation.sample_losses)} if evaluation.sample_losses else {}),
         }
@@ -150,6 +163,16 @@ class Record:
         )
         self.study.add_trial(trial)
         self._remember(stage, index, label, evaluation)
+
+    def clock(self) -> float:
+        """Seconds that this folder's run has been open, earlier sessions up to their last evaluation included."""
+        return self._before + time.monotonic() - self._opened
+
+    def horizon(self, n_trials: int) -> int:
+        """The ledger that the run was started with: a sampler's schedule keeps to it when the ledger grows."""
+        if "horizon" not in self.study.user_attrs:
+            self.study.set_user_attr("horizon", n_trials)
+        return int(self.study.user_attrs["horizon"])
 
     def close(self) -> None:
         """Release the folder."""
@@ -167,7 +190,8 @@ class Record:
     def _state(self, evaluation: Evaluation) -> TrialState:
         if not evaluation.ok:
             return TrialState.FAIL
-        full = evaluation.ask.fraction == 1.0 and get_args(Tier).index(evaluation.ask.tier) >= self._fitness
+        order, ask = get_args(Tier).index, evaluation.ask
+        full = ask.fraction == 1.0 and order(ask.tier) >= order(self.tier)
         return TrialState.COMPLETE if full else TrialState.PRUNED
 
     def _remember(self, stage: Stage, index: int, label: str, evaluation: Evaluation) -> None:

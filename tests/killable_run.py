@@ -7,7 +7,7 @@ from contextlib import closing
 from pathlib import Path
 
 import numpy as np
-from synthetic import MakeHills, chain, make_problem
+from synthetic import Asks, MakeHills, chain, make_problem
 
 from autoprune.evaluation import Ask, Evaluation
 from autoprune.executors.inline import Inline
@@ -29,7 +29,7 @@ def run(folder: Path, n_trials: int, executor: Executor) -> tuple[Evaluation, ..
         told = list(evaluate_all(record, executor, seeds, "seed"))
         problem = make_problem(STRUCTURE)
         sampler = build_sampler("evolution", problem, np.random.default_rng(0), {"fractions": [0.5, 1.0]})
-        told += [e for e in search_loop(record, executor, sampler, n_trials, window=6) if e.ask.fraction == 1]
+        told += [e for e in search_loop(record, executor, sampler, Asks(n_trials), window=6) if e.ask.fraction == 1]
         best = pareto_front(told, ("macs",))[:6]
         asks = [(f"final {i}", Ask(e.ask.policy, "tune", split="validation")) for i, e in enumerate(best)]
         return pareto_front(evaluate_all(record, executor, asks, "final"), ("macs",))

@@ -60,7 +60,7 @@ def test_racing_spends_fewer_samples_and_larger_fractions_follow_smaller_ones() 
 
 def test_a_tier_that_costs_much_whatever_the_fraction_is_raced_in_fewer_rounds() -> None:
     rounds = {
-        tier: {e.ask.fraction for e in drive(Evolution(replace(PROBLEM, tier=tier), np.random.default_rng(0)), 60)}
+        tier: {e.ask.fraction for e in drive(Evolution(replace(PROBLEM, tier=tier), np.random.default_rng(0)), 200)}
         for tier in ("stitch", "refit", "tune")
     }
     assert rounds == {"stitch": {0.125, 0.5, 1.0}, "refit": {0.25, 1.0}, "tune": {1.0}}

@@ -13,7 +13,7 @@ import numpy as np
 import optuna
 import pytest
 from optuna.trial import TrialState
-from synthetic import Hills, MakeHills, chain, make_problem
+from synthetic import Asks, Hills, MakeHills, chain, make_problem
 
 from autoprune.errors import InputError, RunError
 from autoprune.evaluation import Ask, Evaluation
@@ -88,7 +88,7 @@ def record(tmp_path: Path) -> Iterator[Record]:
 
 def test_ask_i_happens_exactly_after_tell_i_minus_window(record: Record) -> None:
     sampler = Script([Ask(p, "refit") for p in POLICIES])
-    list(search_loop(record, Shuffled(0, Hills(STRUCTURE)), sampler, n_trials=6, window=3))
+    list(search_loop(record, Shuffled(0, Hills(STRUCTURE)), sampler, Asks(6), window=3))
     expected = ["ask 0", "ask 1", "ask 2"]
     expected += ["tell 0", "ask 3", "tell 1", "ask 4", "tell 2", "ask 5", "tell 3", "tell 4", "tell 5"]
     assert sampler.events == expected
@@ -97,7 +97,7 @@ def test_ask_i_happens_exactly_after_tell_i_minus_window(record: Record) -> None
 def test_the_run_is_the_same_whatever_the_order_of_the_workers(tmp_path: Path) -> None:
     def run(name: str, executor: Inline | Shuffled) -> list[Evaluation]:
         with Record(tmp_path / name, STRUCTURE, ("macs",)) as record:
-            return list(search_loop(record, executor, evolution(), n_trials=40))
+            return list(search_loop(record, executor, evolution(), Asks(40)))
 
     runs = [run(str(seed), Shuffled(seed, Hills(STRUCTURE))) for seed in range(3)]
     assert timeless(runs[0]) == timeless(runs[1]) == timeless(runs[2])
@@ -109,7 +109,7 @@ def test_a_repeated_policy_is_not_evaluated_twice(record: Record, tmp_path: Path
     asks = [ask, ask, other, ask, replace(ask, fraction=0.5), replace(ask, tier="tune"), ask]
     executor = Inline(MakeHills(STRUCTURE, log=str(tmp_path / "log")))
     seeds = list(evaluate_all(record, executor, [("uniform@0.5", other)], "seed"))
-    told = list(search_loop(record, executor, Script(asks), n_trials=len(asks), window=2))
+    told = list(search_loop(record, executor, Script(asks), Asks(len(asks)), window=2))
     assert [e.passes for e in told] == [1.0, 0, 0, 0, 0.5, 1.0, 0]
     assert {e.loss for e, a in zip(told, asks, strict=True) if a == ask} == {told[0].loss}
     assert told[2].loss == seeds[0].loss
@@ -119,7 +119,7 @@ def test_a_repeated_policy_is_not_evaluated_twice(record: Record, tmp_path: Path
 def test_failed_evaluations_are_told_too_and_recorded_with_their_reason(record: Record) -> None:
     executor = Inline(MakeHills(STRUCTURE, fail_share=1.0))
     sampler = Script([Ask(p, "refit") for p in POLICIES])
-    told = list(search_loop(record, executor, sampler, n_trials=3))
+    told = list(search_loop(record, executor, sampler, Asks(3)))
     assert sampler.n_told == 3
     assert [e.ok for e in told] == [False] * 3
     trial = record.study.get_trials()[0]
@@ -130,7 +130,7 @@ def test_more_trials_extend_a_run_and_its_beginning_is_not_evaluated_again(tmp_p
     def run(name: str, n_trials: int, log: str) -> list[Evaluation]:
         with Record(tmp_path / name, STRUCTURE, ("macs",)) as record:
             executor = Inline(MakeHills(STRUCTURE, log=str(tmp_path / log)))
-            told = list(search_loop(record, executor, evolution(), n_trials))
+            told = list(search_loop(record, executor, evolution(), Asks(n_trials)))
             finals = [(f"final {i}", Ask(e.ask.policy, "tune")) for i, e in enumerate(told[-3:])]
             return told + list(evaluate_all(record, executor, finals, "final"))
 
@@ -147,17 +147,17 @@ def test_more_trials_extend_a_run_and_its_beginning_is_not_evaluated_again(tmp_p
 def test_a_sampler_that_does_not_repeat_its_record_is_an_error_that_names_the_versions(tmp_path: Path) -> None:
     asks = [Ask(p, "refit") for p in POLICIES]
     with Record(tmp_path, STRUCTURE, ("macs",)) as record:
-        list(search_loop(record, Inline(MakeHills(STRUCTURE)), Script(asks), n_trials=4))
+        list(search_loop(record, Inline(MakeHills(STRUCTURE)), Script(asks), Asks(4)))
         record.study.set_user_attr("versions", {**record.versions, "optuna": "1.2.3"})
     with Record(tmp_path, STRUCTURE, ("macs",)) as record:
         changed = Script([*asks[:2], asks[7]])
         with pytest.raises(RunError, match=r"ask 2 was policy \w{12}.*optuna 1\.2\.3 -> "):
-            list(search_loop(record, Inline(MakeHills(STRUCTURE)), changed, n_trials=3))
+            list(search_loop(record, Inline(MakeHills(STRUCTURE)), changed, Asks(3)))
 
 
 def test_the_record_is_an_optuna_study_with_states_values_and_attributes(record: Record, tmp_path: Path) -> None:
     asks = [Ask(POLICIES[0], "refit"), Ask(POLICIES[1], "refit", 0.5), Ask(POLICIES[2], "stitch")]
-    told = list(search_loop(record, Inline(MakeHills(STRUCTURE)), Script(asks), n_trials=3))
+    told = list(search_loop(record, Inline(MakeHills(STRUCTURE)), Script(asks), Asks(3)))
     backend = optuna.storages.journal.JournalFileBackend(str(tmp_path / JOURNAL))
     study = optuna.load_study(study_name="autoprune", storage=optuna.storages.JournalStorage(backend))
     trials = study.get_trials()
@@ -186,20 +186,20 @@ def test_what_is_recorded_is_read_back_to_the_last_bit(tmp_path: Path) -> None:
 @pytest.mark.parametrize("torn", [b'{"op_code":4,"worker', b"\x00\x00\x00\n", b"}"])
 def test_a_torn_last_line_is_cut_and_nothing_else_is_lost(tmp_path: Path, torn: bytes) -> None:
     with Record(tmp_path, STRUCTURE, ("macs",)) as record:
-        list(search_loop(record, Inline(MakeHills(STRUCTURE)), evolution(), n_trials=5))
+        list(search_loop(record, Inline(MakeHills(STRUCTURE)), evolution(), Asks(5)))
         before = record.evaluations
     with (tmp_path / JOURNAL).open("ab") as file:
         file.write(torn)
     with Record(tmp_path, STRUCTURE, ("macs",)) as record:
         assert record.evaluations == before
-        told = list(search_loop(record, Inline(MakeHills(STRUCTURE)), evolution(), n_trials=6))
+        told = list(search_loop(record, Inline(MakeHills(STRUCTURE)), evolution(), Asks(6)))
     with Record(tmp_path, STRUCTURE, ("macs",)) as record:
         assert record.evaluations["search", 5] == told[5]
 
 
 def test_a_journal_damaged_in_the_middle_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
     with Record(tmp_path, STRUCTURE, ("macs",)) as record:
-        list(search_loop(record, Inline(MakeHills(STRUCTURE)), evolution(), n_trials=5))
+        list(search_loop(record, Inline(MakeHills(STRUCTURE)), evolution(), Asks(5)))
     journal = tmp_path / JOURNAL
     content = journal.read_bytes().replace(b'"stage"', b'"sta', 1)
     journal.write_bytes(content)
@@ -240,11 +240,11 @@ def test_lists_of_one_stage_are_numbered_on_and_a_resumed_list_is_numbered_alike
 
 def test_leaving_the_loop_early_keeps_what_was_told_and_cancels_the_rest(record: Record) -> None:
     executor = Inline(MakeHills(STRUCTURE))
-    loop = search_loop(record, executor, evolution(), n_trials=30)
+    loop = search_loop(record, executor, evolution(), Asks(30))
     first = [next(loop) for _ in range(3)]
     loop.close()  # type: ignore[attr-defined]
     assert executor.next_done() is None
-    assert timeless(list(search_loop(record, executor, evolution(), n_trials=30)))[:3] == timeless(first)
+    assert timeless(list(search_loop(record, executor, evolution(), Asks(30))))[:3] == timeless(first)
 
 
 def test_recording_takes_milliseconds(tmp_path: Path) -> None:

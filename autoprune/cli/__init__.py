@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from autoprune.cli.progress import follow
-from autoprune.cli.tables import console, inspect_facts, print_inspect, print_mapping, print_rows, print_summary
+from autoprune.cli.tables import console, inspect_facts, print_comparison, print_inspect, print_mapping, print_summary
 from autoprune.errors import AutopruneError, InputError
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
 )
+UNITS_S = {"s": 1.0, "m": 60.0, "h": 3600.0}
 INTERRUPTED = "interrupted; the same command goes on where it stopped"
 JobPath = Annotated[Path, typer.Argument(metavar="JOB.yaml", help="The job file.")]
 OutPath = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="The folder to write to.")]
@@ -83,12 +84,22 @@ def search(
     trials: Annotated[int | None, typer.Option(help="Evaluations to spend.")] = None,
     workers: Annotated[int | None, typer.Option(help="Worker processes.")] = None,
     seed: Annotated[int | None, typer.Option(help="The seed of every random choice.")] = None,
+    time_limit: Annotated[str | None, typer.Option(metavar="TIME", help="Stop asking after 90s, 10m or 2h.")] = None,
+    warm_start: Annotated[
+        Path | None, typer.Option(metavar="POLICY.json", help="A front whose points seed the search.")
+    ] = None,
     set_: SetOption = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start anew instead of resuming.")] = False,
     json_: JsonFlag = False,
 ) -> dict[str, Any] | None:
     """Search for the front of loss versus cost; a second call with the same --out resumes."""
-    flags = {"search.trials": trials, "executor.workers": workers, "search.seed": seed}
+    flags = {
+        "search.trials": trials,
+        "executor.workers": workers,
+        "search.seed": seed,
+        "search.time_limit_s": None if time_limit is None else _seconds(time_limit),
+        "search.warm_start": None if warm_start is None else json.dumps(str(warm_start.resolve())),
+    }
     overrides = [*(set_ or []), *(f"{key}={value}" for key, value in flags.items() if value is not None)]
     the_job = _load(job, overrides)
 
@@ -111,19 +122,23 @@ def compare(
     job: JobPath,
     strategies: Annotated[str, typer.Option(help="Strategies and samplers, with commas.")] = "uniform,global,evolution",
     budgets: Annotated[str | None, typer.Option(help="Ratios to dense, with commas; the job's by default.")] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Seeds of each strategy.")] = 3,
+    seeds: Annotated[str, typer.Option(help="How many seeds, as in 3, or which, as in 0,1,2.")] = "3",
     out: OutPath = None,
     set_: SetOption = None,
     json_: JsonFlag = False,
 ) -> dict[str, Any] | None:
     """Run strategies and samplers at the same budgets and seeds, side by side."""
     the_job = _load(job, set_)
-    asked = the_job.budget.plain().at if budgets is None else tuple(_ratio(b) for b in _words(budgets))
+    asked = None if budgets is None else tuple(_ratio(b) for b in _words(budgets))
 
-    from autoprune.compare_ import compare as compare_verb
+    from autoprune.compare_ import Comparison
+    from autoprune.compare_input import parse_seeds
 
-    result = compare_verb(the_job, _words(strategies), asked, seeds, out)
-    return result if json_ else _shown(print_rows, list(result["rows"]))
+    comparison = Comparison(the_job, _words(strategies), asked, parse_seeds(seeds), out)
+    follow(comparison, console(json_=True))
+    if comparison.kept:
+        console(json_=True).print(f"{comparison.kept} of {comparison.n_cells} cells were finished before")
+    return comparison.document if json_ else _shown(print_comparison, comparison.document)
 
 
 @app.command()
@@ -197,6 +212,16 @@ def _say(message: str, code: int) -> int:
 
 def _words(text: str) -> tuple[str, ...]:
     return tuple(word.strip() for word in text.split(",") if word.strip())
+
+
+def _seconds(text: str) -> float:
+    """90, 90s, 10m or 2h in seconds."""
+    unit = text[-1:] if text[-1:] in UNITS_S else "s"
+    number = text.removesuffix(unit)
+    try:
+        return float(number) * UNITS_S[unit]
+    except ValueError:
+        raise InputError(f"--time-limit takes a time such as 90s, 10m or 2h, not {text!r}") from None
 
 
 def _ratio(text: str) -> float:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 if TYPE_CHECKING:
@@ -24,9 +24,11 @@ class _Run(Protocol):
     @property
     def stage(self) -> str: ...
     @property
-    def total(self) -> int: ...
+    def note(self) -> str: ...
     @property
-    def done(self) -> int: ...
+    def total(self) -> float: ...
+    @property
+    def done(self) -> float: ...
     def __iter__(self) -> Iterator[Evaluation]: ...
 
 
@@ -39,35 +41,42 @@ def follow(run: _Run, console: Console) -> None:
 
 
 def _follow_live(run: _Run, console: Console) -> None:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    bar = Progress(*columns, TextColumn("{task.fields[rate]}"), TextColumn("ETA"), TimeRemainingColumn())
-    task = bar.add_task("starting", total=None, rate="")
-    view, started = _FrontSoFar(), time.monotonic()
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[count]}"))
+    bar = Progress(*columns, TextColumn("ETA"), TimeRemainingColumn(elapsed_when_finished=True))
+    task = bar.add_task("starting", total=None, count="")
+    view, started, seen, note = _FrontSoFar(), time.monotonic(), 0, ""
     with Live(Group(bar, view.table()), console=console, refresh_per_second=4, transient=True) as live:
         for evaluation in run:
             view.add(evaluation)
-            _advance(bar, task, run, started)
+            seen += 1
+            rate = seen / max(time.monotonic() - started, 1e-9)
+            count = f"{seen} evaluations, {rate:.1f}/s"
+            bar.update(task, description=run.stage, total=run.total, completed=run.done, count=count)
             live.update(Group(bar, view.table()))
-
-
-def _advance(bar: Progress, task: TaskID, run: _Run, started: float) -> None:
-    rate = run.done / max(time.monotonic() - started, 1e-9)
-    bar.update(task, description=run.stage, total=run.total, completed=run.done, rate=f"{rate:.1f}/s")
+            note = _say_note(run, note, live.console)
 
 
 def _follow_plain(run: _Run, console: Console) -> None:
     started = said = time.monotonic()
-    stage = ""
-    for _ in run:
+    stage = note = ""
+    for seen, _ in enumerate(run, start=1):
         now = time.monotonic()
+        note = _say_note(run, note, console)
         if run.stage != stage or now - said > PLAIN_EVERY_S:
-            rate = run.done / max(now - started, 1e-9)
-            left = (run.total - run.done) / max(rate, 1e-9)
+            share = run.done / max(run.total, 1e-9)
+            left = (now - started) * (1 - share) / max(share, 1e-9)
+            rate = seen / max(now - started, 1e-9)
             console.print(
-                f"{run.stage}: {run.done}/{run.total} evaluations, {rate:.1f}/s, about {left:.0f} s left",
-                highlight=False,
+                f"{run.stage}: {seen} evaluations, {rate:.1f}/s, {share:.0%}, about {left:.0f} s left", highlight=False
             )
             stage, said = run.stage, now
+
+
+def _say_note(run: _Run, said: str, console: Console) -> str:
+    """Print what the run has to say, once."""
+    if run.note and run.note != said:
+        console.print(run.note, markup=False, highlight=False, soft_wrap=True)
+    return run.note
 
 
 class _FrontSoFar:

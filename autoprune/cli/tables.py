@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 if TYPE_CHECKING:
     from autoprune.protocols import Task
@@ -87,15 +88,46 @@ def print_summary(rows: Sequence[Mapping[str, Any]]) -> None:
         out.print(note, markup=False, highlight=False, soft_wrap=True)
 
 
-def print_rows(rows: Sequence[Mapping[str, Any]]) -> None:
-    """A table of rows with the same keys."""
-    table = Table(title="compare", title_justify="left")
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    for column in columns:
-        table.add_column(column)
-    for row in rows:
-        table.add_row(*(short(row.get(column)) for column in columns))
-    console().print(table)
+def print_comparison(document: Mapping[str, Any]) -> None:
+    """Mean and spread of each strategy at each budget, the best in bold, and the verdicts."""
+    rows = document["summary"]
+    accurate = any(row["accuracy"] is not None for row in rows)
+    fields = ["macs_ratio", "loss", *(["accuracy"] if accurate else []), "hypervolume"]
+    n_seeds = max(row["seeds"] for row in rows)
+    title = f"compare, on validation: mean ± sd over {n_seeds} seed{'s' * (n_seeds > 1)}"
+    table = Table(title=title, title_justify="left")
+    for heading in ("budget", "strategy", *fields, "evaluations", "seconds"):
+        table.add_column("MACs" if heading == "macs_ratio" else heading, justify=_side(heading))
+    for budget in dict.fromkeys(row["budget"] for row in rows):
+        here = [row for row in rows if row["budget"] == budget]
+        for row in here:
+            cells = [_spread(row, field, _best(here, field)) for field in fields]
+            work = (f"{row['evaluations']:.4g}", f"{row['seconds']:.3g}")
+            table.add_row(short(budget) if row is here[0] else "", row["strategy"], *cells, *work)
+        table.add_section()
+    out = console()
+    out.print(table)
+    for verdict in document["verdicts"]:
+        out.print(verdict["text"], markup=False, highlight=False, soft_wrap=True)
+
+
+def _side(heading: str) -> Literal["left", "right"]:
+    return "left" if heading == "strategy" else "right"
+
+
+def _best(rows: Sequence[Mapping[str, Any]], field: str) -> float | None:
+    """The best mean of a column; less is better for the loss, no share of MACs is best."""
+    values = [row[field] for row in rows if row[field] is not None]
+    if not values or field == "macs_ratio":
+        return None
+    return float(min(values) if field == "loss" else max(values))
+
+
+def _spread(row: Mapping[str, Any], field: str, best: float | None) -> Text:
+    """A cell such as 0.031 ± 0.002; what is the same at every seed has no spread."""
+    mean, sd = row[field], row[f"{field}_sd"]
+    spread = "" if mean is None or sd is None or row["closed_form"] else f" ± {sd:.2g}"
+    return Text(short(mean) + spread, style="bold" if mean is not None and mean == best else "")
 
 
 def print_mapping(values: Mapping[str, Any], indent: str = "") -> None:

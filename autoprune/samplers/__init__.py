@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
@@ -30,6 +31,24 @@ def build_sampler(name: str, problem: Problem, rng: np.random.Generator, options
         return bridged(make, problem, rng, options)
     check_options(make, options, given=2)
     return cast(Sampler, make(problem, rng, **options))
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a sampler works from beside the problem's numbers: the sensitivity table, evaluated seeds."""
+
+    table: bool
+    seeds: bool
+
+
+def needs(name: str, options: Mapping[str, Any]) -> Needs:
+    """What the sampler called `name` declares as `uses_table` and `uses_seeds`; nothing where it is silent.
+
+    A bridged sampler of one objective measures itself against the seeds.
+    """
+    make = plugins.load("samplers", name)
+    single = options.get("multi_objective") is False
+    return Needs(bool(getattr(make, "uses_table", False)), bool(getattr(make, "uses_seeds", single)))
 
 
 def check_options(make: Callable[..., Any], options: Mapping[str, Any], given: int) -> None:

@@ -1,4 +1,8 @@
-"""Pareto-archive evolution: elites over the whole budget range, budget-neutral exchanges, racing on few samples."""
+"""Pareto-archive evolution: elites over the whole budget range, budget-neutral exchanges, racing on few samples.
+
+Where there is a sensitivity table, it screens the children, and a third of them are knapsack solutions of a table that
+is refitted to what has been evaluated.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from autoprune.budget import Projector
+from autoprune.allocation import Allocator, penalties, predicted_loss
+from autoprune.budget import Projector, reachable
 from autoprune.errors import InputError
 from autoprune.evaluation import Ask, Evaluation
 from autoprune.policy import IntArray, Policy
@@ -22,6 +27,10 @@ POOL = 8  # parents are drawn among this many, the better ones more often
 ARCHIVE = 400  # elites kept before the worse half goes
 FAR = 0.5  # log loss that a parent must be better by to be taken from the other end of the budget range
 PAIRS = 4  # candidates that go all the way unjudged, to learn what few samples say about all
+SCREENED = 4  # children drawn for each that is asked, where the table can tell them apart
+LEARNT = 48  # elites that the table is refitted to, those nearest to the target
+STIFF = 0.05  # ridge of that fit: how much evidence moves the weight of a group from 1
+WOBBLE = 0.25  # spread of the log weights that a knapsack child is drawn with
 DOUBT = 0.2  # what is assumed, before that, to be the standard error of a log loss on few samples
 # A refit looks at all statistics samples whatever the fraction, so that many short rounds cost more than they save.
 FRACTIONS = {"stitch": (0.125, 0.5, 1.0), "refit": (0.25, 1.0), "tune": (1.0,)}
@@ -30,8 +39,12 @@ FRACTIONS = {"stitch": (0.125, 0.5, 1.0), "refit": (0.25, 1.0), "tune": (1.0,)}
 @dataclass(frozen=True)
 class _Elite:
     positions: IntArray
-    cost: float
+    costs: FloatArray  # the budget's cost first, then the other objectives
     value: float  # log loss on all samples
+
+    @property
+    def cost(self) -> float:
+        return float(self.costs[0])
 
 
 @dataclass
@@ -56,8 +69,11 @@ class Evolution:
 
     Each ask is a child of an elite, on a budget from a lattice over the range. It is asked at the first of
     `fractions` (by default what suits the tier), and again at later ones unless it is confidently worse than the
-    front, or better at once.
+    front, or better at once. With several objectives a candidate is held against the elites that cost no more in any.
     """
+
+    uses_table = True
+    uses_seeds = True
 
     def __init__(self, problem: Problem, rng: np.random.Generator, *, fractions: Sequence[float] | None = None) -> None:
         chosen = FRACTIONS[problem.tier] if fractions is None else fractions
@@ -72,13 +88,18 @@ class Evolution:
         at = [t for t in budget.at if budget.low <= t <= budget.high]
         self._targets = np.array([*np.linspace(budget.low, budget.high, LATTICE), *at, *at])
         self._log = log_loss(problem.seeds)
+        self._logarithmic = all(e.loss > 0 for e in problem.seeds if e.ok)
+        self._names = (budget.cost, *(c for c in problem.objectives if c != budget.cost))
+        self._penalties = penalties(problem) if problem.table is not None else None
+        self._allocator = Allocator(problem.structure, problem.costs)
         self._elites: list[_Elite] = []
         self._front: tuple[FloatArray, FloatArray] | None = None
+        self._weights = np.ones(len(problem.structure))
         self._seen: set[Policy] = set()
         self._repeats: Counter[Policy] = Counter()
         self._rounds = [_Round() for _ in self._fractions[:-1]]
         self._values: dict[Policy, dict[int, float]] = {}  # of those still in the race, by round
-        self._held: deque[tuple[Policy, int, float]] = deque()  # wait until their round has its first pairs
+        self._held: deque[tuple[Policy, int, FloatArray]] = deque()  # wait until their round has its first pairs
         self._promoted: deque[tuple[Policy, int]] = deque()
         for seed in problem.seeds:
             self._seen.add(seed.ask.policy)
@@ -111,7 +132,7 @@ class Evolution:
                 self._crown(evaluation)
             else:
                 self._values[policy] = values
-                self._held.append((policy, race_round, evaluation.costs[self._problem.budget.cost]))
+                self._held.append((policy, race_round, np.array([evaluation.costs[c] for c in self._names])))
         if final:
             for earlier in values.keys() - {race_round}:
                 self._rounds[earlier].unjudged -= 1
@@ -120,16 +141,16 @@ class Evolution:
         for _ in range(len(self._held)):
             self._judge(*self._held.popleft())
 
-    def _judge(self, policy: Policy, race_round: int, cost: float) -> None:
+    def _judge(self, policy: Policy, race_round: int, costs: FloatArray) -> None:
         """Promote, drop, or hold back until the round has been calibrated."""
         state, last = self._rounds[race_round], len(self._fractions) - 1
         if len(state.errors) < PAIRS or self._front is None:
             if len(state.errors) + state.unjudged >= PAIRS and self._front is not None:
-                self._held.append((policy, race_round, cost))
+                self._held.append((policy, race_round, costs))
                 return
             behind = -np.inf
         else:
-            behind = self._values[policy][race_round] - state.bias - float(np.interp(cost, *self._front))
+            behind = self._values[policy][race_round] - state.bias - self._best_at(costs)
         if behind > state.doubt:
             del self._values[policy]
             return
@@ -140,30 +161,65 @@ class Evolution:
                 self._rounds[earlier].unjudged += 1
 
     def _child(self) -> Policy:
-        """A new policy: an elite moved to a target and mutated there."""
+        """A new policy: an elite moved to a target and mutated there, or the knapsack's of a refitted table."""
         codec = self._projector.codec
         for attempt in range(TRIES):
             target = float(self._rng.choice(self._targets))
-            limits = {**self._problem.budget.limits, self._problem.budget.cost: target}
+            limits = self._limits(target)
             exploring = self._rng.random() < EXPLORED / (2 * (EXPLORED + len(self._seen)))
             parent = None if exploring or attempt >= TRIES // 2 else self._parent(target)
             if parent is None:
                 positions = self._projector.positions(self._rng.random(len(codec.dense)), limits)
-            elif self._rng.random() < 0.5:
-                positions = self._exchange(self._moved(parent, limits), limits)
+            elif self._penalties is not None and self._rng.random() < 1 / 3:
+                positions = self._allocated(self._penalties, target, limits)
             else:
-                positions = self._difference(self._moved(parent, limits), limits)
+                positions = self._screened([self._mutant(parent, limits) for _ in range(self._n_drawn())])
             policy = codec.policy(positions)
             if policy not in self._seen:
                 break
         return policy
+
+    def _n_drawn(self) -> int:
+        return SCREENED if self._penalties is not None else 1
+
+    def _limits(self, target: float) -> dict[str, float]:
+        """The target, the job's limits and, with several objectives, now and then a limit on another one."""
+        budget = self._problem.budget
+        limits = {**budget.limits, budget.cost: target}
+        others = [c for c in self._names[1:] if self._problem.costs[c].monotone and c not in limits]
+        if others and self._elites and self._rng.random() < 0.5:
+            name = others[int(self._rng.integers(len(others)))]
+            elite = self._elites[int(self._rng.integers(len(self._elites)))]
+            limit = float(elite.costs[self._names.index(name)]) * self._rng.uniform(0.8, 1.0)
+            if limit > reachable(self._problem.structure, self._problem.costs[name])[0]:
+                limits[name] = limit
+        return limits
+
+    def _mutant(self, parent: _Elite, limits: dict[str, float]) -> IntArray:
+        moved = self._moved(parent, limits)
+        return self._exchange(moved, limits) if self._rng.random() < 0.5 else self._difference(moved, limits)
+
+    def _screened(self, drawn: list[IntArray]) -> IntArray:
+        """The child that the table likes best among the new ones."""
+        fresh = [p for p in drawn if self._projector.codec.policy(p) not in self._seen] or drawn[:1]
+        if self._penalties is None or len(fresh) == 1:
+            return fresh[0]
+        return fresh[int(np.argmin(predicted_loss(self._weighted(self._penalties), np.stack(fresh))))]
+
+    def _weighted(self, table: Sequence[FloatArray]) -> list[FloatArray]:
+        return [w * p for w, p in zip(self._weights, table, strict=True)]
+
+    def _allocated(self, table: Sequence[FloatArray], target: float, limits: dict[str, float]) -> IntArray:
+        """The knapsack of the refitted table, its weights drawn around the fit."""
+        noise = np.exp(self._rng.normal(0.0, WOBBLE, size=len(table)))
+        return self._allocator.solve([n * p for n, p in zip(noise, self._weighted(table), strict=True)], limits)
 
     def _parent(self, target: float) -> _Elite | None:
         """An elite near the front and near the target; the better, the likelier."""
         if not self._elites or self._front is None:
             return None
         costs = np.array([e.cost for e in self._elites])
-        behind = np.array([e.value for e in self._elites]) - np.interp(costs, *self._front)
+        behind = np.array([self._behind(e) for e in self._elites])
         span = max(self._problem.budget.high - self._problem.budget.low, 1e-9)
         order = np.argsort(behind + FAR * np.abs(costs - target) / span, kind="stable")
         rank = int(min(self._rng.integers(min(POOL, len(order)), size=2)))
@@ -185,8 +241,16 @@ class Evolution:
         return self._projector.positions(codec.ratios(codec.widths(positions)) + step, limits)
 
     def _behind(self, elite: _Elite) -> float:
-        """Log loss above the front at the elite's cost."""
-        return elite.value - float(np.interp(elite.cost, *self._front)) if self._front is not None else 0.0
+        """Log loss above the front at the elite's costs."""
+        return elite.value - self._best_at(elite.costs) if self._front is not None else 0.0
+
+    def _best_at(self, costs: FloatArray) -> float:
+        """The log loss to beat: on the front at this cost; with several, of the elites that cost no more in any."""
+        assert self._front is not None
+        if len(self._names) == 1:
+            return float(np.interp(costs[0], *self._front))
+        values = [e.value for e in self._elites if np.all(e.costs <= costs)]
+        return min(values, default=np.inf)
 
     def _exchange(self, positions: IntArray, limits: dict[str, float]) -> IntArray:
         """Widen min(U{1..3}, U{1..3}) groups, narrow random others until the budget holds again, fill what is left."""
@@ -215,8 +279,8 @@ class Evolution:
         """Take a candidate into the archive and redraw the front."""
         codec = self._projector.codec
         positions = codec.positions(evaluation.ask.policy.array(codec.structure))
-        cost = evaluation.costs[self._problem.budget.cost]
-        self._elites.append(_Elite(positions, cost, self._log(evaluation.loss)))
+        costs = np.array([evaluation.costs[c] for c in self._names])
+        self._elites.append(_Elite(positions, costs, self._log(evaluation.loss)))
         ranked = sorted(self._elites, key=lambda e: (e.cost, e.value))
         best = np.minimum.accumulate([e.value for e in ranked])
         front = [i for i, e in enumerate(ranked) if e.value == best[i] and (i == 0 or best[i] < best[i - 1])]
@@ -224,3 +288,23 @@ class Evolution:
         if len(self._elites) > ARCHIVE:
             keep = np.sort(np.argsort([self._behind(e) for e in self._elites], kind="stable")[: ARCHIVE // 2])
             self._elites = [self._elites[i] for i in keep]
+        if self._penalties is not None and self._logarithmic:
+            self._weights = self._refitted(self._penalties)
+
+    def _refitted(self, table: Sequence[FloatArray]) -> FloatArray:
+        """Weights of the groups' penalties [groups] such that their sum is what the elites near the front lost.
+
+        A ridge towards 1 in relative errors: a group's penalty counts more where it goes with more than the sum says.
+        """
+        near = sorted(self._elites, key=self._behind)[:LEARNT]
+        parts = np.array([[p[i] for p, i in zip(table, e.positions, strict=True)] for e in near])
+        total = parts.sum(axis=1)
+        usable = total > 0
+        if usable.sum() < 4:
+            return np.ones(len(table))
+        shares, gap = parts[usable] / total[usable, None], np.array([e.value for e in near])[usable]
+        gap = gap - np.log(total[usable])
+        gap = gap - np.median(gap)  # a common factor changes no allocation
+        ridge = STIFF * len(gap) / len(table) * np.eye(len(table))
+        step = np.linalg.solve(shares.T @ shares + ridge, shares.T @ gap)
+        return np.asarray(np.exp(np.clip(step - step.mean(), -2.0, 2.0)))

@@ -111,6 +111,13 @@ def _named(
     return Bridge(problem, _make(make, rng, {**fixed, **options}), multi_objective)
 
 
+def _single(make: Callable[..., BaseSampler], fixed: Mapping[str, Any]) -> Callable[..., Sampler]:
+    """A sampler of one objective, which works from the seeds."""
+    built = partial(_named, make, fixed, False)
+    built.uses_seeds = True  # type: ignore[attr-defined]  # a partial is an object like any other
+    return cast("Callable[..., Sampler]", built)
+
+
 def _reference(problem: Problem, log: Callable[[float], float]) -> tuple[FloatArray, FloatArray]:
     """(costs ascending, log loss) of the best seed at each cost; a flat zero where there are no seeds."""
     best: dict[float, float] = {}
@@ -125,14 +132,13 @@ def _reference(problem: Problem, log: Callable[[float], float]) -> tuple[FloatAr
 _QUIET_QMC = {"scramble": True, "warn_independent_sampling": False, "warn_asynchronous_seeding": False}
 
 SAMPLERS: Mapping[str, Callable[..., Sampler]] = {
-    name: cast("Callable[..., Sampler]", partial(_named, make, fixed, multi_objective))
-    for name, make, fixed, multi_objective in (
-        ("random", optuna.samplers.RandomSampler, {}, True),
-        ("tpe", optuna.samplers.TPESampler, {}, True),
-        ("nsga2", optuna.samplers.NSGAIISampler, {}, True),
-        ("nsga3", optuna.samplers.NSGAIIISampler, {}, True),
-        ("gp", optuna.samplers.GPSampler, {"warn_independent_sampling": False}, True),
-        ("cmaes", optuna.samplers.CmaEsSampler, {"warn_independent_sampling": False}, False),
-        ("qmc", optuna.samplers.QMCSampler, _QUIET_QMC, True),
+    name: cast("Callable[..., Sampler]", partial(_named, make, fixed, True))
+    for name, make, fixed in (
+        ("random", optuna.samplers.RandomSampler, {}),
+        ("tpe", optuna.samplers.TPESampler, {}),
+        ("nsga2", optuna.samplers.NSGAIISampler, {}),
+        ("nsga3", optuna.samplers.NSGAIIISampler, {}),
+        ("gp", optuna.samplers.GPSampler, {"warn_independent_sampling": False}),
+        ("qmc", optuna.samplers.QMCSampler, _QUIET_QMC),
     )
-}
+} | {"cmaes": _single(optuna.samplers.CmaEsSampler, {"warn_independent_sampling": False})}

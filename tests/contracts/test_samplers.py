@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from synthetic import Hills, MakeHills, chain, make_problem
+from synthetic import Asks, Hills, MakeHills, chain, make_problem
 
 from autoprune import plugins
 from autoprune.errors import InputError
@@ -81,16 +81,11 @@ def test_the_global_random_state_is_left_alone(build: Build) -> None:
     assert (random.random(), float(np.random.random()), torch.rand(1).item()) == expected
 
 
-def test_a_run_does_not_depend_on_how_long_it_will_be(build: Build) -> None:
-    long = replace(PROBLEM, n_trials=10 * PROBLEM.n_trials)
-    assert drive(build(long), 8, window=4) == drive(build(), 8, window=4)
-
-
 def test_killed_and_resumed_equals_never_killed(build: Build, tmp_path: Path) -> None:
     def run(folder: str) -> list[Evaluation]:
         with Record(tmp_path / folder, STRUCTURE, PROBLEM.objectives) as record:
             executor = Inline(MakeHills(STRUCTURE, fail_share=0.1))
-            return list(search_loop(record, executor, build(), n_trials=14, window=5))
+            return list(search_loop(record, executor, build(), Asks(14), window=5))
 
     whole = run("whole")
     lines = (tmp_path / "whole" / JOURNAL).read_bytes().splitlines(keepends=True)

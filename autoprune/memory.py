@@ -1,0 +1,80 @@
+"""Memory of a long-lived evaluator: kernels and blocks that stay bounded, and smaller batches where it runs out."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from typing import TypeVar
+
+import torch
+
+from autoprune.errors import one_line
+from autoprune.structure import Structure
+
+T = TypeVar("T")
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")
+
+
+class NoRoomError(RuntimeError):
+    """Memory ran out and nothing could be made smaller."""
+
+
+def with_room(attempt: Callable[[], T], make_room: Callable[[], bool]) -> T:
+    """What `attempt` returns; each time that it runs out of memory, `make_room` makes it smaller for one more attempt.
+
+    Raises:
+        NoRoomError: memory ran out and `make_room` said that there is nothing left to make smaller.
+    """
+    while True:
+        try:
+            return attempt()
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            said = one_line(error)
+        if not make_room():  # out of the handler, which holds the frames and with them their tensors
+            raise NoRoomError(f"the smallest batch does not fit in memory: {said}")
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        trim_heap()
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a GPU or the CPU's allocator had no memory left; the latter says so in words only."""
+    if isinstance(error, NoRoomError):
+        return False
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)
+
+
+def bound_kernel_cache(structure: Structure) -> None:
+    """Let oneDNN keep the kernels of a few candidates instead of 1 024: every width brings new ones, some MB in all.
+
+    It reads the variable once, at its first use in a process; a user's own setting stays.
+    """
+    weighted = sum(op.weight is not None for op in structure.ops)
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(max(128, 4 * weighted)))
+
+
+def trim_heap() -> None:
+    """Give back what glibc holds in fragments: candidates of ever new widths leave a few MB each hundred."""
+    with suppress(OSError, AttributeError):  # another C library has no such call
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+def keep_blocks() -> None:
+    """Let glibc serve blocks up to 64 MB from its heap, where they stay mapped; by default half of that is the most.
+
+    Activations of the statistics batch are of that size, and mapping them anew costs a tenth of a refit.
+    """
+    with suppress(OSError, AttributeError):  # another C library: nothing is lost but speed
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(_M_MMAP_THRESHOLD, 64 << 20)
+        libc.mallopt(_M_TRIM_THRESHOLD, 1 << 30)

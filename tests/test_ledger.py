@@ -1,0 +1,93 @@
+"""The ledger: prices, what counts, and what ends a search."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+from synthetic import Hills, chain, make_problem
+
+from autoprune.evaluation import Ask, Evaluation
+from autoprune.ledger import ASKS_PER_TRIAL, Ledger, Plateau, Prices
+from autoprune.policy import Policy
+
+STRUCTURE = chain(5)
+POLICIES = [Policy.from_array(STRUCTURE, [g.grid[-1] for g in STRUCTURE.groups[:-1]] + [i + 1]) for i in range(8)]
+PRICES = Prices(statistics=512, fitness=1024, heldback=512, validation=2000, lesson=12_800)
+
+
+@pytest.mark.parametrize(
+    ("ask", "samples"),
+    [
+        (Ask(POLICIES[0], "stitch"), 1024),
+        (Ask(POLICIES[0], "stitch", 0.125), 128),
+        (Ask(POLICIES[0], "refit"), 1536),
+        (Ask(POLICIES[0], "refit", 0.25), 512 + 256),
+        (Ask(POLICIES[0], "stitch", split="heldback"), 1024),
+        (Ask(POLICIES[0], "refit", split="validation"), 2512),
+        (Ask(POLICIES[0], "tune", split="heldback"), 1024 + 3 * 12_800),
+    ],
+)
+def test_an_ask_costs_the_samples_that_go_forward_and_three_for_each_that_is_trained_on(
+    ask: Ask, samples: float
+) -> None:
+    assert PRICES.samples(ask) == samples
+    assert PRICES.full(ask, "refit") == samples / 1536
+
+
+def spend(ledger: Ledger, asks: list[Ask]) -> int:
+    """How many of `asks` the ledger lets through."""
+    for n, ask in enumerate(asks):
+        if not ledger.may_ask(recorded=False):
+            return n
+        ledger.charge(ask)
+    return len(asks)
+
+
+def test_partial_evaluations_buy_more_asks_and_repeats_are_free() -> None:
+    full = [Ask(p, "refit") for p in POLICIES]
+    partial = [Ask(p, "refit", 0.25) for p in POLICIES]
+    price = {1.0: 1.0, 0.25: 0.5}
+    assert spend(Ledger(3, lambda a: price[a.fraction]), full) == 3
+    assert spend(Ledger(3, lambda a: price[a.fraction]), partial) == 6
+    assert spend(Ledger(3, lambda a: 1.0), [full[0], full[0], full[1], full[0], full[2], full[3]]) == 5
+    assert spend(Ledger(1, lambda a: 1.0, before=full), full) == 4  # what the seeds evaluated costs nothing
+
+
+def test_a_sampler_that_only_repeats_itself_is_stopped() -> None:
+    assert spend(Ledger(5, lambda a: 1.0), [Ask(POLICIES[0], "refit")] * 100) == 5 * ASKS_PER_TRIAL
+
+
+def test_time_ends_the_search_but_not_the_replay_of_what_is_recorded() -> None:
+    ledger = Ledger(5, lambda a: 1.0, out_of_time=lambda: True)
+    assert ledger.may_ask(recorded=True)
+    assert not ledger.may_ask(recorded=False)
+    assert "time limit" in ledger.stopped
+    assert not ledger.may_ask(recorded=True)
+
+
+def test_patience_ends_the_search_after_so_many_full_evaluations_without_gain() -> None:
+    hills = Hills(STRUCTURE)
+    problem = make_problem(STRUCTURE)
+    good = hills(Ask(POLICIES[3], "refit"))
+    plateau = Plateau(("macs",), "refit", math.log, problem.seeds)
+    ledger = Ledger(100, lambda a: 1.0, patience=3, plateau=plateau)
+    better = replace(good, loss=good.loss * 1e-6, costs={"macs": 0.3})
+    ledger.told(better)
+    for _ in range(2):
+        ledger.told(better)
+        assert ledger.may_ask(recorded=False)
+    ledger.told(better)
+    assert not ledger.may_ask(recorded=False)
+    assert "hypervolume" in ledger.stopped
+
+
+def test_a_plateau_ignores_partial_and_failed_evaluations() -> None:
+    plateau = Plateau(("macs",), "refit", math.log, ())
+    ask = Ask(POLICIES[0], "refit")
+    assert not plateau.grows(Evaluation(replace(ask, fraction=0.5), 0.1, {"macs": 0.5}))
+    assert not plateau.grows(Evaluation.failed(ask, "broken", {"macs": 0.5}))
+    assert plateau.grows(Evaluation(ask, 0.1, {"macs": 0.5}))
+    assert not plateau.grows(Evaluation(ask, 0.1, {"macs": 0.6}))
+    assert plateau.grows(Evaluation(ask, 0.05, {"macs": 0.6}))

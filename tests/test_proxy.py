@@ -1,0 +1,77 @@
+"""The cascade calibrates itself: candidates, the choice of a tier, and a dead proxy."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from synthetic import chain, make_problem, true_loss
+
+from autoprune.evaluation import Ask, Evaluation
+from autoprune.policy import Policy
+from autoprune.proxy import calibrate, candidates, proxy_asks
+
+STRUCTURE = chain(9)
+PROBLEM = make_problem(STRUCTURE)
+
+
+def answers(chosen: list[tuple[float, Policy]], noise: dict[str, float], seed: int = 0) -> list[Evaluation]:
+    """The tune tier tells the truth, the others with this much noise in the log loss."""
+    rng = np.random.default_rng(seed)
+
+    def answer(ask: Ask) -> Evaluation:
+        blur = math.exp(rng.normal(0, noise[ask.tier])) if noise[ask.tier] else 1.0
+        return Evaluation(ask, true_loss(STRUCTURE, ask.policy) * blur, seconds=0.1, passes=1.0)
+
+    return [answer(ask) for _, ask in proxy_asks(chosen)]
+
+
+@pytest.mark.parametrize("problem", [PROBLEM, replace(PROBLEM, table=None)])
+def test_a_dozen_distinct_candidates_are_spread_over_the_budgets(problem: type(PROBLEM)) -> None:
+    chosen = candidates(problem, np.random.default_rng(0))
+    assert len({p for _, p in chosen}) == 12
+    assert {t for t, _ in chosen} == set(problem.budget.at)
+    assert all(problem.costs["macs"](p.array(STRUCTURE)) <= t for t, p in chosen)
+    again = candidates(problem, np.random.default_rng(0))
+    assert again == chosen
+
+
+def test_the_cheapest_adequate_tier_is_chosen() -> None:
+    chosen = candidates(PROBLEM, np.random.default_rng(0))
+    both = calibrate(chosen, answers(chosen, {"stitch": 0.01, "refit": 0.0, "tune": 0.0}))
+    assert (both.tier, both.dead) == ("stitch", False)
+    blurred = calibrate(chosen, answers(chosen, {"stitch": 5.0, "refit": 0.01, "tune": 0.0}))
+    assert (blurred.tier, blurred.dead) == ("refit", False)
+    assert "fitness is refit; rank correlation with tune over 12 candidates" in blurred.verdict
+
+
+def test_a_dead_proxy_is_said_aloud_with_what_to_change() -> None:
+    chosen = candidates(PROBLEM, np.random.default_rng(0))
+    truth = answers(chosen, {"stitch": 0.0, "refit": 0.0, "tune": 0.0})
+    n = len(chosen)
+    upside_down = [replace(e, loss=1 / e.loss) if i < 2 * n else e for i, e in enumerate(truth)]
+    dead = calibrate(chosen, upside_down)
+    assert dead.dead
+    assert dead.tier == "refit"
+    assert "evaluator.calibration samples" in dead.verdict
+    assert "evaluator.fitness: tune" in dead.verdict
+
+
+def test_a_budget_alone_is_no_quality() -> None:
+    """A tier that sees nothing but the budget ranks all candidates well, and none within their budget."""
+    chosen = candidates(PROBLEM, np.random.default_rng(0))
+    truth = answers(chosen, {"stitch": 0.0, "refit": 0.0, "tune": 0.0})
+    n = len(chosen)
+    blind = [replace(e, loss=1 - chosen[i % n][0]) if i < 2 * n else e for i, e in enumerate(truth)]
+    assert calibrate(chosen, blind).dead
+
+
+def test_candidates_that_fail_are_left_out() -> None:
+    chosen = candidates(PROBLEM, np.random.default_rng(0))
+    some = answers(chosen, {"stitch": 0.01, "refit": 0.01, "tune": 0.0})
+    some[3] = Evaluation.failed(some[3].ask, "not finite")
+    found = calibrate(chosen, some)
+    assert "over 11 candidates" in found.verdict
+    assert all(math.isfinite(q.correlation) for q in found.qualities)
