@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from autoprune import plugins
 from autoprune.calibration import Parts, digest, take
@@ -17,6 +17,8 @@ from autoprune.database.store import build_database
 from autoprune.errors import InputError
 from autoprune.evaluate import Settings, TieredEvaluator
 from autoprune.evaluation import Ask
+from autoprune.losses import FIDELITIES
+from autoprune.memory import NoRoomError, is_out_of_memory, with_room
 from autoprune.policy import Policy
 from autoprune.protocols import Batch
 from tests.small import RandomTask, World, world, world_of
@@ -140,6 +142,93 @@ def test_a_metric_that_is_not_finite_fails_the_candidate() -> None:
     w = replace(w, task=Infinite(w.task.model, w.task.shape, 64))
     e = evaluator(w)(Ask(narrow(w), "refit", split="validation"))
     assert e.error == "the perplexity is inf"
+
+
+@pytest.mark.parametrize("loss", ["kl", "mse", "cosine"])
+def test_on_validation_the_losses_of_single_samples_are_kept_in_order(loss: str) -> None:
+    w = world("projection")
+    evaluate = evaluator(w, loss=loss)
+    e = evaluate(Ask(narrow(w), "refit", split="validation"))
+    assert len(e.sample_losses) == 32
+    assert np.mean(e.sample_losses) == pytest.approx(e.loss, rel=1e-5)
+    with torch.no_grad():
+        last = evaluate.batches("validation")[-1][0]
+        outputs, dense = evaluate.stitcher.model(last), w.model(last)
+    expected = FIDELITIES[loss](outputs, dense).tolist()
+    assert e.sample_losses[-len(last) :] == pytest.approx(expected, rel=1e-3, abs=1e-6)
+    assert not evaluate(Ask(narrow(w), "refit")).sample_losses
+    assert not evaluate(Ask(narrow(w), "refit", split="heldback")).sample_losses
+    metric = evaluator(w, loss="accuracy", direction="maximize")
+    assert not metric(Ask(narrow(w), "refit", split="validation")).sample_losses
+
+
+@pytest.mark.parametrize("tier", ["stitch", "refit"])
+def test_constraints_see_metrics_of_full_fitness_evaluations_and_pay_for_them(tier: str) -> None:
+    w = world("projection")
+    plain, watched = evaluator(w), evaluator(w, metrics_on_fitness=True)
+    ask, part = Ask(narrow(w), tier), Ask(narrow(w), tier, 0.5)  # type: ignore[arg-type]
+    a, b = plain(ask), watched(ask)
+    assert (a.loss, dict(a.metrics), set(b.metrics)) == (b.loss, {}, {"accuracy"})
+    assert b.passes - a.passes == (0.5 if tier == "refit" else 0.75)
+    assert watched(part).metrics == {}
+    assert set(watched(Ask(narrow(w), tier, split="heldback")).metrics) == {"accuracy"}  # type: ignore[arg-type]
+
+
+class Greedy(RandomTask):
+    """Runs out of memory where more than `most` samples go through at once."""
+
+    most = 64
+
+    def outputs(self, model: nn.Module, batch: Batch) -> Tensor:
+        if len(batch[0]) > self.most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return super().outputs(model, batch)
+
+
+def greedy(w: World, most: int) -> World:
+    task = Greedy(w.task.model, w.task.shape, w.task.samples)
+    object.__setattr__(task, "most", most)
+    return replace(w, task=task)
+
+
+def test_where_memory_runs_out_smaller_batches_give_the_same_result() -> None:
+    w = world("projection", samples=128)
+    database = build_database(w.model, w.structure, w.seen, plugins.load("criteria", "obs")())
+    settings = replace(SETTINGS, calibration=128, batch_size=64)
+    roomy = TieredEvaluator(w.task, w.structure, database, settings)
+    tight = TieredEvaluator(greedy(w, 32).task, w.structure, database, settings)
+    for ask in (Ask(narrow(w), "refit"), Ask(narrow(w), "refit", split="validation"), Ask(narrow(w, 0.7), "tune")):
+        assert tight(ask).loss == pytest.approx(roomy(ask).loss, rel=1e-2)
+    assert (tight.samples.batch_size, len(tight.batches("fitness"))) == (32, 2)
+    assert (roomy.samples.batch_size, len(roomy.batches("fitness"))) == (64, 1)
+
+
+def test_statistics_that_do_not_fit_are_halved_and_that_is_said() -> None:
+    w = world("projection", samples=128)
+    database = build_database(w.model, w.structure, w.seen, plugins.load("criteria", "obs")())
+    settings = replace(SETTINGS, calibration=128)
+    with pytest.warns(
+        UserWarning, match="the 32 statistics samples do not fit in memory at once: the first 16 are used"
+    ):
+        evaluate = TieredEvaluator(greedy(w, 20).task, w.structure, database, settings)
+    assert evaluate(Ask(narrow(w), "refit")).ok
+    object.__setattr__(evaluate.task, "most", 8)  # less room than there was at the start
+    with pytest.warns(UserWarning, match="the first 8 are used"):
+        e = evaluate(Ask(narrow(w), "refit"))
+    assert (e.ok, e.passes) == (True, (8 + 64) / 128)
+    object.__setattr__(evaluate.task, "most", 4)
+    e = evaluate(Ask(narrow(w), "stitch"))
+    assert "the smallest batch does not fit in memory: OutOfMemoryError: CUDA out of memory" in str(e.error)
+
+
+def test_only_a_lack_of_memory_is_met_with_smaller_batches() -> None:
+    assert is_out_of_memory(RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to"))
+    assert is_out_of_memory(RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes."))
+    assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    with pytest.raises(NoRoomError):
+        with_room(lambda: torch.empty(1 << 60), lambda: False)
+    with pytest.raises(RuntimeError, match="shapes"):
+        with_room(lambda: torch.ones(2, 3) @ torch.ones(2, 3), lambda: True)
 
 
 def test_memory_is_flat_over_many_candidates() -> None:

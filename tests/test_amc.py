@@ -1,0 +1,133 @@
+"""The AMC sampler: it starts at the knapsack, learns beyond it, beats the paper's profile, and repeats bit for bit."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from synthetic import Hills, chain, make_problem, true_loss
+
+from autoprune.errors import InputError
+from autoprune.evaluation import Ask, Evaluation
+from autoprune.front import hypervolume, pareto_front
+from autoprune.protocols import Problem, Sampler
+from autoprune.samplers import build_sampler
+from autoprune.samplers.amc import AGENTS, Amc
+from autoprune.walk import build_walk
+
+STRUCTURE = chain(9)
+PROBLEM = make_problem(STRUCTURE, seeded=False)
+
+
+def misled(problem: Problem) -> Problem:
+    """The table is wrong by a factor of its own for every group: what is left to learn beyond the knapsack."""
+    assert problem.table is not None
+    wrong = np.exp(0.8 * np.random.default_rng(3).normal(size=len(STRUCTURE)))
+    rows = zip(problem.table.items(), wrong, strict=True)
+    return replace(problem, table={name: {w: f * loss for w, loss in row.items()} for (name, row), f in rows})
+
+
+def drive(sampler: Sampler, n: int, window: int = 16) -> list[Evaluation]:
+    told: list[Evaluation] = []
+    asks: list[Ask] = []
+    while len(told) < n:
+        while len(asks) < min(n, len(told) + window):
+            asks.append(sampler.ask())
+        told.append(Hills(STRUCTURE)(asks[len(told)]))
+        sampler.tell(told[-1])
+    return told
+
+
+def volume(evaluations: list[Evaluation]) -> float:
+    """Hypervolume of the noiseless log loss against the MACs ratio."""
+    whole = [replace(e, loss=true_loss(STRUCTURE, e.ask.policy)) for e in evaluations]
+    front = np.array([[e.costs["macs"], np.log(e.loss)] for e in pareto_front(whole, ("macs",))])
+    return hypervolume(front, np.array([0.91, 1.0]))
+
+
+def make(seed: int = 0, problem: Problem = PROBLEM, **options: Any) -> Amc:
+    return Amc(problem, np.random.default_rng(seed), **options)
+
+
+def test_the_agent_beats_the_knapsack_the_paper_and_random_search_at_the_same_number_of_trials() -> None:
+    n, problem = 120, replace(misled(PROBLEM), n_trials=120)
+    ours = volume(drive(make(problem=problem), n))
+    knapsacks = [build_walk(problem, "residual").prior(float(t)) for t in np.linspace(0.3, 0.9, 9)]
+    assert ours > 1.1 * volume([Hills(STRUCTURE)(Ask(p, "refit")) for p in knapsacks if p is not None])
+    assert ours > 1.3 * volume(drive(make(problem=problem, profile="classic"), n))
+    assert ours > 1.05 * volume(drive(build_sampler("random", problem, np.random.default_rng(0), {}), n))
+
+
+def test_the_first_walk_at_each_target_is_the_knapsacks_and_no_other() -> None:
+    walk = build_walk(PROBLEM, "residual")
+    targets = {*np.linspace(0.3, 0.9, 9).tolist(), *PROBLEM.budget.at}
+    priors = {walk.prior(t) for t in targets}
+    asked = [e.ask.policy for e in drive(make(), 60)]
+    assert priors <= set(asked)
+    assert len(set(asked)) >= 58
+    assert asked[0] in priors
+
+
+def test_a_seed_that_is_the_knapsacks_policy_is_not_asked_again() -> None:
+    walk = build_walk(PROBLEM, "residual")
+    priors = [walk.prior(t) for t in {*np.linspace(0.3, 0.9, 9).tolist(), *PROBLEM.budget.at}]
+    seeds = tuple(Hills(STRUCTURE)(Ask(p, "refit")) for p in priors if p is not None)
+    asked = {e.ask.policy for e in drive(make(problem=replace(PROBLEM, seeds=seeds)), 30)}
+    assert not asked & {s.ask.policy for s in seeds}
+
+
+@pytest.mark.parametrize("agent", AGENTS)
+@pytest.mark.parametrize("profile", ["residual", "classic"])
+def test_every_agent_walks_learns_and_repeats_bit_for_bit(agent: str, profile: str) -> None:
+    runs = [[e.ask for e in drive(make(agent=agent, profile=profile, gradient_steps=2), 36)] for _ in range(2)]
+    assert runs[0] == runs[1]
+    assert len(set(runs[0])) > 12
+    for ask in runs[0]:
+        ask.policy.check(STRUCTURE)
+        assert PROBLEM.costs["macs"](ask.policy.array(STRUCTURE)) <= 0.9
+
+
+def test_rewards_change_what_is_asked_next() -> None:
+    def asked(factor: float) -> list[Ask]:
+        sampler, asks = make(), []
+        for i in range(45):
+            asks.append(sampler.ask())
+            evaluation = Hills(STRUCTURE)(asks[-1])
+            sampler.tell(replace(evaluation, loss=evaluation.loss * (factor if i == 35 else 1.0)))
+        return asks
+
+    plain, other = asked(1.0), asked(3.0)
+    assert plain[:36] == other[:36]
+    assert plain[36:] != other[36:]
+
+
+def test_the_paper_walks_to_the_asked_budgets_in_turn() -> None:
+    costs = [e.costs["macs"] for e in drive(make(profile="classic"), 30)]
+    for i, target in enumerate(PROBLEM.budget.at):
+        assert max(costs[i::3]) <= target
+
+
+def test_losses_below_zero_and_failed_references_are_learned_from_too() -> None:
+    sampler = make()
+    for i in range(48):
+        ask = sampler.ask()
+        evaluation = replace(Hills(STRUCTURE)(ask), loss=-1 / (1 + true_loss(STRUCTURE, ask.policy)))
+        sampler.tell(Evaluation.failed(ask, "no") if i < 12 else evaluation)
+
+
+def test_wrong_options_are_one_clear_line() -> None:
+    with pytest.raises(InputError, match="unknown agent 'dpg'; did you mean 'ddpg'"):
+        make(agent="dpg")
+    with pytest.raises(InputError, match="unknown profile 'residul'; did you mean 'residual'"):
+        make(profile="residul")
+    with pytest.raises(InputError, match="unknown option 'agnet'; did you mean 'agent'"):
+        build_sampler("amc", PROBLEM, np.random.default_rng(0), {"agnet": "td3"})
+    for wrong in ({"sigma": 0.0}, {"sigma": math.inf}, {"gradient_steps": 0}, {"gradient_steps": 1.5}):
+        with pytest.raises(InputError, match=f"search.options.{next(iter(wrong))} must be"):
+            make(**wrong)
+    with pytest.raises(InputError, match="sensitivity table"):
+        make(problem=replace(PROBLEM, table=None))
+    assert make(problem=replace(PROBLEM, table=None), profile="classic").ask()
