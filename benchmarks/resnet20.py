@@ -1,0 +1,68 @@
+"""What the search benchmark measures on: ResNet-20 and the JPEG copies of CIFAR-10, scored on 10 000 test images."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from autoprune.calibration import chunks, gather
+from autoprune.calibration import prepare as prepare_batch
+from autoprune.evaluate import TieredEvaluator, make_evaluator
+from autoprune.evaluation import Ask, Evaluation
+from autoprune.losses import kl
+from autoprune.precision import computing
+from autoprune.protocols import Batch, Task
+from autoprune.structure import Structure
+from autoprune.tasks.images import Images
+
+DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+class OnTest:
+    """Scores asks on the test images: the model is repaired (and tuned) as ever, then seen once in its precision."""
+
+    def __init__(self, evaluator: TieredEvaluator) -> None:
+        self._evaluator = evaluator
+        parts = [prepare_batch(b, evaluator.device, evaluator.parts.layout) for b in evaluator.task.split("test")]
+        self._batches = chunks(gather(parts, 10_000), 250)
+        self._dense = [self._outputs(evaluator.dense, b) for b in self._batches]
+
+    def __call__(self, ask: Ask) -> Evaluation:
+        evaluator, started = self._evaluator, time.perf_counter()
+        model = evaluator.repaired(ask)
+        losses: list[float] = []
+        right = 0
+        for batch, dense in zip(self._batches, self._dense, strict=True):
+            outputs = self._outputs(model, batch)
+            losses += kl(outputs, dense).tolist()
+            right += int((outputs.argmax(-1) == batch[1]).sum())
+        costs = {name: float(cost(ask.policy.array(evaluator.structure))) for name, cost in evaluator.costs.items()}
+        metrics, seconds = {"accuracy": right / len(losses)}, time.perf_counter() - started
+        return Evaluation(ask, float(np.mean(losses)), costs, metrics, 0.0, seconds, None, tuple(losses))
+
+    def _outputs(self, model: nn.Module, batch: Batch) -> Tensor:
+        with torch.no_grad(), computing(model, self._evaluator.precision):
+            return self._evaluator.task.outputs(model, batch)
+
+
+def on_test(job_text: str, structure: Structure, database: Path) -> OnTest:
+    """What a worker builds once."""
+    return OnTest(make_evaluator(job_text, structure, database))
+
+
+def images() -> Task:
+    """ResNet-20 with the JPEG weights and the JPEG copies of CIFAR-10."""
+    arrays = {f"{s}_{k}": DATA / f"cifar10_jpeg_{s}_{k}.npy" for s in ("train", "test") for k in ("images", "labels")}
+    return Images(
+        model="autoprune.tasks:resnet20",
+        weights=DATA / "resnet20_cifar10_jpeg.safetensors",
+        mean=(0.485, 0.456, 0.406),
+        std=(0.229, 0.224, 0.225),
+        n_calibration=3072,
+        n_validation=1024,
+        **arrays,
+    )
