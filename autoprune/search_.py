@@ -171,6 +171,7 @@ class Run:
         for evaluation in self._search(record, executor, seeds):
             told.append(evaluation)
             yield evaluation
+        self._plan["search"] = sum(self._setting.price(e.ask) for e in told[len(seeds) :])
         yield from self._finals(record, executor, told)
 
     def _search(self, record: Record, executor: Executor, seeds: list[Evaluation]) -> Iterator[Evaluation]:

@@ -65,7 +65,16 @@ def run(arguments: Sequence[str]) -> int:
 
 
 @app.command()
-def inspect(job: JobPath, json_: JsonFlag = False, set_: SetOption = None) -> dict[str, Any] | None:
+def inspect(
+    job: JobPath,
+    sensitivity: Annotated[
+        bool,
+        typer.Option("--sensitivity", help="Measure, print and plot what each group alone costs; search re-uses it."),
+    ] = False,
+    out: OutPath = None,
+    json_: JsonFlag = False,
+    set_: SetOption = None,
+) -> dict[str, Any] | None:
     """Show groups, widths, their share of the MACs, and what is frozen and why."""
     from autoprune.space import restrict
     from autoprune.tracing.analyze import analyze
@@ -74,11 +83,24 @@ def inspect(job: JobPath, json_: JsonFlag = False, set_: SetOption = None) -> di
     task = the_job.build_task()
     whole = analyze(task.build(), task.example_inputs(), seed=the_job.search.seed)
     facts = inspect_facts(restrict(whole, the_job.search_space()), task)
+    if sensitivity:
+        facts["sensitivity"] = _sensitivity(the_job, out, json_)
     return facts if json_ else _shown(print_inspect, facts)
 
 
+def _sensitivity(job: Job, out: Path | None, json_: bool) -> dict[str, Any]:
+    from autoprune.inspect_ import Inspection
+    from autoprune.report.sensitivity import build_sensitivity
+
+    folder = Path("runs") / job.name if out is None else out
+    inspection = Inspection(job, folder)
+    follow(inspection, console(json_))
+    plot = build_sensitivity(inspection.table, folder / "sensitivity.html", job.name)
+    return {"table": inspection.table, "file": str(inspection.path), "plot": str(plot)}
+
+
 @app.command()
-def search(
+def search(  # noqa: PLR0913  # the options of the command line
     job: JobPath,
     out: OutPath = None,
     trials: Annotated[int | None, typer.Option(help="Evaluations to spend.")] = None,

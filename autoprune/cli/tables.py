@@ -66,6 +66,24 @@ def print_inspect(facts: Mapping[str, Any]) -> None:
     out.print(f"dense: {dense['macs']:,} MACs a sample, {dense['params']:,} parameters", highlight=False)
     for name, reason in facts["frozen"].items():
         out.print(f"frozen: {name}: {reason}", markup=False, highlight=False, soft_wrap=True)
+    if "sensitivity" in facts:
+        _print_sensitivity(facts["sensitivity"])
+
+
+def _print_sensitivity(facts: Mapping[str, Any]) -> None:
+    """Each group's loss at the widths that were measured, narrowest first."""
+    table = Table(title="loss with one group alone narrowed: width loss", title_justify="left")
+    table.add_column("group")
+    n_widths = max(len(row) for row in facts["table"].values()) - 1
+    for _ in range(n_widths):
+        table.add_column("", justify="right")
+    for name, row in facts["table"].items():
+        cells = [f"{w} [bold]{row[w]:.3g}[/bold]" for w in sorted(row)[:-1]]
+        table.add_row(name, *cells)
+    console().print(table)
+    console().print(
+        f"saved in {facts['file']}, which a search in that folder uses; plot: {facts['plot']}", soft_wrap=True
+    )
 
 
 def print_summary(rows: Sequence[Mapping[str, Any]]) -> None:

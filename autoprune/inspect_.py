@@ -1,0 +1,54 @@
+"""The sensitivity table on its own, for a look before a search, which finds and uses it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from autoprune.evaluation import Ask, Evaluation
+from autoprune.job import Job
+from autoprune.opening import with_table
+from autoprune.protocols import Task
+from autoprune.sensitivity import Table, load_table
+from autoprune.setting import Setting, make_folder, prepare
+from autoprune.study import Record, evaluate_all
+
+
+class Inspection:
+    """Measures a job's sensitivity table in `folder`, or finds it there; iterate it for the evaluations.
+
+    `done` of `total` counts evaluations; `table` is there afterwards, `path` is its file.
+    """
+
+    def __init__(self, job: Job, folder: Path, task: Task | None = None) -> None:
+        make_folder(folder)
+        self.folder, self.stage, self.note, self.done, self.total = folder, "sensitivity table", "", 0.0, 1.0
+        self._setting: Setting = prepare(job, folder, task)
+        self.path = self._setting.table_path
+
+    def __iter__(self) -> Iterator[Evaluation]:
+        s = self._setting
+        if load_table(self.path) is not None:
+            return
+        executor = s.executor()
+        try:
+            with Record(self.folder, s.structure, s.problem.objectives, s.tier, s.identity) as record:
+
+                def evaluate(asks: list[tuple[str, Ask]]) -> Iterator[Evaluation]:
+                    self.total = float(len(asks))
+                    return evaluate_all(record, executor, asks, "table")
+
+                for evaluation in with_table(s, evaluate):
+                    self.done += 1
+                    yield evaluation
+        finally:
+            executor.close()
+
+    @property
+    def table(self) -> Table:
+        """{group: {width: loss}}; measures it where that has not happened."""
+        for _ in self:
+            pass
+        table = load_table(self.path)
+        assert table is not None
+        return table

@@ -1,0 +1,50 @@
+"""sensitivity.html: what each group costs in loss when it alone is narrowed."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import plotly.graph_objects as go
+from plotly.colors import sample_colorscale
+
+from autoprune.report.figures import SMALLEST_LOSS, to_html
+from autoprune.sensitivity import Table
+
+PAGE = (
+    '<!doctype html><html lang="en"><meta charset="utf-8"><title>Sensitivity of {name}</title>'
+    "<style>body{{font:15px/1.5 system-ui,sans-serif;max-width:1080px;margin:2em auto;padding:0 1em;color:#1d2530}}"
+    "h1{{font-size:1.5em}}p{{color:#4b5a73}}</style><h1>Sensitivity of {name}</h1><p>Loss of the repaired model with "
+    "one group alone narrowed; one whose line stays low can be pruned hard. Dark lines are early in the network.</p>"
+    "{figure}</html>"
+)
+
+
+def build_sensitivity(table: Table, path: Path, name: str) -> Path:
+    """Write the plot of a sensitivity table to the file `path`; returns it."""
+    page = PAGE.format(name=name, figure=to_html(sensitivity_figure(table), inline_library=True))
+    draft = path.with_name(f"{path.name}.{os.getpid()}.part")
+    draft.write_text(page, encoding="utf-8")
+    os.replace(draft, path)
+    return path
+
+
+def sensitivity_figure(table: Table) -> Any:
+    """Loss (log) against the width of each group as a share of its dense width."""
+    figure = go.Figure()
+    positive = all(loss >= 0 for row in table.values() for loss in row.values())
+    shades = sample_colorscale("Viridis", [i / max(1, len(table) - 1) * 0.9 for i in range(len(table))])
+    for shade, (name, row) in zip(shades, table.items(), strict=True):
+        widths = sorted(w for w in row if w < max(row)) if positive else sorted(row)
+        x = [w / max(row) for w in widths]
+        y = [max(row[w], SMALLEST_LOSS) if positive else row[w] for w in widths]
+        hover = [f"{name}, {w} of {max(row)}" for w in widths]
+        line = {"color": shade, "width": 2}
+        figure.add_scatter(
+            x=x, y=y, text=hover, name=name, mode="lines+markers", line=line, hovertemplate="%{text}: %{y:.4g}"
+        )
+    figure.update_yaxes(title_text="loss (log scale)" if positive else "loss", type="log" if positive else "linear")
+    figure.update_xaxes(title_text="width / dense width", autorange="reversed")
+    figure.update_layout(template="plotly_white", height=520, margin={"t": 20, "r": 10}, font={"size": 13})
+    return figure
