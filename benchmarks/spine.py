@@ -26,9 +26,10 @@ from autoprune import plugins
 from autoprune.budget import project
 from autoprune.calibration import StatisticsOnly, prepare, size
 from autoprune.database.store import build_database
-from autoprune.evaluate import Settings, TieredEvaluator, keep_blocks, prepared_model, prepared_parts
+from autoprune.evaluate import Settings, TieredEvaluator, prepared_model, prepared_parts
 from autoprune.evaluation import Ask
 from autoprune.job import Job
+from autoprune.memory import keep_blocks
 from autoprune.policy import Policy
 from autoprune.protocols import Task
 from autoprune.setting import Setting
@@ -143,7 +144,7 @@ def naive(setting: Setting, evaluator: TieredEvaluator, args: argparse.Namespace
     """Against deepcopy, torch-pruning's pruner, batch norm recalibration and evaluation on the same widths."""
     dense, task = prepared_model(setting.task, CPU), setting.task
     fitness = evaluator.batches("fitness")
-    teacher = [evaluator.reference("fitness", i, b).outputs for i, b in enumerate(fitness)]
+    teacher = [evaluator.samples.reference("fitness", i, b).outputs for i, b in enumerate(fitness)]
     row(
         "inner widths",
         "naive s",

@@ -66,3 +66,8 @@ def test_points_of_a_run_are_applied_from_python(finished_run: Path) -> None:
     output = python(finished_run, str(ROOT / "examples" / "apply_policy.py"), "runs/digits")
     assert output.startswith("macs=0.5: point p")
     assert (finished_run / "runs" / "digits" / "small.safetensors").exists()
+
+
+def test_a_stock_agent_searches_in_the_environment(tmp_path: Path) -> None:
+    output = python(tmp_path, str(ROOT / "examples" / "amc_agent.py"), str(ROOT / "search_spaces" / "digits.yaml"), "8")
+    assert "of the MACs, KL" in output

@@ -42,11 +42,13 @@ class Needs:
 
 
 def needs(name: str, options: Mapping[str, Any]) -> Needs:
-    """What the sampler called `name` declares as `uses_table` and `uses_seeds`; nothing where it is silent.
+    """What the sampler called `name` declares as `uses_table` and `uses_seeds`, or by `uses(options)`; else nothing.
 
     A bridged sampler of one objective measures itself against the seeds.
     """
     make = plugins.load("samplers", name)
+    if hasattr(make, "uses"):
+        return Needs(*make.uses(options))
     single = options.get("multi_objective") is False
     return Needs(bool(getattr(make, "uses_table", False)), bool(getattr(make, "uses_seeds", single)))
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -51,8 +52,11 @@ class Amc:
         InputError: unknown agent or profile, an option out of range, a budget out of reach, or no table.
     """
 
-    uses_table = True
-    uses_seeds = True
+    @staticmethod
+    def uses(options: Mapping[str, Any]) -> tuple[bool, bool]:
+        """Whether it wants the sensitivity table and seeds: the paper's profile knows neither."""
+        residual = not str(options.get("profile", "")).endswith("classic")
+        return residual, residual
 
     def __init__(
         self,

@@ -24,10 +24,11 @@ LATTICE = 9  # targets spread over the budget range; the budgets of the finalist
 TRIES = 32  # children drawn before a duplicate is let through: a tiny space may have no new one
 EXPLORED = 16  # half of the first children are drawn from the whole space, an ever smaller share of later ones
 POOL = 8  # parents are drawn among this many, the better ones more often
+MOVED = 4096  # elites at other budgets that are remembered
 ARCHIVE = 400  # elites kept before the worse half goes
 FAR = 0.5  # log loss that a parent must be better by to be taken from the other end of the budget range
 PAIRS = 4  # candidates that go all the way unjudged, to learn what few samples say about all
-SCREENED = 4  # children drawn for each that is asked, where the table can tell them apart
+SCREENED = 3  # children drawn for each that is asked, where the table can tell them apart
 LEARNT = 48  # elites that the table is refitted to, those nearest to the target
 STIFF = 0.05  # ridge of that fit: how much evidence moves the weight of a group from 1
 WOBBLE = 0.25  # spread of the log weights that a knapsack child is drawn with
@@ -93,6 +94,7 @@ class Evolution:
         self._penalties = penalties(problem) if problem.table is not None else None
         self._allocator = Allocator(problem.structure, problem.costs)
         self._elites: list[_Elite] = []
+        self._at_budget: dict[tuple[bytes, tuple[tuple[str, float], ...]], IntArray] = {}
         self._front: tuple[FloatArray, FloatArray] | None = None
         self._weights = np.ones(len(problem.structure))
         self._seen: set[Policy] = set()
@@ -219,7 +221,7 @@ class Evolution:
         if not self._elites or self._front is None:
             return None
         costs = np.array([e.cost for e in self._elites])
-        behind = np.array([self._behind(e) for e in self._elites])
+        behind = self._all_behind()
         span = max(self._problem.budget.high - self._problem.budget.low, 1e-9)
         order = np.argsort(behind + FAR * np.abs(costs - target) / span, kind="stable")
         rank = int(min(self._rng.integers(min(POOL, len(order)), size=2)))
@@ -227,8 +229,12 @@ class Evolution:
 
     def _moved(self, elite: _Elite, limits: dict[str, float]) -> IntArray:
         """The elite at another budget: a step along the front; it stays where it is where its budget is the same."""
-        codec = self._projector.codec
-        return self._projector.positions(codec.ratios(codec.widths(elite.positions)), limits)
+        codec, key = self._projector.codec, (elite.positions.tobytes(), tuple(limits.items()))
+        if key not in self._at_budget:
+            if len(self._at_budget) >= MOVED:
+                self._at_budget.clear()
+            self._at_budget[key] = self._projector.positions(codec.ratios(codec.widths(elite.positions)), limits)
+        return self._at_budget[key]
 
     def _difference(self, positions: IntArray, limits: dict[str, float]) -> IntArray:
         """Go on in the direction in which one elite is better than another (differential evolution, Storn 1997)."""
@@ -243,6 +249,12 @@ class Evolution:
     def _behind(self, elite: _Elite) -> float:
         """Log loss above the front at the elite's costs."""
         return elite.value - self._best_at(elite.costs) if self._front is not None else 0.0
+
+    def _all_behind(self) -> FloatArray:
+        """`_behind` of all elites [n]."""
+        if self._front is None or len(self._names) > 1:
+            return np.array([self._behind(e) for e in self._elites])
+        return np.array([e.value for e in self._elites]) - np.interp([e.cost for e in self._elites], *self._front)
 
     def _best_at(self, costs: FloatArray) -> float:
         """The log loss to beat: on the front at this cost; with several, of the elites that cost no more in any."""
@@ -286,7 +298,7 @@ class Evolution:
         front = [i for i, e in enumerate(ranked) if e.value == best[i] and (i == 0 or best[i] < best[i - 1])]
         self._front = np.array([ranked[i].cost for i in front]), best[front]
         if len(self._elites) > ARCHIVE:
-            keep = np.sort(np.argsort([self._behind(e) for e in self._elites], kind="stable")[: ARCHIVE // 2])
+            keep = np.sort(np.argsort(self._all_behind(), kind="stable")[: ARCHIVE // 2])
             self._elites = [self._elites[i] for i in keep]
         if self._penalties is not None and self._logarithmic:
             self._weights = self._refitted(self._penalties)
@@ -296,7 +308,7 @@ class Evolution:
 
         A ridge towards 1 in relative errors: a group's penalty counts more where it goes with more than the sum says.
         """
-        near = sorted(self._elites, key=self._behind)[:LEARNT]
+        near = [self._elites[i] for i in np.argsort(self._all_behind(), kind="stable")[:LEARNT]]
         parts = np.array([[p[i] for p, i in zip(table, e.positions, strict=True)] for e in near])
         total = parts.sum(axis=1)
         usable = total > 0
