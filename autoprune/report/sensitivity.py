@@ -45,6 +45,7 @@ def sensitivity_figure(table: Table) -> Any:
             x=x, y=y, text=hover, name=name, mode="lines+markers", line=line, hovertemplate="%{text}: %{y:.4g}"
         )
     figure.update_yaxes(title_text="loss (log scale)" if positive else "loss", type="log" if positive else "linear")
+    figure.update_yaxes(dtick="D2" if positive else None, exponentformat="power")
     figure.update_xaxes(title_text="width / dense width", autorange="reversed")
     figure.update_layout(template="plotly_white", height=520, margin={"t": 20, "r": 10}, font={"size": 13})
     return figure
