@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +27,11 @@ def interval(
     sample = _checked(values, 1)
     means = np.concatenate([sample[index].mean(axis=1) for index in _resampled(len(sample), resamples, rng)])
     return _percentiles(means, level)
+
+
+def loss_interval(sample_losses: Sequence[float]) -> tuple[float, float] | None:
+    """The interval of a loss from those of its samples, the same at every call; None where they are not known."""
+    return interval(sample_losses, np.random.default_rng(0)) if sample_losses else None
 
 
 def paired(

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from autoprune.codec import Codec
 from autoprune.errors import InputError, did_you_mean
 from autoprune.policy import IntArray, Policy
-from autoprune.protocols import Cost, FloatArray
+from autoprune.protocols import Budget, Cost, FloatArray
 from autoprune.structure import Structure
 
 Limits = Mapping[str, float]
@@ -18,7 +18,14 @@ Limits = Mapping[str, float]
 
 SLACK = 1e-12  # a cost that equals its limit holds, whatever the last bit says
 AHEAD = 8  # cells of one group that are handed out in one round
+LATTICE = 9  # targets spread over the budget range
 SCANNED = 64  # shifts tried where a cost that is not monotone breaks its limit
+
+
+def lattice(budget: Budget) -> FloatArray:
+    """Targets to draw from: evenly over the budget range, the budgets of the finalists on top, twice as often."""
+    at = [t for t in budget.at if budget.low <= t <= budget.high]
+    return np.array([*np.linspace(budget.low, budget.high, LATTICE), *at, *at])
 
 
 def project(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -12,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from autoprune.bootstrap import interval
+from autoprune.bootstrap import loss_interval
 from autoprune.errors import RunError
 from autoprune.evaluation import Ask, Evaluation
+from autoprune.files import write_whole
 from autoprune.front import hypervolume, pareto_front
 from autoprune.job import Job
 from autoprune.policy import Policy
@@ -49,7 +49,7 @@ class Scored:
     @staticmethod
     def of(evaluation: Evaluation) -> Scored:
         e = evaluation
-        low, high = interval(e.sample_losses, np.random.default_rng(0)) if e.sample_losses else (None, None)
+        low, high = loss_interval(e.sample_losses) or (None, None)
         figures = (e.ask.policy.digest, e.costs["macs"], e.loss, e.metrics.get("accuracy"))
         return Scored(*figures, low, high, e.sample_losses)
 
@@ -139,13 +139,6 @@ def searched_cell(
     whole = Ask(Policy.dense(setting.structure), "refit", split="validation")
     dense = next(e for e in evaluations.values() if e.ask == whole)
     return _cell(_Of(key, strategy, setting), tuple(chosen), front, dense, [e for _, e in own], ledger)
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file so that a reader, or a later run after a kill, sees the old one or the new one, never half."""
-    draft = path.with_name(f"{path.name}.{os.getpid()}.part")
-    draft.write_text(text, encoding="utf-8")
-    os.replace(draft, path)
 
 
 def is_log(job: Job) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from autoprune import plugins
-from autoprune.cells import Cell, cell_key, closed_form_cell, searched_cell, write_whole
+from autoprune.cells import Cell, cell_key, closed_form_cell, searched_cell
 from autoprune.compare_input import (
     at_budgets,
     at_seed,
@@ -28,8 +28,9 @@ from autoprune.compare_input import (
     options_of,
 )
 from autoprune.compare_result import csv_of, document_of
-from autoprune.evaluation import Ask, Evaluation
+from autoprune.evaluation import Ask, Evaluation, Labelled
 from autoprune.executors._lazy import Lazy
+from autoprune.files import write_whole
 from autoprune.job import Job
 from autoprune.opening import calibrated, with_table
 from autoprune.policy import Policy
@@ -43,7 +44,6 @@ from autoprune.verdict import CONTROLS
 N_CURVE = 13
 """Targets between the ends of the range at which a closed-form strategy is scored, beside the asked ones."""
 SHARED = "shared"
-Labelled = list[tuple[str, Ask]]
 
 
 def compare(

@@ -17,6 +17,7 @@ from autoprune.evaluation import Tier
 from autoprune.job import Job, changed_keys
 from autoprune.protocols import Problem, Strategy
 from autoprune.samplers import build_sampler
+from autoprune.sensitivity import blank_table
 
 MAY_DIFFER = ("budget.at",)
 """Keys that cells do not share, beside those that any search may change when it resumes."""
@@ -83,8 +84,7 @@ def check_reach(problem: Problem, budgets: Sequence[float]) -> None:
 
 def check_fits(name: str, problem: Problem, options: Mapping[str, Any]) -> None:
     """InputError where a strategy cannot answer at a budget, or a sampler cannot be built and asked."""
-    blank = {g.name: {g.grid[0]: 1.0, g.width: 0.0} for g in problem.structure}
-    trial = replace(problem, table=blank)
+    trial = replace(problem, table=blank_table(problem.structure))
     try:
         if is_closed_form(name):
             strategy: Strategy = plugins.load("strategies", name)

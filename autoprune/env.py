@@ -16,10 +16,11 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium.spaces import Box
 
+from autoprune.budget import lattice
 from autoprune.errors import InputError, one_line
 from autoprune.evaluation import Ask, Evaluation
 from autoprune.protocols import Evaluator, Problem
-from autoprune.walk import CLASSIC_FEATURES, RESIDUAL_FEATURES, Episode, State, build_walk, lattice
+from autoprune.walk import CLASSIC_FEATURES, RESIDUAL_FEATURES, Episode, State, build_walk
 
 if TYPE_CHECKING:
     from autoprune.job import Job

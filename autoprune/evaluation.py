@@ -36,6 +36,10 @@ class Ask:
             raise InputError(f"fraction must be in (0, 1], not {self.fraction}")
 
 
+Labelled = list[tuple[str, Ask]]
+"""Asks with the words that the record keeps beside them."""
+
+
 @dataclass(frozen=True, slots=True)
 class Evaluation:
     """The answer to an Ask. `loss` is minimised, inf if it failed; `costs` are ratios to the dense model.

@@ -13,15 +13,14 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
-import numpy as np
 import torch
 
 from autoprune import __version__
-from autoprune.bootstrap import interval
+from autoprune.bootstrap import loss_interval
 from autoprune.constraints import Constraint, kept
 from autoprune.errors import RunError
 from autoprune.evaluate import COSTS, Settings, prepared_model
-from autoprune.evaluation import Ask, Evaluation, Split, Tier
+from autoprune.evaluation import Ask, Evaluation, Labelled, Split, Tier
 from autoprune.front import Front, Point, pareto_front
 from autoprune.latency.calibrate import remeasure
 from autoprune.policy import Policy
@@ -32,7 +31,6 @@ MAX_POINTS = 32
 MAX_FINALISTS = 16
 SLACK = 1e-9
 Controls = Mapping[tuple[str, float], Policy]
-Labelled = list[tuple[str, Ask]]
 
 
 @dataclass(frozen=True)
@@ -249,10 +247,8 @@ def _scores(setting: Setting, e: Evaluation) -> dict[str, float]:
 
 def _interval(e: Evaluation) -> dict[str, float]:
     """The 95 % bootstrap interval of the loss over the samples, where they are known one by one."""
-    if not e.sample_losses:
-        return {}
-    low, high = interval(np.array(e.sample_losses), np.random.default_rng(0))
-    return {"loss_low": low, "loss_high": high}
+    found = loss_interval(e.sample_losses)
+    return {} if found is None else dict(zip(("loss_low", "loss_high"), found, strict=True))
 
 
 def _outdone(setting: Setting, fit: Sequence[Evaluation], chosen: Mapping[float, Policy]) -> set[Policy]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from autoprune.evaluation import Ask, Evaluation
+from autoprune.evaluation import Evaluation, Labelled
 from autoprune.job import Job
 from autoprune.opening import with_table
 from autoprune.protocols import Task
@@ -34,7 +34,7 @@ class Inspection:
         try:
             with Record(self.folder, s.structure, s.problem.objectives, s.tier, s.identity) as record:
 
-                def evaluate(asks: list[tuple[str, Ask]]) -> Iterator[Evaluation]:
+                def evaluate(asks: Labelled) -> Iterator[Evaluation]:
                     self.total = float(len(asks))
                     return evaluate_all(record, executor, asks, "table")
 

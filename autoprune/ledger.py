@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from autoprune.evaluation import Ask, Evaluation
+from autoprune.evaluation import Ask, Evaluation, Tier
 from autoprune.front import hypervolume
 
 ASKS_PER_TRIAL = 4
@@ -40,9 +40,9 @@ class Prices:
             return scored
         return scored + self.statistics + (3.0 * self.lesson if ask.tier == "tune" else 0.0)
 
-    def full(self, ask: Ask, tier: str) -> float:
+    def full(self, ask: Ask, tier: Tier) -> float:
         """The price of `ask` in full evaluations at the fitness tier `tier`."""
-        return self.samples(ask) / self.samples(Ask(ask.policy, tier))  # type: ignore[arg-type]
+        return self.samples(ask) / self.samples(Ask(ask.policy, tier))
 
 
 class Ledger:

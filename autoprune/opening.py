@@ -14,7 +14,7 @@ from autoprune import plugins
 from autoprune.allocation import Allocator, penalties
 from autoprune.codec import Codec
 from autoprune.errors import InputError
-from autoprune.evaluation import Ask, Evaluation
+from autoprune.evaluation import Ask, Evaluation, Labelled
 from autoprune.job import Job
 from autoprune.policy import Policy
 from autoprune.policy_file import load_front
@@ -32,7 +32,6 @@ KNAPSACK_TARGETS = 9
 SEED_SHARE = 1 / 3
 """Of the ledger, at most, for seeds that count against it."""
 
-Labelled = list[tuple[str, Ask]]
 Evaluate = Callable[[Stage, Labelled], Iterator[Evaluation]]
 """Evaluates a labelled list under a stage of the record."""
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from autoprune.errors import InputError
+from autoprune.files import write_whole
 from autoprune.front import Base, Front, Point
 from autoprune.policy import Policy
 from autoprune.structure import Group, Kind, Role, Slice
@@ -34,7 +34,7 @@ def save_front(front: Front, path: str | Path) -> None:
         text = json.dumps(_front_to_json(front), indent=1, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise InputError(f"{path}: a policy file holds plain finite values only: {error}") from error
-    _write_atomically(Path(path), text + "\n")
+    write_whole(Path(path), text + "\n")
 
 
 def load_front(path: str | Path) -> Front:
@@ -68,7 +68,7 @@ def save_csv(front: Front, path: str | Path) -> None:
     writer = csv.DictWriter(text, columns or ["id"], lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    _write_atomically(Path(path), text.getvalue())
+    write_whole(Path(path), text.getvalue())
 
 
 class _Part(BaseModel):
@@ -272,12 +272,3 @@ def _flat_row(point: Point) -> dict[str, Any]:
     for split, values in point.metrics.items():
         row |= {f"{split}.{k}": v for k, v in values.items()}
     return row | {f"width.{name}": width for name, width in point.policy.widths}
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    draft = path.with_name(f"{path.name}.{os.getpid()}.part")
-    with draft.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(draft, path)

@@ -14,9 +14,10 @@ import numpy as np
 
 from autoprune.allocation import Allocator, penalties
 from autoprune.budget import Projector
-from autoprune.evaluation import Ask, Evaluation
+from autoprune.evaluation import Ask, Evaluation, Labelled
 from autoprune.policy import IntArray, Policy
 from autoprune.protocols import FloatArray, Problem
+from autoprune.ranks import spearman
 
 CHEAP: tuple[Literal["stitch"], Literal["refit"]] = ("stitch", "refit")
 JUDGE: Literal["tune"] = "tune"
@@ -73,7 +74,7 @@ def candidates(problem: Problem, rng: np.random.Generator) -> list[tuple[float, 
     return [(target, policy) for policy, target in found.items()]
 
 
-def proxy_asks(chosen: Sequence[tuple[float, Policy]]) -> list[tuple[str, Ask]]:
+def proxy_asks(chosen: Sequence[tuple[float, Policy]]) -> Labelled:
     """Every candidate at every tier, labelled "stitch@0.5"."""
     return [(f"{tier}@{t:g}", Ask(policy, tier)) for tier in (*CHEAP, JUDGE) for t, policy in chosen]
 
@@ -89,8 +90,8 @@ def calibrate(chosen: Sequence[tuple[float, Policy]], answers: Sequence[Evaluati
     qualities = tuple(
         TierQuality(
             tier,
-            _spearman(values[tier], judged),
-            _spearman(values[tier][best], judged[best]),
+            spearman(values[tier], judged),
+            spearman(values[tier][best], judged[best]),
             float(np.median([e.seconds for e in es])),
             float(np.median([e.passes for e in es])),
         )
@@ -124,17 +125,6 @@ def _within_strata(evaluations: Sequence[Evaluation], strata: FloatArray, alive:
         here = kept == stratum
         values[here] = values[here] - values[here].mean()
     return np.asarray(values, dtype=np.float64)
-
-
-def _spearman(a: FloatArray, b: FloatArray) -> float:
-    """Rank correlation; 0 where one of the two does not vary."""
-    if len(a) < 3:
-        return 0.0
-    if np.ptp(a) == 0 or np.ptp(b) == 0:
-        return 0.0
-    ranks = np.array([np.argsort(np.argsort(v, kind="stable"), kind="stable") for v in (a, b)], dtype=np.float64)
-    centred = ranks - ranks.mean(axis=1, keepdims=True)
-    return float(centred[0] @ centred[1] / np.sqrt((centred**2).sum(axis=1).prod()))
 
 
 def _centre(problem: Problem, limits: Mapping[str, float], k: int) -> IntArray:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -14,15 +13,17 @@ import numpy as np
 from autoprune import finals
 from autoprune.constraints import Constrained, penalised
 from autoprune.errors import InputError
-from autoprune.evaluation import Ask, Evaluation
+from autoprune.evaluation import Ask, Evaluation, Labelled
+from autoprune.files import write_whole
 from autoprune.front import Front
 from autoprune.job import Job, changed_keys
 from autoprune.ledger import Ledger, Plateau
-from autoprune.opening import CONTROL_ARMS, Labelled, calibrated, control_policies, seed_asks, tabled
+from autoprune.opening import CONTROL_ARMS, calibrated, control_policies, seed_asks, tabled
 from autoprune.policy import Policy
 from autoprune.policy_file import save_csv, save_front
 from autoprune.protocols import Executor, Task
 from autoprune.samplers import build_sampler, log_loss, needs
+from autoprune.sensitivity import blank_table
 from autoprune.setting import Setting, make_folder, prepare, write_event
 from autoprune.study import JOURNAL, STUDY_NAME, Record, Stage, evaluate_all, locked, search_loop
 
@@ -74,7 +75,7 @@ class Run:
         with locked(folder):
             if fresh:  # not before the new job has proved good
                 _forget(folder, self._setting.database_path)
-            _write_job(job, folder)
+            write_whole(folder / "job.yaml", job.dump())
         self._result: tuple[Front, tuple[Mapping[str, Any], ...]] | None = None
 
     def __iter__(self) -> Iterator[Evaluation]:
@@ -130,8 +131,8 @@ class Run:
     def _fail_early(self) -> None:
         """What would only be found wrong after minutes of work."""
         part, problem = self._setting.job.search, self._setting.problem
-        blank = {g.name: {g.grid[0]: 1.0, g.width: 0.0} for g in self._setting.structure}
-        build_sampler(part.sampler, replace(problem, table=blank), np.random.default_rng(0), part.options)
+        blank = replace(problem, table=blank_table(problem.structure))
+        build_sampler(part.sampler, blank, np.random.default_rng(0), part.options)
         seed_asks(self._setting)
 
     def _planned(self) -> dict[str, float]:
@@ -160,7 +161,7 @@ class Run:
         if found is not None:
             self.note = found.verdict
             write_event(self.path, "proxy", found.facts())
-            (self.path / "proxy.json").write_text(json.dumps(found.facts(), indent=1), encoding="utf-8")
+            write_whole(self.path / "proxy.json", json.dumps(found.facts(), indent=1))
         record.tier = self._setting.tier
         seeds: list[Evaluation] = []
         if not self._alone or needs(self._setting.job.search.sampler, self._setting.job.search.options).seeds:
@@ -201,7 +202,7 @@ class Run:
         """Re-rank the front on held-back samples, tune the finalists, score on validation, export."""
         s, controls = self._setting, {} if self._alone else control_policies(self._setting.problem)
 
-        def evaluated(stage: str, asks: finals.Labelled, done: list[Evaluation]) -> Iterator[Evaluation]:
+        def evaluated(stage: str, asks: Labelled, done: list[Evaluation]) -> Iterator[Evaluation]:
             self._begin(stage, asks)
             for evaluation in evaluate_all(record, executor, asks, "final"):
                 done.append(evaluation)
@@ -256,12 +257,6 @@ def _check_same_job(job: Job, folder: Path) -> None:
             f"{folder} holds a run of another job: {', '.join(keys)} differ; trials may grow and executor.* may "
             f"change, for anything else choose another --out or start anew with --fresh"
         )
-
-
-def _write_job(job: Job, folder: Path) -> None:
-    part = folder / f"job.yaml.{os.getpid()}.part"
-    part.write_text(job.dump(), encoding="utf-8")
-    os.replace(part, folder / "job.yaml")
 
 
 def _forget(folder: Path, database: Path) -> None:

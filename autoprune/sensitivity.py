@@ -7,29 +7,34 @@ from __future__ import annotations
 
 import json
 import math
-import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import numpy as np
 
 from autoprune.errors import InputError
-from autoprune.evaluation import Ask, Evaluation
+from autoprune.evaluation import Ask, Evaluation, Labelled
+from autoprune.files import write_whole
 from autoprune.policy import Policy
 from autoprune.structure import Structure
 
 Table = Mapping[str, Mapping[int, float]]
 """{group: {width: loss}}, the dense width included."""
 
-TIER: Any = "refit"
+TIER: Literal["refit"] = "refit"
 FRACTION = 0.5
 """Share of the fitness samples: differences between groups are large beside what few samples blur."""
 HOPELESS = 10.0
 """A width that fails counts as this many times the largest loss of the table."""
 
 
-def table_asks(structure: Structure, n_widths: int) -> list[tuple[str, Ask]]:
+def blank_table(structure: Structure) -> Table:
+    """A table of the right shape that says nothing, to try a strategy or a sampler before anything is measured."""
+    return {g.name: {g.grid[0]: 1.0, g.width: 0.0} for g in structure.groups}
+
+
+def table_asks(structure: Structure, n_widths: int) -> Labelled:
     """The dense policy, then every group alone at `n_widths` widths spread evenly over its grid, labelled "conv1=8"."""
     dense = Policy.dense(structure)
     asks = [("dense", Ask(dense, TIER, FRACTION))]
@@ -54,25 +59,9 @@ def table_of(structure: Structure, evaluations: Sequence[Evaluation]) -> dict[st
     worst = max((abs(e.loss - dense.loss) for e in narrowed if e.ok), default=1.0)
     table = {g.name: {g.width: dense.loss} for g in structure.groups}
     for e in narrowed:
-        name, width = next((g.name, w) for g, w in _widths(structure, e.ask.policy) if w != g.width)
+        widths = e.ask.policy.as_dict()
+        name, width = next((g.name, widths[g.name]) for g in structure.groups if widths[g.name] != g.width)
         table[name][width] = e.loss if math.isfinite(e.loss) else dense.loss + HOPELESS * worst
-    return table
-
-
-def measured_table(
-    structure: Structure, n_widths: int, path: Path, evaluate: Callable[[list[tuple[str, Ask]]], Iterable[Evaluation]]
-) -> Table:
-    """The table in the file `path`, else measured by `evaluate` and saved there.
-
-    Raises:
-        InputError: the dense model itself fails.
-    """
-    found = load_table(path)
-    if found is not None:
-        return found
-    evaluations = list(evaluate(table_asks(structure, n_widths)))
-    table = table_of(structure, evaluations)
-    save_table(path, table, evaluations)
     return table
 
 
@@ -81,10 +70,7 @@ def save_table(path: Path, table: Table, evaluations: Sequence[Evaluation]) -> N
     cost = {"evaluations": len(evaluations), "seconds": sum(e.seconds for e in evaluations)}
     document = {"tier": TIER, "fraction": FRACTION, **cost, "passes": sum(e.passes for e in evaluations)}
     text = json.dumps({**document, "table": table}, indent=1)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
+    write_whole(path, text)
 
 
 def load_table(path: Path) -> Table | None:
@@ -100,8 +86,3 @@ def load_table(path: Path) -> Table | None:
         return {name: {int(w): float(loss) for w, loss in row.items()} for name, row in groups.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path} is no sensitivity table ({error}); remove it and it is measured again") from None
-
-
-def _widths(structure: Structure, policy: Policy) -> Iterable[tuple[Any, int]]:
-    widths = policy.as_dict()
-    return ((g, widths[g.name]) for g in structure.groups)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 import warnings
 from collections.abc import Mapping
@@ -24,6 +23,7 @@ from autoprune.database.store import LevelDatabase, build_database, database_key
 from autoprune.errors import InputError, did_you_mean
 from autoprune.evaluate import COSTS, Settings, TieredEvaluator, make_evaluator, prepared_model, prepared_parts
 from autoprune.evaluation import Ask, Tier
+from autoprune.files import write_whole
 from autoprune.front import Base
 from autoprune.job import Job
 from autoprune.latency.calibrate import fit_latency
@@ -189,10 +189,7 @@ def _latency(job: Job, structure: Structure, model: nn.Module, task: Task, folde
         return LatencyTable.from_json((folder / name).read_text(encoding="utf-8"))
     inputs = task.example_inputs()
     table = fit_latency(model, inputs, structure, part.runtime, part.batch_size, part.models, job.search.seed)
-    folder.mkdir(parents=True, exist_ok=True)
-    draft = folder / f"{name}.{os.getpid()}.part"
-    draft.write_text(table.to_json(), encoding="utf-8")
-    os.replace(draft, folder / name)
+    write_whole(folder / name, table.to_json())
     return table
 
 

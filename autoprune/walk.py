@@ -17,12 +17,11 @@ from autoprune.allocation import Allocator, penalties
 from autoprune.budget import Projector
 from autoprune.errors import InputError, did_you_mean
 from autoprune.policy import IntArray, Policy
-from autoprune.protocols import Budget, FloatArray, Problem
+from autoprune.protocols import FloatArray, Problem
 from autoprune.structure import Op, Structure
 
 State = npt.NDArray[np.float32]
 
-LATTICE = 9  # targets spread over the budget range; the budgets of the finalists come on top, twice as often
 REACH = 0.5  # an action of 1 asks for a width that is wider than the prior's by this share of the dense width
 CURVE = (0.25, 0.5, 0.75)  # widths, relative to dense, at which an agent sees the sensitivity of a group
 DECADES = 4.0  # penalties below the largest one by more than this look like none at all
@@ -218,12 +217,6 @@ def build_walk(problem: Problem, profile: str, where: str = "profile") -> Walk:
     if name not in PROFILES:
         raise InputError(f"{where}: unknown profile {profile!r}; {did_you_mean(str(profile), PROFILES)}")
     return PROFILES[name](problem)
-
-
-def lattice(budget: Budget) -> FloatArray:
-    """Targets to draw from: the budget range, the budgets of the finalists more often."""
-    at = [t for t in budget.at if budget.low <= t <= budget.high]
-    return np.array([*np.linspace(budget.low, budget.high, LATTICE), *at, *at])
 
 
 class _Layers:

@@ -23,6 +23,8 @@ import numpy as np
 
 from autoprune import plugins
 from autoprune.bootstrap import paired
+from autoprune.cells import LEAST_LOSS, REFERENCE
+from autoprune.compare_ import N_CURVE
 from autoprune.evaluation import Ask, Evaluation
 from autoprune.executors.local import Local
 from autoprune.front import hypervolume
@@ -47,8 +49,6 @@ SEARCHERS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "evopress": ("benchmarks.evopress:EvoPress", {}),
     "evolution": ("evolution", {}),
 }
-REFERENCE = (1.0, float(np.log(10.0)))
-N_CURVE = 13
 
 
 def job(
@@ -245,7 +245,10 @@ def volumes(arms: Sequence[Arm], names: Sequence[str]) -> str:
     lines += ["| arm | hypervolume ± sd | evaluation seconds |", "|---|---|---|"]
     for name in names:
         own = [a for a in arms if a.name == name]
-        hv = [hypervolume(np.array([(m, np.log(max(v, 1e-6))) for m, v in a.front]), np.array(REFERENCE)) for a in own]
+        hv = [
+            hypervolume(np.array([(m, np.log(max(v, LEAST_LOSS))) for m, v in a.front]), np.array(REFERENCE))
+            for a in own
+        ]
         lines.append(f"| {name} | {np.mean(hv):.4f} ± {np.std(hv):.4f} | {np.mean([a.seconds for a in own]):.0f} |")
     return "\n".join(lines)
 

@@ -13,8 +13,9 @@ from autoprune.costs.bytes import Bytes
 from autoprune.costs.macs import Macs
 from autoprune.costs.params import Params
 from autoprune.evaluation import Ask, Evaluation
+from autoprune.front import hypervolume, pareto_front
 from autoprune.policy import Policy
-from autoprune.protocols import Budget, Cost, Problem
+from autoprune.protocols import Budget, Cost, Problem, Sampler
 from autoprune.strategies.global_ import global_
 from autoprune.strategies.uniform import uniform
 from autoprune.structure import Group, Op, Slice, Structure, TensorSpec
@@ -107,6 +108,25 @@ def true_loss(structure: Structure, policy: Policy) -> float:
     sensitivity = 10 ** np.random.default_rng(1).uniform(-2, 0, size=len(structure))
     narrow = 1 - policy.array(structure) / dense
     return float(1e-3 + np.sum(sensitivity * narrow**2 * (1 + 2 * narrow)))
+
+
+def drive(structure: Structure, sampler: Sampler, n: int, window: int = 16) -> list[Evaluation]:
+    """Ask and tell `n` times with `window` asks in flight; the evaluations in order."""
+    told: list[Evaluation] = []
+    asks: list[Ask] = []
+    while len(told) < n:
+        while len(asks) < min(n, len(told) + window):
+            asks.append(sampler.ask())
+        told.append(Hills(structure)(asks[len(told)]))
+        sampler.tell(told[-1])
+    return told
+
+
+def volume(structure: Structure, evaluations: list[Evaluation]) -> float:
+    """Hypervolume of the noiseless log loss of full evaluations against the MACs ratio."""
+    whole = [replace(e, loss=true_loss(structure, e.ask.policy)) for e in evaluations if e.ask.fraction == 1]
+    front = np.array([[e.costs["macs"], np.log(e.loss)] for e in pareto_front(whole, ("macs",))])
+    return hypervolume(front, np.array([0.91, 1.0]))
 
 
 def make_problem(structure: Structure | None = None, n_trials: int = 60, seeded: bool = True) -> Problem:

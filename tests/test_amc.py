@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
+import synthetic
 from synthetic import Hills, chain, make_problem, true_loss
 
 from autoprune.errors import InputError
 from autoprune.evaluation import Ask, Evaluation
-from autoprune.front import hypervolume, pareto_front
-from autoprune.protocols import Problem, Sampler
+from autoprune.protocols import Problem
 from autoprune.samplers import build_sampler
 from autoprune.samplers.amc import AGENTS, Amc
 from autoprune.walk import build_walk
 
 STRUCTURE = chain(9)
 PROBLEM = make_problem(STRUCTURE, seeded=False)
+drive, volume = partial(synthetic.drive, STRUCTURE), partial(synthetic.volume, STRUCTURE)
 
 
 def misled(problem: Problem) -> Problem:
@@ -28,24 +30,6 @@ def misled(problem: Problem) -> Problem:
     wrong = np.exp(0.8 * np.random.default_rng(3).normal(size=len(STRUCTURE)))
     rows = zip(problem.table.items(), wrong, strict=True)
     return replace(problem, table={name: {w: f * loss for w, loss in row.items()} for (name, row), f in rows})
-
-
-def drive(sampler: Sampler, n: int, window: int = 16) -> list[Evaluation]:
-    told: list[Evaluation] = []
-    asks: list[Ask] = []
-    while len(told) < n:
-        while len(asks) < min(n, len(told) + window):
-            asks.append(sampler.ask())
-        told.append(Hills(STRUCTURE)(asks[len(told)]))
-        sampler.tell(told[-1])
-    return told
-
-
-def volume(evaluations: list[Evaluation]) -> float:
-    """Hypervolume of the noiseless log loss against the MACs ratio."""
-    whole = [replace(e, loss=true_loss(STRUCTURE, e.ask.policy)) for e in evaluations]
-    front = np.array([[e.costs["macs"], np.log(e.loss)] for e in pareto_front(whole, ("macs",))])
-    return hypervolume(front, np.array([0.91, 1.0]))
 
 
 def make(seed: int = 0, problem: Problem = PROBLEM, **options: Any) -> Amc:
@@ -58,7 +42,7 @@ def test_the_agent_beats_the_knapsack_the_paper_and_random_search_at_the_same_nu
     knapsacks = [build_walk(problem, "residual").prior(float(t)) for t in np.linspace(0.3, 0.9, 9)]
     assert ours > 1.1 * volume([Hills(STRUCTURE)(Ask(p, "refit")) for p in knapsacks if p is not None])
     assert ours > 1.3 * volume(drive(make(problem=problem, profile="classic"), n))
-    assert ours > 1.05 * volume(drive(build_sampler("random", problem, np.random.default_rng(0), {}), n))
+    assert ours > 1.05 * volume(STRUCTURE, drive(build_sampler("random", problem, np.random.default_rng(0), {}), n))
 
 
 def test_the_first_walk_at_each_target_is_the_knapsacks_and_no_other() -> None:

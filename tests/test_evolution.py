@@ -3,36 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
-from synthetic import Hills, chain, make_problem, true_loss
+import synthetic
+from synthetic import Hills, chain, make_problem
 
 from autoprune.errors import InputError
 from autoprune.evaluation import Ask, Evaluation
-from autoprune.front import hypervolume, pareto_front
 from autoprune.samplers.evolution import Evolution
 
 STRUCTURE = chain(12)
 PROBLEM = make_problem(STRUCTURE)
-
-
-def drive(sampler: Evolution, n: int, window: int = 16) -> list[Evaluation]:
-    told: list[Evaluation] = []
-    asks: list[Ask] = []
-    while len(told) < n:
-        while len(asks) < min(n, len(told) + window):
-            asks.append(sampler.ask())
-        told.append(Hills(STRUCTURE)(asks[len(told)]))
-        sampler.tell(told[-1])
-    return told
-
-
-def volume(evaluations: list[Evaluation]) -> float:
-    """Hypervolume of the noiseless log loss against the MACs ratio."""
-    whole = [replace(e, loss=true_loss(STRUCTURE, e.ask.policy)) for e in evaluations if e.ask.fraction == 1]
-    front = np.array([[e.costs["macs"], np.log(e.loss)] for e in pareto_front(whole, ("macs",))])
-    return hypervolume(front, np.array([0.91, 1.0]))
+drive, volume = partial(synthetic.drive, STRUCTURE), partial(synthetic.volume, STRUCTURE)
 
 
 @pytest.mark.parametrize("fractions", [(1.0,), (0.25, 1.0), (0.125, 0.5, 1.0)])

@@ -20,13 +20,14 @@ from autoprune.costs.latency import Latency
 from autoprune.errors import InputError
 from autoprune.latency.calibrate import fit_latency, remeasure, sample_policies
 from autoprune.latency.features import Features
-from autoprune.latency.fit import fit, solve, spearman
+from autoprune.latency.fit import fit, solve
 from autoprune.latency.onnx_models import OnnxFamily
 from autoprune.latency.probes import combinations, filled, knots, load_operation, narrowed, probes
 from autoprune.latency.runtimes import batched, one_thread, resolve
 from autoprune.latency.table import LatencyTable, nearest_levels, thinned
 from autoprune.latency.timing import measure_ratios
 from autoprune.policy import Policy
+from autoprune.ranks import spearman
 from autoprune.space import Space, restrict
 from autoprune.structure import Structure
 from autoprune.tracing.analyze import analyze

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from synthetic import Hills, chain, make_problem
 
+from autoprune.budget import LATTICE
 from autoprune.codec import Codec
 from autoprune.errors import InputError
 from autoprune.evaluation import Ask, Evaluation
 from autoprune.protocols import Problem
-from autoprune.samplers.spdy import LATTICE, Spdy
+from autoprune.samplers.spdy import Spdy
 from autoprune.strategies.knapsack import knapsack
 from autoprune.structure import Structure
 

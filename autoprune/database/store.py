@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from autoprune.database.compensate import drop_atoms
 from autoprune.database.consumers import Consumer, consumed, consumers_of
 from autoprune.database.grams import collect_grams
 from autoprune.errors import InputError
+from autoprune.files import whole
 from autoprune.protocols import Criterion, FloatArray, GramCriterion
 from autoprune.structure import Group, Structure
 from autoprune.tracing.fingerprint import weights_fingerprint
@@ -53,10 +53,8 @@ class LevelDatabase:
 
     def save(self, path: Path) -> None:
         """Write atomically: a killed run leaves no half database."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(f".{os.getpid()}.part")
-        save_file({k: v.contiguous() for k, v in self.entries.items()}, part)
-        os.replace(part, path)
+        with whole(path) as draft:
+            save_file({k: v.contiguous() for k, v in self.entries.items()}, draft)
 
     @staticmethod
     def open(path: Path) -> LevelDatabase:

@@ -18,12 +18,13 @@ from autoprune.codec import Codec
 from autoprune.costs.macs import Macs
 from autoprune.errors import InputError
 from autoprune.latency.features import Features
-from autoprune.latency.fit import fit, spearman
+from autoprune.latency.fit import fit
 from autoprune.latency.probes import time_operations
 from autoprune.latency.runtimes import Runtime, batched, one_thread, resolve
 from autoprune.latency.table import LatencyTable
 from autoprune.latency.timing import Timing, measure_ratios
 from autoprune.policy import Policy
+from autoprune.ranks import spearman
 from autoprune.structure import Structure
 from autoprune.tracing.slim import slim
 

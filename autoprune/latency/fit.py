@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.optimize import nnls
-from scipy.stats import rankdata
 
 from autoprune.errors import InputError
 from autoprune.protocols import FloatArray
+from autoprune.ranks import spearman
 
 SURE = 1e3
 """Weight of the one equation that must hold: the dense model costs one."""
@@ -45,11 +45,3 @@ def solve(features: FloatArray, ratios: FloatArray) -> FloatArray:
     rows = np.vstack([terms / ratios[:, None], np.full(terms.shape[1], SURE)])
     solution, _ = nnls(rows, np.append(np.ones(len(ratios)), SURE))
     return np.asarray(solution[:-1] / solution.sum())
-
-
-def spearman(a: FloatArray, b: FloatArray) -> float:
-    """Spearman's rank correlation; 0 where one side does not vary."""
-    x, y = rankdata(a), rankdata(b)
-    if np.ptp(x) == 0 or np.ptp(y) == 0:
-        return 0.0
-    return float(np.corrcoef(x, y)[0, 1])

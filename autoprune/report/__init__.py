@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import html
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from string import Template
 from typing import Any
 
 from autoprune.errors import InputError
+from autoprune.files import write_whole
 from autoprune.front import Front
 from autoprune.policy_file import load_front
-from autoprune.report.figures import front_figure, heatmap_figure, to_html, trials_figure
+from autoprune.report.figures import front_figure, heatmap_figure, stylesheet, to_html, trials_figure
 from autoprune.report.read import Trial, read_summary, read_trials
 
 
@@ -30,6 +30,7 @@ def build_report(run_dir: str | Path) -> Path:
     rows, trials = read_summary(folder / "log.jsonl"), read_trials(folder / "study.journal")
     page = Template((Path(__file__).parent / "page.html").read_text(encoding="utf-8"))
     text = page.substitute(
+        style=stylesheet(),
         title=html.escape(f"{_short_name(front.base.model)}: {len(front)} points from dense to small"),
         subtitle=html.escape(_subtitle(front)),
         table=_table(rows),
@@ -40,9 +41,7 @@ def build_report(run_dir: str | Path) -> Path:
         facts=_facts(front, trials),
     )
     path = folder / "report.html"
-    draft = path.with_name(f"{path.name}.{os.getpid()}.part")
-    draft.write_text(text, encoding="utf-8")
-    os.replace(draft, path)
+    write_whole(path, text)
     return path
 
 

@@ -13,7 +13,8 @@ import numpy.typing as npt
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from autoprune.report.figures import COLOURS, OTHER, SMALLEST_LOSS, to_html
+from autoprune.files import write_whole
+from autoprune.report.figures import COLOURS, OTHER, SMALLEST_LOSS, stylesheet, to_html
 
 FloatArray = npt.NDArray[np.float64]
 PALETTE = ("#2457d6", "#c2337c", "#7a4fd0", "#0c8ea8", "#8a6d1f", "#c4472d", "#4b5a73", "#5f8f1d")
@@ -39,6 +40,7 @@ def build_comparison(folder: Path, document: Mapping[str, Any]) -> Path:
     asked = ", ".join(f"{b:g}" for b in budgets)
     page = Template((Path(__file__).parent / "comparison.html").read_text(encoding="utf-8"))
     text = page.substitute(
+        style=stylesheet(),
         title=html.escape(f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else names[0]),
         subtitle=html.escape(
             f"{cost} at most {asked} of dense; {seeds} seed{'s' * (seeds > 1)}; {document['trials']} full evaluations "
@@ -54,7 +56,7 @@ def build_comparison(folder: Path, document: Mapping[str, Any]) -> Path:
         about="".join(f"<dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd>" for k, v in document["about"].items()),
     )
     path = folder / "compare.html"
-    path.write_text(text, encoding="utf-8")
+    write_whole(path, text)
     return path
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import plotly.graph_objects as go
@@ -15,6 +16,11 @@ COLOURS = {"search": "#2457d6", "uniform": "#d97b1c", "global": "#2d9a5f"}
 SYMBOLS = {"uniform": "square", "global": "diamond"}
 OTHER = "#7b8494"
 SMALLEST_LOSS = 1e-6
+
+
+def stylesheet() -> str:
+    """The look that all pages share."""
+    return (Path(__file__).parent / "style.css").read_text(encoding="utf-8")
 
 
 def front_figure(front: Front, rows: Sequence[Mapping[str, Any]]) -> Any:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 import plotly.graph_objects as go
 from plotly.colors import sample_colorscale
 
+from autoprune.files import write_whole
 from autoprune.report.figures import SMALLEST_LOSS, to_html
 from autoprune.sensitivity import Table
 
@@ -24,9 +24,7 @@ PAGE = (
 def build_sensitivity(table: Table, path: Path, name: str) -> Path:
     """Write the plot of a sensitivity table to the file `path`; returns it."""
     page = PAGE.format(name=name, figure=to_html(sensitivity_figure(table), inline_library=True))
-    draft = path.with_name(f"{path.name}.{os.getpid()}.part")
-    draft.write_text(page, encoding="utf-8")
-    os.replace(draft, path)
+    write_whole(path, page)
     return path
 
 

@@ -13,14 +13,13 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from autoprune.allocation import Allocator, penalties, predicted_loss
-from autoprune.budget import Projector, reachable
+from autoprune.budget import Projector, lattice, reachable
 from autoprune.errors import InputError
 from autoprune.evaluation import Ask, Evaluation
 from autoprune.policy import IntArray, Policy
 from autoprune.protocols import FloatArray, Problem
 from autoprune.samplers import log_loss
 
-LATTICE = 9  # targets spread over the budget range; the budgets of the finalists come on top, twice as often
 TRIES = 32  # children drawn before a duplicate is let through: a tiny space may have no new one
 EXPLORED = 16  # half of the first children are drawn from the whole space, an ever smaller share of later ones
 POOL = 8  # parents are drawn among this many, the better ones more often
@@ -86,11 +85,11 @@ class Evolution:
         self._rng = rng
         self._projector = Projector(problem.structure, problem.costs)
         self._projector.check({**budget.limits, budget.cost: budget.low})
-        at = [t for t in budget.at if budget.low <= t <= budget.high]
-        self._targets = np.array([*np.linspace(budget.low, budget.high, LATTICE), *at, *at])
+        self._targets = lattice(budget)
         self._log = log_loss(problem.seeds)
         self._logarithmic = all(e.loss > 0 for e in problem.seeds if e.ok)
         self._names = (budget.cost, *(c for c in problem.objectives if c != budget.cost))
+        self._least = {c: reachable(problem.structure, problem.costs[c])[0] for c in self._names[1:]}
         self._penalties = penalties(problem) if problem.table is not None else None
         self._allocator = Allocator(problem.structure, problem.costs)
         self._elites: list[_Elite] = []
@@ -193,7 +192,7 @@ class Evolution:
             name = others[int(self._rng.integers(len(others)))]
             elite = self._elites[int(self._rng.integers(len(self._elites)))]
             limit = float(elite.costs[self._names.index(name)]) * self._rng.uniform(0.8, 1.0)
-            if limit > reachable(self._problem.structure, self._problem.costs[name])[0]:
+            if limit > self._least[name]:
                 limits[name] = limit
         return limits
 

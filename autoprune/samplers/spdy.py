@@ -9,7 +9,7 @@ import numpy as np
 from cmaes import SepCMA
 
 from autoprune.allocation import Allocator, penalties
-from autoprune.budget import Projector
+from autoprune.budget import Projector, lattice
 from autoprune.codec import Codec
 from autoprune.errors import InputError
 from autoprune.evaluation import Ask, Evaluation
@@ -17,7 +17,6 @@ from autoprune.policy import IntArray, Policy
 from autoprune.protocols import FloatArray, Problem
 from autoprune.samplers import log_loss
 
-LATTICE = 9  # targets spread over the budget range; the budgets of the finalists come on top, twice as often
 TRIES = 16  # weights drawn before a repeated policy is let through: close weights often have one knapsack
 
 
@@ -48,10 +47,8 @@ class Spdy:
         self._problem, self._rng, self._sigma, self._reach = problem, rng, sigma, reach
         self._penalties = penalties(problem, "sampler spdy")
         self._allocator, self._codec = Allocator(problem.structure, problem.costs), Codec(problem.structure)
-        at = [t for t in budget.at if budget.low <= t <= budget.high]
-        lattice = np.linspace(budget.low, budget.high, LATTICE)
-        self._targets = np.array([*lattice, *at, *at])
-        self._unweighted = deque(sorted({*lattice.tolist(), *at}))
+        self._targets = lattice(budget)
+        self._unweighted = deque(sorted(set(self._targets.tolist())))
         self._log = log_loss(problem.seeds)
         self._reference: dict[float, float] = {}  # cost -> log loss of the unweighted knapsack there
         self._known = {s.ask.policy: s for s in problem.seeds if s.ask.tier == problem.tier and s.ask.fraction == 1.0}

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from autoprune.errors import InputError
+from autoprune.files import whole
 from autoprune.protocols import Batch, Direction
 from autoprune.tasks._arrays import Batches, accuracy, cut, pick
 from autoprune.tasks._cifar_resnet import CifarResNet
@@ -89,10 +90,8 @@ def _model() -> CifarResNet:
 
 def _save(model: nn.Module, path: Path) -> None:
     """Write the weights so that another process sees all of the file or none of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_suffix(f".{os.getpid()}.part")
-    save_file({name: t.contiguous() for name, t in model.state_dict().items()}, draft)
-    os.replace(draft, path)
+    with whole(path) as draft:
+        save_file({name: t.contiguous() for name, t in model.state_dict().items()}, draft)
 
 
 def _train(batches: Batches) -> CifarResNet:
