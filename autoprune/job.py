@@ -34,13 +34,17 @@ from autoprune.protocols import Task
 if TYPE_CHECKING:
     from autoprune.space import Space
 
-MAY_CHANGE = ("executor.", "search.time_limit_s")
+MAY_CHANGE = ("executor.", "search.time_limit_s", "sync_to")
 DEFAULT_BUDGET = {"macs": [0.3, 0.9], "at": [0.7, 0.5, 0.3]}
 TASK_MEMBERS = ("build", "example_inputs", "split", "outputs", "loss", "metrics", "directions")
 
 
 class Job(Part):
-    """A whole search job. Build it with `Job.load(path)` or `Job.from_dict(data)`."""
+    """A whole search job. Build it with `Job.load(path)` or `Job.from_dict(data)`.
+
+    `storage` is an Optuna storage URL in place of the run folder's journal, `sync_to` an fsspec URL that the run folder
+    is mirrored to.
+    """
 
     version: Literal[1] = 1
     task: TaskPart
@@ -53,6 +57,8 @@ class Job(Part):
     evaluator: EvaluatorPart = Field(default_factory=EvaluatorPart)
     latency: LatencyPart = Field(default_factory=LatencyPart)
     executor: ExecutorPart = Field(default_factory=ExecutorPart)
+    storage: str | None = None
+    sync_to: str | None = None
     _base: Path = PrivateAttr(default_factory=Path.cwd)
     _name: str = PrivateAttr(default="job")
 

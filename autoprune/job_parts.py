@@ -17,6 +17,7 @@ Share = Annotated[float, Field(gt=0.0, le=1.0)]
 Sparsity = Annotated[float, Field(ge=0.0, lt=1.0)]
 GRANULARITIES = ("channel", "head", "neuron", "block", "weight", "2:4")
 DEFAULT_AT = (0.7, 0.5, 0.3)
+RAY_ONLY = ("address", "resources", "runtime_env")
 TAG = "~"
 """Marks the branch of a union in pydantic's error locations, so that messages can leave it out."""
 
@@ -184,12 +185,19 @@ class LatencyPart(Part):
 
 
 class ExecutorPart(Part):
-    """Where evaluations run; nothing here changes a result."""
+    """Where evaluations run; nothing here changes a result.
+
+    With `kind: ray`: the cluster's `address`, what each worker takes (`resources: {cpu: 1, gpu: 0.25}`, custom ones by
+    their name), and Ray's `runtime_env` for your code (`working_dir`, `py_modules` and so on).
+    """
 
     kind: str = "local"
     workers: int | str = "auto"
     timeout_s: Annotated[float, Field(gt=0.0)] = 600.0
     retries: Natural = 2
+    address: str | None = None
+    resources: dict[str, Annotated[float, Field(ge=0.0)]] | None = None
+    runtime_env: dict[str, Any] | None = None
 
     @model_validator(mode="after")
     def _known_kind(self) -> ExecutorPart:
@@ -197,6 +205,9 @@ class ExecutorPart(Part):
         whole = isinstance(self.workers, int) and self.workers >= 1
         if self.workers != "auto" and not whole:
             raise ValueError(f"workers must be auto or a whole number from 1, not {self.workers!r}")
+        lost = [key for key in RAY_ONLY if getattr(self, key) is not None and self.kind != "ray"]
+        if lost:
+            raise ValueError(f"{', '.join(lost)} belongs to kind: ray (or --ray ADDRESS), not to kind: {self.kind}")
         return self
 
     @property
