@@ -39,6 +39,16 @@ class Parts:
         fitness, heldback = cut(whole, quarter, n - quarter), cut(whole, n - quarter, n)
         return Parts(cut(whole, 0, quarter), chunks(fitness, batch_size), chunks(heldback, batch_size), n)
 
+    def on(self, device: torch.device) -> Parts:
+        """The same on `device`, in the format of `layout`."""
+        return Parts(
+            prepare(self.statistics, device, self.layout),
+            tuple(prepare(b, device, self.layout) for b in self.fitness),
+            tuple(prepare(b, device, self.layout) for b in self.heldback),
+            self.total,
+            self.layout,
+        )
+
 
 @dataclass(frozen=True)
 class StatisticsOnly:

@@ -8,7 +8,7 @@ import time
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -79,6 +79,10 @@ class Settings:
             metrics_on_fitness=bool(job.constraints),
         )
 
+    def on(self, device: str) -> Settings:
+        """The same on another device."""
+        return replace(self, device=device)
+
     @property
     def torch_device(self) -> torch.device:
         """The device; `auto` is a GPU where there is one.
@@ -122,15 +126,8 @@ def fast_format(task: Task, model: nn.Module) -> torch.memory_format:
 
 def prepared_parts(task: Task, settings: Settings, model: nn.Module) -> Parts:
     """The calibration parts on the settings' device, in the format that suits `model`."""
-    parts, device = Parts.of(task, settings.calibration, settings.batch_size), settings.torch_device
-    layout = fast_format(task, model)
-    return Parts(
-        prepare(parts.statistics, device, layout),
-        tuple(prepare(b, device, layout) for b in parts.fitness),
-        tuple(prepare(b, device, layout) for b in parts.heldback),
-        parts.total,
-        layout,
-    )
+    parts = Parts.of(task, settings.calibration, settings.batch_size)
+    return replace(parts, layout=fast_format(task, model)).on(settings.torch_device)
 
 
 def make_evaluator(
@@ -148,7 +145,8 @@ class TieredEvaluator:
 
     stitch: the compensated model, each batch repaired by its own fixed-point batch norm. refit: one pass over the
     statistics samples repairs the model, then it is scored on others. tune: refit, then the brief fine-tune.
-    `model` is the dense model where it is not the task's own; it must be prepared as `prepared_model` does.
+    `model` is the dense model where it is not the task's own, `parts` the calibration data where they are at hand; they
+    must be prepared as `prepared_model` and `prepared_parts` do.
     `precision` is the one in use; `precision_error` the loss of the dense model in bfloat16 to itself in float32.
     """
 
@@ -160,11 +158,12 @@ class TieredEvaluator:
         settings: Settings,
         model: nn.Module | None = None,
         latency: LatencyTable | None = None,
+        parts: Parts | None = None,
     ) -> None:
         self.task, self.structure, self.settings = task, structure, settings
         self.device = settings.torch_device
         self.dense = dense = prepared_model(task, self.device) if model is None else model
-        self.parts = prepared_parts(task, settings, dense)
+        self.parts = prepared_parts(task, settings, dense) if parts is None else parts
         self.stitcher = Stitcher(dense, structure, database)
         self.costs = {name: build_cost(name, structure, latency) for name in settings.costs}
         self._all_sites = find_sites(dense, task.example_inputs())

@@ -15,6 +15,7 @@ from pydantic import BaseModel, Field, PrivateAttr, ValidationError, model_valid
 from autoprune import plugins
 from autoprune.errors import AutopruneError, InputError, did_you_mean
 from autoprune.job_parts import (
+    RAY_ONLY,
     TAG,
     BudgetPart,
     EvaluatorPart,
@@ -126,7 +127,19 @@ class Job(Part):
         data["task"]["args"] = args
         if self.search.warm_start is not None:
             data["search"]["warm_start"] = _absolute(self._base, self.search.warm_start)
+        data["executor"].update(self.executor_options)
         return data
+
+    @property
+    def executor_options(self) -> dict[str, Any]:
+        """What the executor takes beside workers, timeout and retries; folders of your code are absolute."""
+        given = {key: value for key in RAY_ONLY if (value := getattr(self.executor, key)) is not None}
+        env = dict(given.get("runtime_env", {}))
+        if isinstance(env.get("working_dir"), str):
+            env["working_dir"] = _local(self._base, env["working_dir"])
+        if isinstance(env.get("py_modules"), list):
+            env["py_modules"] = [_local(self._base, module) for module in env["py_modules"]]
+        return {**given, "runtime_env": env} if env else given
 
     @property
     def warm_start(self) -> Path | None:
@@ -196,6 +209,11 @@ def _path_arguments(factory: Any) -> frozenset[str]:
 
 def _absolute(base: Path, value: object) -> object:
     return os.path.normpath(base / value) if isinstance(value, str | Path) else value
+
+
+def _local(base: Path, value: object) -> object:
+    """A path made absolute; a URI of a package elsewhere stays."""
+    return value if isinstance(value, str) and "://" in value else _absolute(base, value)
 
 
 def _check_arguments(factory: Any, args: Mapping[str, Any], target: str) -> None:

@@ -10,8 +10,8 @@ import numpy as np
 from autoprune.evaluation import Ask, Evaluation, Tier
 from autoprune.front import hypervolume
 
-ASKS_PER_TRIAL = 4
-"""Asks at most for each full evaluation of the ledger: a sampler that only repeats itself spends nothing."""
+REPEATS_PER_TRIAL = 4
+"""Repeats at most for each full evaluation of the ledger: they cost nothing, and a sampler may end in nothing else."""
 GAIN = 1e-3
 """The least relative growth of the hypervolume that is no plateau."""
 LOG_LOSS_SPAN = 1.0
@@ -61,7 +61,7 @@ class Ledger:
         plateau: Plateau | None = None,
         out_of_time: Callable[[], bool] = lambda: False,
     ) -> None:
-        self.n_trials, self.spent, self.asked = n_trials, 0.0, 0
+        self.n_trials, self.spent, self.repeats = n_trials, 0.0, 0
         self._price, self._seen = price, set(before)
         self._patience, self._plateau = patience, plateau
         self._out_of_time = out_of_time
@@ -70,7 +70,7 @@ class Ledger:
 
     def may_ask(self, recorded: bool) -> bool:
         """Whether one more ask fits; one that the record already answers takes no time."""
-        if self.stopped or self.spent >= self.n_trials - 1e-9 or self.asked >= ASKS_PER_TRIAL * self.n_trials:
+        if self.stopped or self.spent >= self.n_trials - 1e-9 or self.repeats >= REPEATS_PER_TRIAL * self.n_trials:
             return False
         if self._patience is not None and self._told - self._improved >= self._patience:
             self.stopped = f"no larger hypervolume in {self._patience:g} full evaluations (search.patience)"
@@ -80,8 +80,9 @@ class Ledger:
 
     def charge(self, ask: Ask) -> None:
         """Count an ask as it is made, so that a resumed run counts alike."""
-        self.asked += 1
-        if ask not in self._seen:
+        if ask in self._seen:
+            self.repeats += 1
+        else:
             self._seen.add(ask)
             self.spent += self._price(ask)
 

@@ -119,8 +119,22 @@ class Sampler(Protocol):
     def tell(self, evaluation: Evaluation) -> None: ...
 
 
+@dataclass(frozen=True)
+class WorkerState:
+    """How a worker of an executor is doing: `done` answers so far in `busy_s` seconds of work."""
+
+    name: str
+    state: Literal["starting", "idle", "busy"]
+    done: int
+    busy_s: float
+    node: str = ""
+
+
 class Executor(Protocol):
-    """Runs asks somewhere. Built as E(make_evaluator, **settings); results come in any order."""
+    """Runs asks somewhere. Built as E(make_evaluator, **settings); results come in any order.
+
+    An ask whose worker is lost, or over which the evaluator raises, is tried again a bounded number of times.
+    """
 
     slots: int
 
@@ -132,6 +146,13 @@ class Executor(Protocol):
     def cancel(self, index: int) -> None: ...
 
     def close(self) -> None: ...
+
+    def workers(self) -> Sequence[WorkerState]:
+        """How each worker is doing, for progress views."""
+
+    @property
+    def retried(self) -> int:
+        """Asks that had to be tried again so far."""
 
 
 Strategy = Callable[[Problem, float], Policy]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,10 @@ from autoprune.ledger import Ledger, Plateau
 from autoprune.opening import CONTROL_ARMS, calibrated, control_policies, seed_asks, tabled
 from autoprune.policy import Policy
 from autoprune.policy_file import save_csv, save_front
-from autoprune.protocols import Executor, Task
+from autoprune.protocols import Executor, Task, WorkerState
 from autoprune.samplers import build_sampler, log_loss, needs
 from autoprune.sensitivity import blank_table
-from autoprune.setting import Setting, make_folder, prepare, write_event
+from autoprune.setting import Setting, check_executor, make_folder, prepare, write_event
 from autoprune.study import JOURNAL, STUDY_NAME, Record, Stage, evaluate_all, locked, search_loop
 
 RUN_FILES = ("job.yaml", JOURNAL, "policy.json", "front.csv", "report.html", "log.jsonl", "proxy.json")
@@ -67,11 +67,13 @@ class Run:
     ) -> None:
         if not fresh:
             _check_same_job(job, folder)
+        check_executor(job)
         make_folder(folder)
         self.path, self.stage, self.note, self._alone = folder, "prepare", "", alone
         self._setting: Setting = prepare(job, folder, task, shared)
         self._fail_early()
         self.done, self._plan = 0.0, dict[str, float]()
+        self._executor: Executor | None = None
         with locked(folder):
             if fresh:  # not before the new job has proved good
                 _forget(folder, self._setting.database_path)
@@ -83,13 +85,15 @@ class Run:
         s, self.done, self._plan = self._setting, 0.0, self._planned()
         with Record(self.path, s.structure, s.problem.objectives, s.tier, s.identity) as record:
             write_event(self.path, "start", {"groups": len(s.structure), "trials": s.job.search.trials})
-            executor = s.executor()
+            self._executor = executor = s.executor()
             try:
                 for evaluation in self._stages(record, executor):
                     self.done += self._setting.price(evaluation.ask)
                     yield evaluation
             finally:
+                write_event(self.path, "workers", {"workers": self.workers, "retried": self.retried})
                 executor.close()
+                self._executor = None
 
     def finish(self) -> Run:
         """Drive the run to its end."""
@@ -101,6 +105,16 @@ class Run:
     def total(self) -> float:
         """Full evaluations' worth of work, as far as it is known; later stages are guessed until they begin."""
         return sum(self._plan.values())
+
+    @property
+    def workers(self) -> Sequence[WorkerState]:
+        """How each worker is doing; none before and after the run."""
+        return () if self._executor is None else self._executor.workers()
+
+    @property
+    def retried(self) -> int:
+        """Asks that had to be tried again since this call started."""
+        return 0 if self._executor is None else self._executor.retried
 
     @property
     def front(self) -> Front:

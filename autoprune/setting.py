@@ -90,19 +90,43 @@ class Setting:
             return partial(TieredEvaluator, self.lent, self.structure, self.database, settings, latency=self.latency)
         return partial(make_evaluator, self.job.dump(), self.structure, self.database_path, self.latency)
 
+    def shipment(self) -> EvaluatorFactory:
+        """The same for workers that share no files with this process."""
+        from autoprune.shipment import Shipment
+
+        return Shipment.of(self.task, self.structure, self.database, Settings.of(self.job), self.latency)
+
     def executor(self) -> Executor:
-        """The job's executor, started; a task lent from Python is evaluated in this process."""
+        """The job's executor, started; a task lent from Python is evaluated in this process unless it can travel."""
         part = self.job.executor
-        if self.lent is not None or part.kind == "inline":
-            inline: Executor = plugins.load("executors", "inline")(self.evaluator_factory())
-            return inline
         make = plugins.load("executors", part.kind)
-        workers, window = part.n_workers, self.job.search.window
+        if part.kind == "inline" or (self.lent is not None and not travels(make)):
+            inline: Executor = plugins.load("executors", "inline")(self.evaluator_factory(), part.retries)
+            return inline
+        window = self.job.search.window
+        workers = window if part.workers == "auto" and travels(make) else part.n_workers
         if workers > window:
             warnings.warn(f"{workers} workers, but search.window keeps {window} asks in flight", stacklevel=2)
             workers = window
-        executor: Executor = make(self.evaluator_factory(), workers, part.timeout_s, part.retries)
+        factory = self.shipment() if travels(make) else self.evaluator_factory()
+        executor: Executor = make(factory, workers, part.timeout_s, part.retries, **self.job.executor_options)
         return executor
+
+
+def travels(make: object) -> bool:
+    """Whether an executor takes everything to other machines, rather than have its workers read the job's files."""
+    return bool(getattr(make, "travels", False))
+
+
+def check_executor(job: Job) -> None:
+    """What an executor can say before anything is prepared: whether its cluster is there and has room.
+
+    Raises:
+        InputError: it is not, or has not.
+    """
+    make = plugins.load("executors", job.executor.kind)
+    if hasattr(make, "check"):
+        make.check(**job.executor_options)
 
 
 def prepare(job: Job, folder: Path, task: Task | None = None, shared: Path | None = None) -> Setting:

@@ -9,7 +9,7 @@ import pytest
 from synthetic import Hills, chain, make_problem
 
 from autoprune.evaluation import Ask, Evaluation
-from autoprune.ledger import ASKS_PER_TRIAL, Ledger, Plateau, Prices
+from autoprune.ledger import REPEATS_PER_TRIAL, Ledger, Plateau, Prices
 from autoprune.policy import Policy
 
 STRUCTURE = chain(5)
@@ -56,7 +56,7 @@ def test_partial_evaluations_buy_more_asks_and_repeats_are_free() -> None:
 
 
 def test_a_sampler_that_only_repeats_itself_is_stopped() -> None:
-    assert spend(Ledger(5, lambda a: 1.0), [Ask(POLICIES[0], "refit")] * 100) == 5 * ASKS_PER_TRIAL
+    assert spend(Ledger(5, lambda a: 1.0), [Ask(POLICIES[0], "refit")] * 100) == 1 + 5 * REPEATS_PER_TRIAL
 
 
 def test_time_ends_the_search_but_not_the_replay_of_what_is_recorded() -> None:

@@ -104,8 +104,11 @@ def search(  # noqa: PLR0913  # the options of the command line
     job: JobPath,
     out: OutPath = None,
     trials: Annotated[int | None, typer.Option(help="Evaluations to spend.")] = None,
-    workers: Annotated[int | None, typer.Option(help="Worker processes.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Workers that evaluate side by side.")] = None,
     seed: Annotated[int | None, typer.Option(help="The seed of every random choice.")] = None,
+    ray: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="Evaluate on a Ray cluster: auto, host:port or local.")
+    ] = None,
     time_limit: Annotated[str | None, typer.Option(metavar="TIME", help="Stop asking after 90s, 10m or 2h.")] = None,
     warm_start: Annotated[
         Path | None, typer.Option(metavar="POLICY.json", help="A front whose points seed the search.")
@@ -119,6 +122,7 @@ def search(  # noqa: PLR0913  # the options of the command line
         "search.trials": trials,
         "executor.workers": workers,
         "search.seed": seed,
+        **({} if ray is None else {"executor.kind": "ray", "executor.address": json.dumps(ray)}),
         "search.time_limit_s": None if time_limit is None else _seconds(time_limit),
         "search.warm_start": None if warm_start is None else json.dumps(str(warm_start.resolve())),
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from rich.console import Console, Group
@@ -13,9 +13,10 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from autoprune.evaluation import Evaluation
+    from autoprune.protocols import WorkerState
 
 PLAIN_EVERY_S = 15.0
-N_FRONT_ROWS = 8
+N_FRONT_ROWS = N_WORKER_ROWS = 8
 
 
 class _Run(Protocol):
@@ -52,7 +53,7 @@ def _follow_live(run: _Run, console: Console) -> None:
             rate = seen / max(time.monotonic() - started, 1e-9)
             count = f"{seen} evaluations, {rate:.1f}/s"
             bar.update(task, description=run.stage, total=run.total, completed=run.done, count=count)
-            live.update(Group(bar, view.table()))
+            live.update(Group(bar, _workers_table(run), view.table()))
             note = _say_note(run, note, live.console)
 
 
@@ -66,10 +67,37 @@ def _follow_plain(run: _Run, console: Console) -> None:
             share = run.done / max(run.total, 1e-9)
             left = (now - started) * (1 - share) / max(share, 1e-9)
             rate = seen / max(now - started, 1e-9)
-            console.print(
-                f"{run.stage}: {seen} evaluations, {rate:.1f}/s, {share:.0%}, about {left:.0f} s left", highlight=False
-            )
+            said_of = f"{seen} evaluations, {rate:.1f}/s, {share:.0%}, about {left:.0f} s left{_workers_line(run)}"
+            console.print(f"{run.stage}: {said_of}", highlight=False)
             stage, said = run.stage, now
+
+
+def _workers(run: _Run) -> Sequence[WorkerState]:
+    """The workers of a run that shows them."""
+    workers: Sequence[WorkerState] = getattr(run, "workers", ())
+    return workers
+
+
+def _workers_line(run: _Run) -> str:
+    """How many workers are at it and how often asks had to be tried again."""
+    workers = _workers(run)
+    if not workers:
+        return ""
+    at_it, again = sum(w.state != "starting" for w in workers), getattr(run, "retried", 0)
+    retried = f", {again} tried again" if again else ""
+    return f"; {at_it} of {len(workers)} workers{retried}"
+
+
+def _workers_table(run: _Run) -> Table:
+    """The workers under the names by which Ray's dashboard shows them, the busiest first."""
+    table = Table(title=f"workers{_workers_line(run).removeprefix(';')}", title_justify="left")
+    workers = sorted(_workers(run), key=lambda w: -w.done)[:N_WORKER_ROWS]
+    for heading in ("worker", "node", "state", "answers", "answers/s"):
+        table.add_column(heading, justify="right" if heading.startswith("answers") else "left")
+    for w in workers:
+        rate = f"{w.done / w.busy_s:.2f}" if w.busy_s else "-"
+        table.add_row(w.name, w.node or "here", w.state, str(w.done), rate)
+    return table
 
 
 def _say_note(run: _Run, said: str, console: Console) -> str:

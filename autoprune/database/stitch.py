@@ -35,7 +35,7 @@ class Stitcher:
     def __init__(self, model: nn.Module, structure: Structure, database: LevelDatabase) -> None:
         self.structure, self.database = structure, database
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
-        self.dense: dict[str, Tensor] = {n: t.detach().clone() for n, t in model.state_dict(keep_vars=True).items()}
+        self.dense: dict[str, Tensor] = {n: t.detach() for n, t in model.state_dict(keep_vars=True).items()}
         self.live: Mapping[str, Tensor] = self.model.state_dict(keep_vars=True)
         self.policy = Policy.dense(structure)
         self._dirty: set[str] = set()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from autoprune.evaluation import Ask, Evaluation
-from autoprune.protocols import Executor
+from autoprune.protocols import Executor, WorkerState
 
 
 class Lazy:
@@ -36,3 +36,12 @@ class Lazy:
         """Stop what was started."""
         if self._started is not None:
             self._started.close()
+
+    def workers(self) -> tuple[WorkerState, ...]:
+        """Those of what was started."""
+        return () if self._started is None else tuple(self._started.workers())
+
+    @property
+    def retried(self) -> int:
+        """Asks that had to be tried again so far."""
+        return 0 if self._started is None else self._started.retried

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from multiprocessing.connection import Connection
+from typing import Literal
 
 from autoprune.errors import AutopruneError, InputError, one_line
 from autoprune.evaluation import Ask, Evaluation
@@ -23,35 +24,39 @@ BOOT = (
 
 
 def main(descriptor: int) -> None:
-    """Serve the socket `descriptor`: receives the factory, then asks; sends ("ready" | "broken" | "done", value)."""
+    """Serve the socket `descriptor`: gets the factory, then asks; sends (ready, broken, done or raised, value)."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle; it tells us by closing the socket
     connection = Connection(descriptor)
     asks: queue.SimpleQueue[Ask] = queue.SimpleQueue()
     with contextlib.suppress(OSError):  # a closed socket: the parent is gone
         try:
             evaluate: Evaluator = connection.recv()()
-        except AutopruneError as error:
-            connection.send(("broken", (isinstance(error, InputError), str(error))))
-            return
         except EOFError:
             return
         except Exception as error:  # the user's code may fail in any way
-            reason = f"the evaluator could not be built: {one_line(error)}"
-            connection.send(("broken", (False, reason)))
+            connection.send(("broken", broken(error)))
             return
-        _one_thread()
+        one_thread()
         threading.Thread(target=_receive, args=(connection, asks), daemon=True).start()
         connection.send(("ready", None))
         while True:
-            connection.send(("done", _answer(evaluate, asks.get())))
+            connection.send(answer(evaluate, asks.get()))
 
 
-def _answer(evaluate: Evaluator, ask: Ask) -> Evaluation:
+def answer(evaluate: Evaluator, ask: Ask) -> tuple[Literal["done", "raised"], Evaluation]:
+    """The evaluation, or a failed one where the evaluator raised: that may pass, so it is worth another try."""
     start = time.perf_counter()
     try:
-        return evaluate(ask)
+        return "done", evaluate(ask)
     except Exception as error:  # the user's code may fail in any way, and that is a value
-        return Evaluation.failed(ask, one_line(error), seconds=time.perf_counter() - start)
+        return "raised", Evaluation.failed(ask, one_line(error), seconds=time.perf_counter() - start)
+
+
+def broken(error: Exception) -> tuple[bool, str]:
+    """Why an evaluator could not be built: whether it is the user's input, and one line."""
+    if isinstance(error, AutopruneError):
+        return isinstance(error, InputError), str(error)
+    return False, f"the evaluator could not be built: {one_line(error)}"
 
 
 def _receive(connection: Connection, asks: queue.SimpleQueue[Ask]) -> None:
@@ -63,7 +68,7 @@ def _receive(connection: Connection, asks: queue.SimpleQueue[Ask]) -> None:
             os._exit(0)
 
 
-def _one_thread() -> None:
+def one_thread() -> None:
     """A worker a core beats many threads; the environment does not reach a torch that was already imported."""
     torch = sys.modules.get("torch")
     if torch is not None:

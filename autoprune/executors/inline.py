@@ -3,41 +3,57 @@
 from __future__ import annotations
 
 import time
-from collections import deque
 
-from autoprune.errors import one_line
 from autoprune.evaluation import Ask, Evaluation
-from autoprune.protocols import EvaluatorFactory
+from autoprune.executors._tasks import Tasks
+from autoprune.executors._worker import answer
+from autoprune.protocols import EvaluatorFactory, WorkerState
 
 
 class Inline:
-    """Runs the oldest ask inside `next_done`, however long it takes; a timeout of 0 runs nothing."""
+    """Runs the oldest ask inside `next_done`, however long it takes; a timeout of 0 runs nothing.
+
+    An ask over which the evaluator raises is tried `retries` times more, then it is a failed evaluation.
+    """
 
     slots = 1
 
-    def __init__(self, make_evaluator: EvaluatorFactory) -> None:
+    def __init__(self, make_evaluator: EvaluatorFactory, retries: int = 2) -> None:
         self._evaluate = make_evaluator()
-        self._waiting: deque[tuple[int, Ask]] = deque()
+        self._tasks = Tasks(retries)
+        self._done, self._busy_s = 0, 0.0
 
     def submit(self, index: int, ask: Ask) -> None:
         """Queue `ask`."""
-        self._waiting.append((index, ask))
+        self._tasks.submit(index, ask)
 
     def next_done(self, timeout: float | None = None) -> tuple[int, Evaluation] | None:
         """Evaluate the oldest ask; None where nothing waits."""
-        if not self._waiting or timeout == 0:
-            return None
-        index, ask = self._waiting.popleft()
-        start = time.perf_counter()
-        try:
-            return index, self._evaluate(ask)
-        except Exception as error:  # the user's code may fail in any way, and that is a value
-            return index, Evaluation.failed(ask, one_line(error), seconds=time.perf_counter() - start)
+        while not self._tasks.done:
+            if not self._tasks.waiting or timeout == 0:
+                return None
+            task, started = self._tasks.waiting.popleft(), time.perf_counter()
+            kind, evaluation = answer(self._evaluate, task.ask)
+            self._done, self._busy_s = self._done + 1, self._busy_s + time.perf_counter() - started
+            if kind == "raised":
+                self._tasks.again(task, evaluation, times=False)
+            else:
+                self._tasks.finish(task, evaluation)
+        return self._tasks.done.popleft()
 
     def cancel(self, index: int) -> None:
         """Forget the ask; its result never comes."""
-        self._waiting = deque(item for item in self._waiting if item[0] != index)
+        self._tasks.forget(index)
 
     def close(self) -> None:
         """Forget all asks."""
-        self._waiting.clear()
+        self._tasks.clear()
+
+    def workers(self) -> tuple[WorkerState, ...]:
+        """This process."""
+        return (WorkerState("here", "busy" if self._tasks.waiting else "idle", self._done, self._busy_s),)
+
+    @property
+    def retried(self) -> int:
+        """Asks that had to be tried again so far."""
+        return self._tasks.retried

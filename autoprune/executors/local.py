@@ -9,40 +9,38 @@ import socket
 import subprocess
 import sys
 import time
-from collections import deque
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
+from typing import Literal
 
 from autoprune.errors import InputError, RunError
 from autoprune.evaluation import Ask, Evaluation
+from autoprune.executors._tasks import Task, Tasks
 from autoprune.executors._worker import BOOT
-from autoprune.protocols import EvaluatorFactory
+from autoprune.protocols import EvaluatorFactory, WorkerState
 
 ONE_THREAD = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 GRACE_S = 2.0  # how long a closing worker may take before it is killed
-
-
-@dataclass
-class _Task:
-    index: int
-    ask: Ask
-    losses: int = 0  # workers that died or hung over it
 
 
 @dataclass(eq=False)
 class _Worker:
     process: subprocess.Popen[bytes]
     connection: Connection
+    name: str
     ready: bool = False
-    task: _Task | None = None
+    task: Task | None = None
     since: float = 0.0
+    done: int = 0
+    busy_s: float = 0.0
 
 
 class Local:
-    """Long-lived worker processes. An exception inside the evaluator is a failed evaluation and is not retried.
+    """Long-lived worker processes.
 
     `make_evaluator` is pickled by name, so it must live in an importable module. An ask that takes longer than
-    `timeout_s`, or whose worker dies, is tried `retries` times more. Workers die with this process, however it ends.
+    `timeout_s`, whose worker dies, or over which the evaluator raises is tried `retries` times more, then it is a
+    failed evaluation. Workers die with this process, however it ends.
     """
 
     def __init__(
@@ -57,16 +55,15 @@ class Local:
         self._make_evaluator = make_evaluator
         self._timeout_s = timeout_s
         self._retries = retries
-        self._waiting: deque[_Task] = deque()
-        self._done: deque[tuple[int, Evaluation]] = deque()
-        self._stillborn = 0
+        self._tasks = Tasks(retries)
+        self._stillborn = self._started = 0
         self._workers: list[_Worker] = []
         for _ in range(workers):
             self._workers.append(self._start())
 
     def submit(self, index: int, ask: Ask) -> None:
         """Hand `ask` to an idle worker, or queue it."""
-        self._waiting.append(_Task(index, ask))
+        self._tasks.submit(index, ask)
         self._dispatch()
 
     def next_done(self, timeout: float | None = None) -> tuple[int, Evaluation] | None:
@@ -76,18 +73,17 @@ class Local:
             InputError, RunError: the evaluator could not be built.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
-        while not self._done:
-            if not self._waiting and all(w.task is None for w in self._workers):
+        while not self._tasks.done:
+            if not self._tasks.waiting and all(w.task is None for w in self._workers):
                 return None
             self._turn(deadline)
-            if not self._done and deadline is not None and time.monotonic() >= deadline:
+            if not self._tasks.done and deadline is not None and time.monotonic() >= deadline:
                 return None
-        return self._done.popleft()
+        return self._tasks.done.popleft()
 
     def cancel(self, index: int) -> None:
         """Forget the ask; its result never comes. A worker that is at it is replaced."""
-        self._waiting = deque(t for t in self._waiting if t.index != index)
-        self._done = deque(d for d in self._done if d[0] != index)
+        self._tasks.forget(index)
         for worker in list(self._workers):
             if worker.task is not None and worker.task.index == index:
                 self._stop(worker)
@@ -95,12 +91,20 @@ class Local:
 
     def close(self) -> None:
         """Stop all workers."""
-        self._waiting.clear()
-        self._done.clear()
+        self._tasks.clear()
         for worker in self._workers:
             worker.connection.close()  # they leave when the socket closes
         for worker in list(self._workers):
             self._stop(worker, GRACE_S)
+
+    def workers(self) -> tuple[WorkerState, ...]:
+        """How each worker is doing."""
+        return tuple(WorkerState(w.name, _state(w), w.done, w.busy_s) for w in self._workers)
+
+    @property
+    def retried(self) -> int:
+        """Asks that had to be tried again so far."""
+        return self._tasks.retried
 
     def _turn(self, deadline: float | None) -> None:
         """Wait for one message, death or timeout, and deal with it."""
@@ -128,8 +132,12 @@ class Local:
         if kind == "ready":
             worker.ready, self._stillborn = True, 0
         elif worker.task is not None:
-            self._done.append((worker.task.index, value))
-            worker.task = None
+            task, worker.task = worker.task, None
+            worker.done, worker.busy_s = worker.done + 1, worker.busy_s + time.monotonic() - worker.since
+            if kind == "raised":
+                self._tasks.again(task, value, times=False)
+            else:
+                self._tasks.finish(task, value)
 
     def _lose(self, worker: _Worker, reason: str) -> None:
         """Drop a dead or hung worker; its task goes first in the queue, or fails after the last retry."""
@@ -139,22 +147,15 @@ class Local:
             if self._stillborn > self._retries + self.slots:
                 self.close()
                 raise RunError(f"workers die before they are ready: {reason}; their messages are on stderr")
-        task = worker.task
-        if task is None:
-            return
-        task.losses += 1
-        if task.losses <= self._retries:
-            self._waiting.appendleft(task)
-            return
-        times = f", {task.losses} times" if task.losses > 1 else ""
-        self._done.append((task.index, Evaluation.failed(task.ask, f"{reason}{times}")))
+        if worker.task is not None:
+            self._tasks.again(worker.task, Evaluation.failed(worker.task.ask, reason))
 
     def _dispatch(self) -> None:
-        while self._waiting and len(self._workers) < self.slots:
+        while self._tasks.waiting and len(self._workers) < self.slots:
             self._workers.append(self._start())
         for worker in list(self._workers):
-            if self._waiting and worker.ready and worker.task is None:
-                worker.task, worker.since = self._waiting.popleft(), time.monotonic()
+            if self._tasks.waiting and worker.ready and worker.task is None:
+                worker.task, worker.since = self._tasks.waiting.popleft(), time.monotonic()
                 # where it is dead already, the next read says so and the task is tried again
                 with contextlib.suppress(OSError):
                     worker.connection.send(worker.task.ask)
@@ -172,13 +173,15 @@ class Local:
                 pass_fds=[theirs.fileno()],
             )
         connection = Connection(ours.detach())
+        worker = _Worker(process, connection, f"worker-{self._started}")
+        self._started += 1
         try:
             with contextlib.suppress(OSError):  # it died already; the next read says so
                 connection.send(self._make_evaluator)
         except Exception as error:
-            self._stop(_Worker(process, connection))
+            self._stop(worker)
             raise InputError(f"executor: the evaluator's factory cannot be sent to workers: {error}") from error
-        return _Worker(process, connection)
+        return worker
 
     def _stop(self, worker: _Worker, grace_s: float = 0.0) -> int:
         """End the process, after `grace_s` by force, and forget it; its exit status."""
@@ -190,6 +193,12 @@ class Local:
             worker.process.kill()
         worker.connection.close()
         return worker.process.wait()
+
+
+def _state(worker: _Worker) -> Literal["starting", "idle", "busy"]:
+    if not worker.ready:
+        return "starting"
+    return "idle" if worker.task is None else "busy"
 
 
 def _exit(code: int) -> str:
