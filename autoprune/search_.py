@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +91,9 @@ class Run:
                     self.done += self._setting.price(evaluation.ask)
                     yield evaluation
             finally:
-                write_event(self.path, "workers", {"workers": self.workers, "retried": self.retried})
+                write_event(
+                    self.path, "workers", {"workers": [asdict(w) for w in self.workers], "retried": self.retried}
+                )
                 executor.close()
                 self._executor = None
 

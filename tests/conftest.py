@@ -6,12 +6,25 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
 SHORT = ("--trials", "16", "--workers", "1", "--set", "evaluator.finetune_steps=5", "--set", "evaluator.finalists=2")
+
+
+@pytest.fixture(scope="module")
+def ray_here() -> Iterator[None]:
+    """A Ray of this process's own, for as long as a module's tests last."""
+    import ray
+
+    from autoprune.executors._ray_cluster import connect
+
+    connect("local", None)
+    yield
+    ray.shutdown()
 
 
 def autoprune_process(*arguments: str, cwd: Path) -> subprocess.Popen[str]:

@@ -1,4 +1,7 @@
-"""A whole search in a process of its own, to be killed: FOLDER N_TRIALS WORKERS LOG (see test_resume.py)."""
+"""A whole search in a process of its own, to be killed: FOLDER N_TRIALS WORKERS LOG (see test_resume.py).
+
+WORKERS is a number, 0 for none, or the address of a Ray cluster.
+"""
 
 from __future__ import annotations
 
@@ -35,10 +38,18 @@ def run(folder: Path, n_trials: int, executor: Executor) -> tuple[Evaluation, ..
         return pareto_front(evaluate_all(record, executor, asks, "final"), ("macs",))
 
 
+def executor_of(make: MakeHills, workers: str) -> Executor:
+    """What the command line names."""
+    if ":" in workers:
+        from autoprune.executors.ray import Ray
+
+        return Ray(make, workers=2, address=workers, resources={"slot": 1.0})
+    return Local(make, workers=int(workers)) if int(workers) else Inline(make)
+
+
 if __name__ == "__main__":
     make = MakeHills(STRUCTURE, seconds=0.01, fail_share=0.05, log=sys.argv[4])
-    n_workers = int(sys.argv[3])
     try:
-        run(Path(sys.argv[1]), int(sys.argv[2]), Local(make, workers=n_workers) if n_workers else Inline(make))
+        run(Path(sys.argv[1]), int(sys.argv[2]), executor_of(make, sys.argv[3]))
     except KeyboardInterrupt:
         sys.exit(130)

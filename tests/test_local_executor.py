@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -15,7 +14,7 @@ from pathlib import Path
 import pytest
 from synthetic import Hills, MakeHills, chain
 
-from autoprune.errors import InputError, RunError
+from autoprune.errors import InputError
 from autoprune.evaluation import Ask, Evaluation
 from autoprune.executors.local import Local
 from autoprune.policy import Policy
@@ -23,29 +22,6 @@ from autoprune.protocols import Evaluator
 
 STRUCTURE = chain(2)
 ASK = Ask(Policy.dense(STRUCTURE), "refit")
-
-
-class Crash:
-    """Kills its own process the first `times` times, counted in a file."""
-
-    def __init__(self, folder: Path, times: int, hang: bool = False) -> None:
-        self.folder, self.times, self.hang = folder, times, hang
-
-    def __call__(self) -> Evaluator:
-        return self.evaluate
-
-    def evaluate(self, ask: Ask) -> Evaluation:
-        tries = len(list(self.folder.iterdir()))
-        (self.folder / str(tries)).touch()
-        if tries < self.times and self.hang:
-            time.sleep(60)
-        if tries < self.times:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return Hills(STRUCTURE)(ask)
-
-
-def die() -> Evaluator:
-    os._exit(3)
 
 
 def environment() -> Evaluator:
@@ -65,29 +41,6 @@ def answer(executor: Local) -> Evaluation:
     done = executor.next_done()
     assert done is not None
     return done[1]
-
-
-def test_an_ask_whose_worker_died_is_tried_again(tmp_path: Path) -> None:
-    with closing(Local(Crash(tmp_path, times=2), workers=1, retries=2)) as executor:
-        assert answer(executor) == Hills(STRUCTURE)(ASK)
-    assert len(list(tmp_path.iterdir())) == 3
-
-
-def test_an_ask_that_kills_every_worker_fails_and_the_next_one_is_served(tmp_path: Path) -> None:
-    with closing(Local(Crash(tmp_path, times=2), workers=1, retries=1)) as executor:
-        assert answer(executor).error == "the worker died (signal 9), 2 times"
-        assert answer(executor).ok
-
-
-def test_a_hung_worker_is_replaced_after_the_timeout(tmp_path: Path) -> None:
-    with closing(Local(Crash(tmp_path, times=1, hang=True), workers=1, timeout_s=0.3, retries=0)) as executor:
-        assert answer(executor).error == "no answer within 0.3 s"
-        assert answer(executor).ok
-
-
-def test_workers_that_never_get_ready_are_a_run_error() -> None:
-    with closing(Local(die, workers=1, retries=1)) as executor, pytest.raises(RunError, match=r"exit 3"):
-        answer(executor)
 
 
 def test_a_factory_that_cannot_be_sent_is_an_input_error() -> None:

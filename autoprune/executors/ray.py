@@ -3,29 +3,25 @@
 from __future__ import annotations
 
 import os
-import socket
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from typing import Any, Literal
 
-import numpy as np
 import ray
-import torch
 from ray.exceptions import RayActorError, RayError
-from ray.util.serialization import deregister_serializer, register_serializer
+from ray.util.metrics import Counter
 
 from autoprune.errors import InputError, RunError, one_line
 from autoprune.evaluation import Ask, Evaluation
+from autoprune.executors._ray_cluster import check_room, connect, demand, put
 from autoprune.executors._tasks import Task, Tasks
 from autoprune.executors._worker import answer, broken, one_thread
 from autoprune.protocols import Evaluator, EvaluatorFactory, WorkerState
 
-CONNECT_S = 5.0
 PATIENCE_S = 60.0
 """After so long without any worker the user is told that the cluster has no room."""
 _COUNT = count()  # names of actors must differ between the executors of a process
@@ -35,6 +31,7 @@ LOGS = "the workers' own messages are in Ray's logs and its dashboard"
 @dataclass(eq=False)
 class _Worker:
     actor: Any
+    number: int
     name: str
     pending: Any  # the reference of what it is at: its start, or an ask
     node: str = ""
@@ -61,6 +58,8 @@ class Ray:
         InputError: no cluster at the address, or no node of it that could ever hold a worker.
     """
 
+    travels = True
+
     def __init__(  # the keys of the job's executor section
         self,
         make_evaluator: EvaluatorFactory,
@@ -78,10 +77,11 @@ class Ray:
         self.slots = workers
         self._timeout_s, self._retries = timeout_s, retries
         self._tasks = Tasks(retries)
-        self._actor, self._demand = ray.remote(_Actor), _demand(resources)
+        self._actor, self._demand = ray.remote(_Actor), demand(resources)
         self._stillborn = self._started = 0
         self._since, self._label = time.monotonic(), f"{os.getpid()}.{next(_COUNT)}"
-        self._parcel = _put(make_evaluator)
+        self._metrics = _Metrics()
+        self._parcel = put(make_evaluator)
         self._workers: dict[Any, _Worker] = {}  # by what they are at; idle ones by their actor
         for _ in range(workers):
             self._start()
@@ -98,8 +98,8 @@ class Ray:
             InputError: one line on what is wrong and what to try.
         """
         if not ray.is_initialized():
-            _connect(address or "auto", runtime_env)
-        _check_room(resources)
+            connect(address or "auto", runtime_env)
+        check_room(resources)
 
     def submit(self, index: int, ask: Ask) -> None:
         """Send `ask` to an idle actor, or queue it."""
@@ -144,7 +144,8 @@ class Ray:
 
     def workers(self) -> tuple[WorkerState, ...]:
         """How each actor is doing, under the name by which Ray's dashboard shows it."""
-        return tuple(WorkerState(w.name, _state(w), w.done, w.busy_s, w.node) for w in self._workers.values())
+        workers = sorted(self._workers.values(), key=lambda w: w.number)
+        return tuple(WorkerState(w.name, _state(w), w.done, w.busy_s, w.node) for w in workers)
 
     @property
     def retried(self) -> int:
@@ -191,8 +192,11 @@ class Ray:
             worker.ready, worker.node, self._stillborn = True, value, 0
         elif worker.task is not None:
             task, worker.task = worker.task, None
-            worker.done, worker.busy_s = worker.done + 1, worker.busy_s + time.monotonic() - worker.since
+            spent_s = time.monotonic() - worker.since
+            worker.done, worker.busy_s = worker.done + 1, worker.busy_s + spent_s
+            self._metrics.answered(worker.name, spent_s)
             if kind == "raised":
+                self._metrics.lost(worker.name)
                 self._tasks.again(task, value, times=False)
             else:
                 self._tasks.finish(task, value)
@@ -206,6 +210,7 @@ class Ray:
                 self.close()
                 raise RunError(f"workers die before they are ready: {reason}; {LOGS}")
         if worker.task is not None:
+            self._metrics.lost(worker.name)
             self._tasks.again(worker.task, Evaluation.failed(worker.task.ask, reason))
         self._start()
 
@@ -219,15 +224,32 @@ class Ray:
             self._workers[worker.pending] = worker
 
     def _start(self) -> None:
-        name = f"autoprune-{self._label}-{self._started}"
-        self._started += 1
+        number, self._started = self._started, self._started + 1
+        name = f"autoprune-{self._label}-{number}"
         actor = self._actor.options(name=name, max_restarts=0, max_task_retries=0, **self._demand).remote(name)
         pending = actor.build.remote([self._parcel], sys.path)
-        self._workers[pending] = _Worker(actor, name, pending)
+        self._workers[pending] = _Worker(actor, number, name, pending)
 
     def _stop(self, worker: _Worker) -> None:
         self._workers.pop(worker.actor if worker.pending is None else worker.pending, None)
         ray.kill(worker.actor)
+
+
+class _Metrics:
+    """The progress that the command line shows, as Ray's application metrics, for its dashboard and Prometheus."""
+
+    def __init__(self) -> None:
+        tags = ("worker",)
+        self._answers = Counter("autoprune_answers", description="Evaluations answered", tag_keys=tags)
+        self._busy = Counter("autoprune_busy_seconds", description="Seconds that evaluations took", tag_keys=tags)
+        self._retries = Counter("autoprune_retries", description="Asks that had to be tried again", tag_keys=tags)
+
+    def answered(self, worker: str, seconds: float) -> None:
+        self._answers.inc(tags={"worker": worker})
+        self._busy.inc(max(seconds, 1e-9), tags={"worker": worker})
+
+    def lost(self, worker: str) -> None:
+        self._retries.inc(tags={"worker": worker})
 
 
 class _Actor:
@@ -278,102 +300,3 @@ def _death(error: RayActorError) -> str:
     lines = [line.strip() for line in str(error).splitlines()]
     said = [line for line in lines[1:] if line and ": " not in line[:30]] or lines[:1]
     return " ".join(" ".join(said).split())[:200]
-
-
-def _connect(address: str, runtime_env: Mapping[str, Any] | None) -> None:
-    """Join the cluster at `address`; Ray's own waiting for one that is not there takes minutes."""
-    if address.startswith("ray://"):
-        raise InputError(
-            f"executor.address: {address} is for Ray Client, which cannot share data with workers; submit the search "
-            f"with `ray job submit -- autoprune search JOB.yaml --ray auto`, or name the head's own host:port"
-        )
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "error", "configure_logging": True}
-    if address == "local":
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        options["include_dashboard"] = False
-    elif address != "auto":
-        _check_listening(address)
-    if runtime_env:
-        options["runtime_env"] = dict(runtime_env)
-    try:
-        ray.init(address, **options)
-    except (RuntimeError, ValueError, TypeError, OSError, RayError) as error:
-        raise InputError(
-            f"executor: cannot join a Ray cluster at {address!r}: {one_line(error)}; start one with `ray start "
-            f"--head`, name its host:port, or use --ray local for this machine alone"
-        ) from error
-
-
-def _check_listening(address: str) -> None:
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdigit():
-        raise InputError(f"executor.address must be auto, local or host:port, not {address!r}")
-    try:
-        socket.create_connection((host, int(port)), timeout=CONNECT_S).close()
-    except OSError as error:
-        raise InputError(
-            f"executor: no Ray cluster answers at {address} ({error.strerror or error}); start one with `ray start "
-            f"--head`, see its address with `ray status`, or use --ray auto on a machine of the cluster"
-        ) from None
-
-
-def _demand(resources: Mapping[str, float] | None) -> dict[str, Any]:
-    """Ray's options for what a worker takes: one core unless the job says otherwise."""
-    custom = {"cpu": 1.0, **(resources or {})}
-    return {"num_cpus": custom.pop("cpu"), "num_gpus": custom.pop("gpu", 0.0), "resources": custom or None}
-
-
-def _check_room(resources: Mapping[str, float] | None) -> None:
-    """InputError unless one node, or one that the cluster's autoscaler may add, could hold a worker."""
-    wanted = {{"cpu": "CPU", "gpu": "GPU"}.get(n, n): v for n, v in {"cpu": 1.0, **(resources or {})}.items()}
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    if any(all(node.get(name, 0.0) >= value for name, value in wanted.items()) for node in nodes):
-        return
-    growing = ray._private.state.state.get_max_resources_from_cluster_config() or {}
-    if growing and all(growing.get(name, 0.0) >= value for name, value in wanted.items()):
-        return
-    most = {name: max((node.get(name, 0.0) for node in nodes), default=0.0) for name in wanted}
-    asked = ", ".join(f"{name} {value:g}" for name, value in wanted.items())
-    offered = ", ".join(f"{name} {value:g}" for name, value in most.items())
-    raise InputError(
-        f"executor.resources: a worker takes {asked}, which no node of the cluster can ever offer; the most on one of "
-        f"its {len(nodes)} node{'s' * (len(nodes) != 1)} is {offered}; ask for less or start a larger node first"
-    )
-
-
-def _put(make_evaluator: EvaluatorFactory) -> Any:
-    """The factory in the object store."""
-    try:
-        with _tensors_as_arrays():
-            return ray.put(make_evaluator)
-    except RayError as error:
-        raise RunError(f"executor: no room for the data in Ray's object store: {one_line(error)}") from error
-    except Exception as error:  # whatever pickling runs into
-        raise InputError(f"executor: the evaluator's factory cannot be sent to workers: {one_line(error)}") from error
-
-
-@contextmanager
-def _tensors_as_arrays() -> Iterator[None]:
-    """Pickle dense CPU tensors as numpy arrays, which Ray's workers map instead of copying."""
-    register_serializer(torch.Tensor, serializer=_to_array, deserializer=_from_array)
-    try:
-        yield
-    finally:
-        deregister_serializer(torch.Tensor)
-
-
-def _to_array(tensor: torch.Tensor) -> tuple[np.ndarray, torch.dtype, list[int], list[int]]:
-    """Its bytes in storage order (numpy would make channels_last contiguous), its type, that order and its sizes."""
-    strides = tensor.stride()
-    order = sorted(range(tensor.dim()), key=lambda d: (-strides[d], d))
-    stored = tensor.detach().cpu().permute(order).contiguous()
-    return stored.flatten().view(torch.uint8).numpy(), stored.dtype, order, list(stored.shape)
-
-
-def _from_array(value: tuple[np.ndarray, torch.dtype, list[int], list[int]]) -> torch.Tensor:
-    """A tensor over the array's memory, which is shared and must not be written to."""
-    array, dtype, order, shape = value
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # that it is read-only
-        stored = torch.from_numpy(array).view(dtype).view(shape)
-    return stored.permute(np.argsort(order).tolist())

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,25 +14,73 @@ from synthetic import Hills, MakeHills, chain, single_steps
 
 from autoprune import plugins
 from autoprune.errors import InputError, RunError
-from autoprune.evaluation import Ask
+from autoprune.evaluation import Ask, Evaluation
 from autoprune.policy import Policy
-from autoprune.protocols import EvaluatorFactory, Executor
+from autoprune.protocols import Evaluator, EvaluatorFactory, Executor
 
 STRUCTURE = chain()
 ASKS = [Ask(p, "refit") for p in single_steps(STRUCTURE, Policy.of({g.name: g.grid[0] for g in STRUCTURE.groups}))]
-Build = Callable[[EvaluatorFactory], Executor]
+Build = Callable[..., Executor]
+WITH_WORKERS = [name for name in plugins.names("executors") if name != "inline"]
 
 
 @pytest.fixture(params=plugins.names("executors"))
 def build(request: pytest.FixtureRequest) -> Iterator[Build]:
+    yield from builder(request)
+
+
+@pytest.fixture(params=WITH_WORKERS)
+def build_workers(request: pytest.FixtureRequest) -> Iterator[Build]:
+    """Executors that evaluate in other processes."""
+    yield from builder(request)
+
+
+def builder(request: pytest.FixtureRequest) -> Iterator[Build]:
+    if request.param == "ray":
+        request.getfixturevalue("ray_here")
     with contextlib.ExitStack() as stack:
 
-        def make(factory: EvaluatorFactory) -> Executor:
-            executor: Executor = plugins.load("executors", request.param)(factory)
+        def make(factory: EvaluatorFactory, **settings: object) -> Executor:
+            if request.param == "ray":
+                settings.setdefault("workers", 1)  # an actor takes seconds to start
+            executor: Executor = plugins.load("executors", request.param)(factory, **settings)
             stack.callback(executor.close)
             return executor
 
         yield make
+
+
+class Crash:
+    """Loses its worker the first `times` times, counted in a folder: it is killed, hangs or raises."""
+
+    def __init__(self, folder: Path, times: int, how: str = "die") -> None:
+        self.folder, self.times, self.how = folder, times, how
+
+    def __call__(self) -> Evaluator:
+        return self.evaluate
+
+    def evaluate(self, ask: Ask) -> Evaluation:
+        tries = len(list(self.folder.iterdir()))
+        (self.folder / str(tries)).touch()
+        if tries < self.times:
+            {"die": kill, "hang": hang, "raise": fail}[self.how]()
+        return Hills(STRUCTURE)(ask)
+
+
+def kill() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def hang() -> None:
+    time.sleep(60)
+
+
+def fail() -> None:
+    raise OSError("the disk hiccups")
+
+
+def die() -> Evaluator:
+    os._exit(3)
 
 
 def broken() -> Hills:
@@ -85,6 +136,65 @@ def test_a_factory_that_fails_is_an_error_here(
         executor = build(factory)
         executor.submit(0, ASKS[0])
         executor.next_done()
+
+
+def answer(executor: Executor) -> Evaluation:
+    executor.submit(0, ASKS[0])
+    done = executor.next_done()
+    assert done is not None
+    return done[1]
+
+
+def test_an_ask_over_which_the_evaluator_raised_is_tried_again(build: Build, tmp_path: Path) -> None:
+    executor = build(Crash(tmp_path, times=2, how="raise"), retries=2)
+    assert answer(executor) == Hills(STRUCTURE)(ASKS[0])
+    assert (len(list(tmp_path.iterdir())), executor.retried) == (3, 2)
+
+
+def test_an_evaluator_that_raises_every_time_fails_with_its_reason(build: Build, tmp_path: Path) -> None:
+    executor = build(Crash(tmp_path, times=2, how="raise"), retries=1)
+    assert answer(executor).error == "OSError: the disk hiccups"
+    assert answer(executor).ok
+
+
+def test_an_ask_whose_worker_died_is_tried_again(build_workers: Build, tmp_path: Path) -> None:
+    executor = build_workers(Crash(tmp_path, times=2), workers=1, retries=2)
+    assert answer(executor) == Hills(STRUCTURE)(ASKS[0])
+    assert (len(list(tmp_path.iterdir())), executor.retried) == (3, 2)
+
+
+def test_an_ask_that_kills_every_worker_fails_and_the_next_one_is_served(build_workers: Build, tmp_path: Path) -> None:
+    executor = build_workers(Crash(tmp_path, times=2), workers=1, retries=1)
+    error = answer(executor).error
+    assert error is not None
+    assert error.startswith("the worker died (")
+    assert error.endswith(", 2 times")
+    assert answer(executor).ok
+
+
+def test_a_hung_worker_is_replaced_after_the_timeout(build_workers: Build, tmp_path: Path) -> None:
+    executor = build_workers(Crash(tmp_path, times=1, how="hang"), workers=1, timeout_s=0.5, retries=0)
+    assert answer(executor).error == "no answer within 0.5 s"
+    assert answer(executor).ok
+
+
+def test_workers_that_never_get_ready_are_a_run_error(build_workers: Build) -> None:
+    with pytest.raises(RunError, match="die before they are ready"):
+        answer(build_workers(die, workers=1, retries=1))
+
+
+def test_workers_tell_how_they_are_doing(build: Build) -> None:
+    executor = build(MakeHills(STRUCTURE, seconds=0.01))
+    for index, ask in enumerate(ASKS):
+        executor.submit(index, ask)
+    for _ in ASKS:
+        executor.next_done()
+    states = executor.workers()
+    assert len(states) == executor.slots
+    assert len({w.name for w in states}) == len(states)
+    assert sum(w.done for w in states) == len(ASKS)
+    assert sum(w.busy_s for w in states) >= 0.01 * len(ASKS)
+    assert executor.retried == 0
 
 
 def test_asks_can_be_submitted_after_a_pause(build: Build) -> None:

@@ -1,0 +1,128 @@
+"""Joining a Ray cluster, room for workers on it, and data in its object store that workers map instead of copying."""
+
+from __future__ import annotations
+
+import os
+import socket
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import ray
+from ray.exceptions import RayError
+from ray.util.serialization import deregister_serializer, register_serializer
+
+from autoprune.errors import InputError, RunError, one_line
+from autoprune.protocols import EvaluatorFactory
+
+if TYPE_CHECKING:
+    import torch
+
+CONNECT_S = 5.0
+
+
+def connect(address: str, runtime_env: Mapping[str, Any] | None) -> None:
+    """Join the cluster at `address`; Ray's own waiting for one that is not there takes minutes."""
+    if address.startswith("ray://"):
+        raise InputError(
+            f"executor.address: {address} is for Ray Client, which cannot share data with workers; submit the search "
+            f"with `ray job submit -- autoprune search JOB.yaml --ray auto`, or name the head's own host:port"
+        )
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "error", "configure_logging": True}
+    if address == "local":
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        options["include_dashboard"] = False
+    elif address != "auto":
+        _check_listening(address)
+    if runtime_env:
+        options["runtime_env"] = dict(runtime_env)
+    try:
+        ray.init(address, **options)
+    except (RuntimeError, ValueError, TypeError, OSError, RayError) as error:
+        raise InputError(
+            f"executor: cannot join a Ray cluster at {address!r}: {one_line(error)}; start one with `ray start "
+            f"--head`, name its host:port, or use --ray local for this machine alone"
+        ) from error
+
+
+def _check_listening(address: str) -> None:
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        raise InputError(f"executor.address must be auto, local or host:port, not {address!r}")
+    try:
+        socket.create_connection((host, int(port)), timeout=CONNECT_S).close()
+    except OSError as error:
+        raise InputError(
+            f"executor: no Ray cluster answers at {address} ({error.strerror or error}); start one with `ray start "
+            f"--head`, see its address with `ray status`, or use --ray auto on a machine of the cluster"
+        ) from None
+
+
+def demand(resources: Mapping[str, float] | None) -> dict[str, Any]:
+    """Ray's options for what a worker takes: one core unless the job says otherwise."""
+    custom = {"cpu": 1.0, **(resources or {})}
+    return {"num_cpus": custom.pop("cpu"), "num_gpus": custom.pop("gpu", 0.0), "resources": custom or None}
+
+
+def check_room(resources: Mapping[str, float] | None) -> None:
+    """InputError unless one node, or one that the cluster's autoscaler may add, could hold a worker."""
+    wanted = {{"cpu": "CPU", "gpu": "GPU"}.get(n, n): v for n, v in {"cpu": 1.0, **(resources or {})}.items()}
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if any(all(node.get(name, 0.0) >= value for name, value in wanted.items()) for node in nodes):
+        return
+    growing = ray._private.state.state.get_max_resources_from_cluster_config() or {}
+    if growing and all(growing.get(name, 0.0) >= value for name, value in wanted.items()):
+        return
+    most = {name: max((node.get(name, 0.0) for node in nodes), default=0.0) for name in wanted}
+    asked = ", ".join(f"{name} {value:g}" for name, value in wanted.items())
+    offered = ", ".join(f"{name} {value:g}" for name, value in most.items())
+    raise InputError(
+        f"executor.resources: a worker takes {asked}, which no node of the cluster can ever offer; the most on one of "
+        f"its {len(nodes)} node{'s' * (len(nodes) != 1)} is {offered}; ask for less or start a larger node first"
+    )
+
+
+def put(make_evaluator: EvaluatorFactory) -> Any:
+    """The factory in the object store."""
+    try:
+        with _tensors_as_arrays():
+            return ray.put(make_evaluator)
+    except RayError as error:
+        raise RunError(f"executor: no room for the data in Ray's object store: {one_line(error)}") from error
+    except Exception as error:  # whatever pickling runs into
+        raise InputError(f"executor: the evaluator's factory cannot be sent to workers: {one_line(error)}") from error
+
+
+@contextmanager
+def _tensors_as_arrays() -> Iterator[None]:
+    """Pickle tensors as numpy arrays, which Ray's workers map instead of copying."""
+    import torch  # here and below: a worker whose evaluator needs no torch starts in a second
+
+    register_serializer(torch.Tensor, serializer=_to_array, deserializer=_from_array)
+    try:
+        yield
+    finally:
+        deregister_serializer(torch.Tensor)
+
+
+def _to_array(tensor: torch.Tensor) -> tuple[np.ndarray, torch.dtype, list[int], list[int]]:
+    """Its bytes in storage order (numpy would make channels_last contiguous), its type, that order and its sizes."""
+    import torch
+
+    strides = tensor.stride()
+    order = sorted(range(tensor.dim()), key=lambda d: (-strides[d], d))
+    stored = tensor.detach().cpu().permute(order).contiguous()
+    return stored.flatten().view(torch.uint8).numpy(), stored.dtype, order, list(stored.shape)
+
+
+def _from_array(value: tuple[np.ndarray, torch.dtype, list[int], list[int]]) -> torch.Tensor:
+    """A tensor over the array's memory, which is shared and must not be written to."""
+    import torch
+
+    array, dtype, order, shape = value
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that it is read-only
+        stored = torch.from_numpy(array).view(dtype).view(shape)
+    return stored.permute(np.argsort(order).tolist())

@@ -1,0 +1,207 @@
+"""The Ray executor on real clusters of several nodes: the same results as local, and deaths of every kind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+import killable_run
+import pytest
+import ray
+import torch
+from conftest import ROOT, autoprune_process
+from ray import cloudpickle
+from ray.cluster_utils import Cluster
+from ray_clusters import SLOT, OnNode, Shared, add_node, node_number, start_cluster, stop_cluster, until
+from small import RandomTask
+from synthetic import MakeHills, chain
+from test_resume import n_lines_of, recorded
+
+import autoprune
+from autoprune.errors import InputError
+from autoprune.evaluation import Ask, Evaluation
+from autoprune.executors.inline import Inline
+from autoprune.executors.ray import Ray
+from autoprune.policy import Policy
+from autoprune.study import JOURNAL
+from tests.families import FAMILIES
+
+STRUCTURE = chain(4)
+ASK = Ask(Policy.dense(STRUCTURE), "refit")
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    """A head and a node of four slots, joined by this process."""
+    cluster, _ = start_cluster(4)
+    ray.init(cluster.address, log_to_driver=False, logging_level="error")
+    yield cluster
+    stop_cluster(cluster)
+
+
+def answers(executor: Ray, n: int) -> list[Evaluation]:
+    found = [executor.next_done(timeout=120) for _ in range(n)]
+    return [f[1] for f in found if f is not None]
+
+
+def plain(evaluations: tuple[Evaluation, ...]) -> list[Evaluation]:
+    """Without the wall time, which no two runs share."""
+    return [replace(e, seconds=0.0) for e in evaluations]
+
+
+@pytest.mark.usefixtures("cluster")
+def test_one_and_four_workers_find_the_same_front_as_no_worker(tmp_path: Path) -> None:
+    make = MakeHills(killable_run.STRUCTURE, fail_share=0.05)
+    fronts = [plain(killable_run.run(tmp_path / "inline", 40, Inline(make)))]
+    for workers in (1, 4):
+        executor = Ray(make, workers, resources=SLOT)
+        fronts.append(plain(killable_run.run(tmp_path / str(workers), 40, executor)))
+    assert fronts[0] == fronts[1] == fronts[2]
+    assert len(fronts[0]) > 1
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_task_lent_from_python_is_searched_on_the_cluster_as_in_this_process(tmp_path: Path) -> None:
+    family = FAMILIES["plain"]
+    task = RandomTask(family.build().eval(), family.shape)
+    job = {
+        "search": {"trials": 6},
+        "evaluator": {"calibration": 64, "validation": 32, "finalists": 1, "finetune_steps": 2, "fitness": "refit"},
+        "executor": {"kind": "ray", "workers": 2, "resources": SLOT},
+    }
+    run = autoprune.search(job, task=task, out=tmp_path / "ray").finish()
+    here = autoprune.search({**job, "executor": {"kind": "inline"}}, task=task, out=tmp_path / "here").finish()
+    assert [(p.policy, p.metrics) for p in run.front] == [(p.policy, p.metrics) for p in here.front]
+    events = [json.loads(line) for line in (tmp_path / "ray" / "log.jsonl").read_text().splitlines()]
+    assert "autoprune-" in next(e for e in events if e["event"] == "workers")["workers"][0]["name"]
+
+
+@pytest.mark.usefixtures("cluster")
+def test_workers_read_tensors_where_the_object_store_holds_them() -> None:
+    x = torch.randn(64, 16, 32, 32)
+    sent = (x, x.contiguous(memory_format=torch.channels_last), x.bfloat16(), torch.arange(100_000), torch.ones(1) > 0)
+    with closing(Ray(Shared(sent), 1, resources=SLOT)) as executor:
+        executor.submit(0, ASK)
+        seen = answers(executor, 1)[0].metrics
+    assert [seen[f"sum{i}"] for i in range(5)] == [float(t.double().sum()) for t in sent]
+    assert [seen[f"stride{i}"] for i in range(3)] == [1024, 1, 1024], "channels_last stays so"
+    assert [seen[f"mapped{i}"] for i in range(4)] == [1.0] * 4
+
+
+def test_an_ask_of_two_hundred_groups_is_small_on_the_wire() -> None:
+    assert len(cloudpickle.dumps(Ask(Policy.dense(chain(200)), "refit"))) < 10_000
+
+
+@pytest.mark.usefixtures("cluster")
+def test_actors_carry_the_names_that_the_progress_view_shows() -> None:
+    with closing(Ray(MakeHills(STRUCTURE), 2, resources=SLOT)) as executor:
+        executor.submit(0, ASK)
+        answers(executor, 1)
+        assert {w.name for w in executor.workers()} <= set(ray.util.list_named_actors())
+        assert any(w.node for w in executor.workers())
+
+
+def test_a_killed_node_costs_no_answer_and_a_new_one_is_used(cluster: Cluster) -> None:
+    doomed = add_node(cluster, 2)
+    with closing(Ray(OnNode(STRUCTURE, seconds=1.0), 6, resources=SLOT)) as executor:
+        until(lambda: executor.next_done(timeout=0.1) or all(w.state != "starting" for w in starting(executor)))
+        for index in range(24):
+            executor.submit(index, ASK)
+        first = answers(executor, 6)
+        assert node_number(doomed) in {e.metrics["node"] for e in first}
+        cluster.remove_node(doomed, allow_graceful=False)
+        rest = answers(executor, 12)
+        assert [e.ok for e in rest] == [True] * 12
+        assert executor.retried > 0
+        joined = add_node(cluster, 2)
+        for index in range(60):
+            executor.submit(index, ASK)
+        until(lambda: node_number(joined) in {e.metrics["node"] for e in answers(executor, 4)}, seconds=70)
+    cluster.remove_node(joined, allow_graceful=True)
+
+
+def starting(executor: Ray) -> tuple[object, ...]:
+    """The workers, after a look at what has come in."""
+    executor.submit(-1, ASK)
+    answers(executor, 1)
+    return executor.workers()
+
+
+def test_a_search_whose_driver_and_then_whose_cluster_was_killed_goes_on_with_another_cluster(tmp_path: Path) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    whole.mkdir()
+    killed.mkdir()
+    expected = killable_run.run(whole, 60, Inline(MakeHills(killable_run.STRUCTURE, fail_share=0.05)))
+    for end, n_lines in (("driver", 25), ("cluster", 45), ("none", 10**6)):
+        cluster, _ = start_cluster(2)
+        try:
+            process = driver(killed, cluster.address)
+            until(lambda p=process, n=n_lines: p.poll() is not None or n_lines_of(killed / JOURNAL) >= n, seconds=120)
+            if end == "driver":
+                process.send_signal(signal.SIGKILL)
+            if end == "cluster":
+                cluster.shutdown()
+            assert (process.wait(timeout=120) == 0) == (end == "none")
+        finally:
+            cluster.shutdown()
+    assert recorded(killed) == recorded(whole)
+    front = killable_run.run(killed, 60, Inline(MakeHills(killable_run.STRUCTURE, log=str(tmp_path / "idle"))))
+    assert plain(front) == plain(expected)
+    assert not (tmp_path / "idle").exists(), "a finished run is replayed without any evaluation"
+
+
+def driver(folder: Path, address: str) -> subprocess.Popen[bytes]:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, killable_run.__file__, str(folder), "60", address, str(folder / "log")]
+    return subprocess.Popen(command, env=environment)
+
+
+@pytest.mark.usefixtures("cluster")
+def test_resources_that_no_node_offers_are_said_at_the_start() -> None:
+    with pytest.raises(InputError, match=r"a worker takes CPU 1, GPU 3, which no node .* CPU 4, GPU 0; ask for less"):
+        Ray.check(resources={"gpu": 3})
+
+
+@pytest.mark.usefixtures("cluster")
+def test_code_that_workers_cannot_import_is_the_first_workers_error_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "only_here.py").write_text(
+        "from synthetic import Hills, chain\ndef make():\n    return Hills(chain(4))\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    import only_here
+
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if p != str(tmp_path)])
+    with closing(Ray(only_here.make, 1, resources=SLOT)) as executor:
+        executor.submit(0, ASK)
+        with pytest.raises(InputError, match=r"a worker cannot import .*No module named 'only_here'.*runtime_env"):
+            executor.next_done()
+
+
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("127.0.0.1:1", "no Ray cluster answers at 127.0.0.1:1"),
+        ("ray://127.0.0.1:10001", "ray job submit"),
+        ("head", "must be auto, local or host:port"),
+    ],
+)
+def test_no_cluster_at_the_address_is_one_line_within_seconds(tmp_path: Path, address: str, said: str) -> None:
+    started = time.monotonic()
+    job = str(ROOT / "search_spaces" / "digits.yaml")
+    process = autoprune_process("search", job, "--ray", address, cwd=tmp_path)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert said in errors
+    assert len(errors.strip().splitlines()) == 1
+    assert time.monotonic() - started < 20
+    assert not (tmp_path / "runs").exists()
