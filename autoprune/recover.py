@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from autoprune.calibration import size, take
+from autoprune.gradients import SoundGradients
 from autoprune.losses import Fidelity
 from autoprune.precision import Precision, computing
 from autoprune.protocols import Batch
@@ -76,7 +77,7 @@ def _backward(model: nn.Module, lesson: Lesson, index: Tensor, at_once: int) -> 
     """Gradients of the samples at `index`; returns their loss."""
     total = 0.0
     for part in index.to(lesson.teacher.device).split(at_once):
-        with Folded(model, lesson.sites):
+        with SoundGradients(), Folded(model, lesson.sites):
             outputs = lesson.outputs(model, take(lesson.samples, part))
         loss = lesson.fidelity(outputs, lesson.teacher[part]).mean() * (len(part) / len(index))
         loss.backward()

@@ -32,7 +32,7 @@ from autoprune.structure import Structure
 from autoprune.study import Record, search_loop
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-from synthetic import Asks, Hills, MakeHills, chain, make_problem  # noqa: E402
+from synthetic import Asks, Hills, MakeHills, chain, make_problem
 
 WORKERS = 2
 
@@ -112,7 +112,9 @@ def tune_trials(seconds: float, n: int) -> float:
             pass
 
     with ray_here(), tempfile.TemporaryDirectory() as folder:
-        config = tune.TuneConfig(num_samples=n, max_concurrent_trials=WORKERS, reuse_actors=True, metric="loss", mode="min")
+        config = tune.TuneConfig(
+            num_samples=n, max_concurrent_trials=WORKERS, reuse_actors=True, metric="loss", mode="min"
+        )
         run = tune.RunConfig(storage_path=folder, verbose=0)
         space = {"width": tune.randint(0, 100)}
         results = tune.Tuner(Sleep, param_space=space, tune_config=config, run_config=run).fit()

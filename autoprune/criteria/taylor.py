@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from autoprune.criteria._atoms import atom_sums, produced_weights
 from autoprune.errors import InputError
+from autoprune.gradients import SoundGradients
 from autoprune.protocols import Task
 from autoprune.structure import Group
 
@@ -22,7 +23,7 @@ class Taylor:
         scores = {g.name: torch.zeros(g.width, dtype=torch.float64) for g in groups}
         batches = list(task.split("calibration"))
         for batch in batches:
-            with torch.enable_grad():
+            with torch.enable_grad(), SoundGradients():
                 work.zero_grad(set_to_none=True)
                 loss = task.loss(work, batch)
                 if not bool(torch.isfinite(loss)):

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from autoprune.errors import InputError
 from autoprune.files import whole
+from autoprune.gradients import SoundGradients
 from autoprune.protocols import Batch, Direction
 from autoprune.tasks._arrays import Batches, accuracy, cut, pick
 from autoprune.tasks._cifar_resnet import CifarResNet
@@ -109,7 +110,8 @@ def _train(batches: Batches) -> CifarResNet:
             pictures = inputs[rows]
             if step < AUGMENTED * steps:  # then clean ones: turned pictures are blurred, and batch norm would keep that
                 pictures = _augment(pictures, generator)
-            loss = F.cross_entropy(model(pictures), targets[rows], label_smoothing=0.05)
+            with SoundGradients():
+                loss = F.cross_entropy(model(pictures), targets[rows], label_smoothing=0.05)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
