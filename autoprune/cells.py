@@ -96,7 +96,7 @@ class Cell:
 
 def cell_key(setting: Setting) -> str:
     """What a cell's figures depend on: its job (not where it runs), the structure, the weights and the data."""
-    plain = {name: part for name, part in setting.job.plain().items() if name != "executor"}
+    plain = {name: part for name, part in setting.job.plain().items() if name not in ("executor", "sync_to")}
     text = json.dumps([plain, setting.identity], sort_keys=True)
     return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,3 +24,14 @@ def write_whole(path: Path, text: str) -> None:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
+
+
+def whole_lines(content: bytes) -> bytes:
+    """A file of JSON lines that is being written, or was when the machine stopped, up to its last good line."""
+    end = content.rfind(b"\n") + 1
+    start = content.rfind(b"\n", 0, max(end - 1, 0)) + 1
+    try:
+        json.loads(content[start:end] or b"{}")
+    except ValueError:
+        end = start
+    return content[:end]

@@ -27,7 +27,9 @@ class SoundGradients(TorchFunctionMode):
         call = parse_call(func, args, kwargs or {})
         if call is None or not _at_risk(call):
             return func(*args, **(kwargs or {}))
-        taken = call.x[(..., *(slice(None, None, s) for s in call.stride))]
+        taken: Any = call.x
+        for dim, step in enumerate(call.stride, start=call.x.dim() - len(call.stride)):
+            taken = taken[(slice(None),) * dim + (slice(None, None, step),)]
         return func(taken, call.weight, call.bias, groups=call.groups)
 
 

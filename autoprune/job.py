@@ -72,6 +72,8 @@ class Job(Part):
                 f"the budget's cost {budget.cost!r} must be one of objectives.costs {self.objectives.costs}"
             )
         outside = [at for at in budget.at if not budget.low <= at <= budget.high]
+        if self.sync_to is not None and not self.sync_to.strip():
+            raise ValueError("sync_to is empty; give a folder or a URL such as s3://bucket/run, or leave it out")
         if outside:
             raise ValueError(f"budget.at {outside} lies outside the range [{budget.low}, {budget.high}] of the front")
         return self
@@ -128,6 +130,8 @@ class Job(Part):
         if self.search.warm_start is not None:
             data["search"]["warm_start"] = _absolute(self._base, self.search.warm_start)
         data["executor"].update(self.executor_options)
+        if self.sync_to is not None:
+            data["sync_to"] = self.sync_url
         return data
 
     @property
@@ -146,6 +150,12 @@ class Job(Part):
         """The policy file whose points seed the search."""
         given = self.search.warm_start
         return None if given is None else Path(os.path.normpath(self._base / given))
+
+    @property
+    def sync_url(self) -> str | None:
+        """Where the run folder is mirrored to: a URL as it is, a path absolute."""
+        given = self.sync_to
+        return given if given is None or "://" in given else str(_absolute(self._base, os.path.expanduser(given)))
 
     def dump(self) -> str:
         """The resolved job as YAML; `Job.loads(job.dump())` is the same job."""

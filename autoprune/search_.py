@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from autoprune.files import write_whole
 from autoprune.front import Front
 from autoprune.job import Job, changed_keys
 from autoprune.ledger import Ledger, Plateau
+from autoprune.mirror import Mirror
 from autoprune.opening import CONTROL_ARMS, calibrated, control_policies, seed_asks, tabled
 from autoprune.policy import Policy
 from autoprune.policy_file import save_csv, save_front
@@ -70,6 +72,9 @@ class Run:
         check_executor(job)
         make_folder(folder)
         self.path, self.stage, self.note, self._alone = folder, "prepare", "", alone
+        self._mirror = None if alone or job.sync_url is None else Mirror(folder, job.sync_url, RUN_FILES)
+        if self._mirror is not None and not fresh:
+            _go_on_from(self._mirror, job)
         self._setting: Setting = prepare(job, folder, task, shared)
         self._fail_early()
         self.done, self._plan = 0.0, dict[str, float]()
@@ -77,18 +82,26 @@ class Run:
         with locked(folder):
             if fresh:  # not before the new job has proved good
                 _forget(folder, self._setting.database_path)
+                self._mirror.forget() if self._mirror is not None else None
             write_whole(folder / "job.yaml", job.dump())
         self._result: tuple[Front, tuple[Mapping[str, Any], ...]] | None = None
 
     def __iter__(self) -> Iterator[Evaluation]:
         """Evaluations as they are told: table, cascade, control arms, search, finalists."""
         s, self.done, self._plan = self._setting, 0.0, self._planned()
-        with Record(self.path, s.structure, s.problem.objectives, s.tier, s.identity) as record:
+        with (
+            Record(self.path, s.structure, s.problem.objectives, s.tier, s.identity) as record,
+            self._mirror or nullcontext(),
+        ):
             write_event(self.path, "start", {"groups": len(s.structure), "trials": s.job.search.trials})
             self._executor = executor = s.executor()
             try:
+                said = self.note
                 for evaluation in self._stages(record, executor):
                     self.done += self._setting.price(evaluation.ask)
+                    if self.note == said:  # a new note is shown before the mirror speaks
+                        self._hear()
+                    said = self.note
                     yield evaluation
             finally:
                 write_event(
@@ -96,6 +109,7 @@ class Run:
                 )
                 executor.close()
                 self._executor = None
+        self._hear()
 
     def finish(self) -> Run:
         """Drive the run to its end."""
@@ -143,6 +157,10 @@ class Run:
             self.finish()
         assert self._result is not None
         return self._result
+
+    def _hear(self) -> None:
+        """Pass on what the mirror has to say."""
+        self.note = (self._mirror.news() if self._mirror is not None else "") or self.note
 
     def _fail_early(self) -> None:
         """What would only be found wrong after minutes of work."""
@@ -264,15 +282,26 @@ def _as_job(job: Job | str | Path | Mapping[str, Any], task: Task | None) -> Job
 
 def _check_same_job(job: Job, folder: Path) -> None:
     """What may change between calls: trials upwards, the executor; InputError names the rest."""
-    if not (folder / "job.yaml").exists():
-        return
-    before = Job.load(folder / "job.yaml")
+    if (folder / "job.yaml").exists():
+        _check_resumes(job, Job.load(folder / "job.yaml"), folder)
+
+
+def _check_resumes(job: Job, before: Job, where: object) -> None:
     keys = changed_keys(before, job)
     if keys:
         raise InputError(
-            f"{folder} holds a run of another job: {', '.join(keys)} differ; trials may grow and executor.* may "
+            f"{where} holds a run of another job: {', '.join(keys)} differ; trials may grow and executor.* may "
             f"change, for anything else choose another --out or start anew with --fresh"
         )
+
+
+def _go_on_from(mirror: Mirror, job: Job) -> None:
+    """Bring the run here where the mirror is ahead, unless it is another job's."""
+    before = mirror.job()
+    if before is not None:
+        _check_resumes(job, Job.loads(before, source=f"{mirror.url}/job.yaml"), mirror.url)
+    with locked(mirror.folder):
+        mirror.fetch()
 
 
 def _forget(folder: Path, database: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import logging
 import os
 import platform
@@ -25,6 +24,7 @@ from optuna.trial import TrialState
 
 from autoprune.errors import InputError, RunError
 from autoprune.evaluation import Ask, Evaluation, Tier
+from autoprune.files import whole_lines
 from autoprune.ledger import Ledger
 from autoprune.policy import Policy
 from autoprune.protocols import Executor, Sampler
@@ -312,14 +312,7 @@ def _mend(journal: Path) -> None:
     if not journal.exists():
         return
     with journal.open("rb+") as file:
-        content = file.read()
-        end = content.rfind(b"\n") + 1
-        start = content.rfind(b"\n", 0, max(end - 1, 0)) + 1
-        try:
-            json.loads(content[start:end] or b"{}")
-        except ValueError:
-            end = start
-        file.truncate(end)
+        file.truncate(len(whole_lines(file.read())))
 
 
 def _open_study(journal: Path, names: tuple[str, ...], identity: Mapping[str, str]) -> optuna.Study:

@@ -55,6 +55,7 @@ def _follow_live(run: _Run, console: Console) -> None:
             bar.update(task, description=run.stage, total=run.total, completed=run.done, count=count)
             live.update(Group(bar, _workers_table(run), view.table()))
             note = _say_note(run, note, live.console)
+    _say_note(run, note, console)  # what the end had to say
 
 
 def _follow_plain(run: _Run, console: Console) -> None:
@@ -70,6 +71,7 @@ def _follow_plain(run: _Run, console: Console) -> None:
             said_of = f"{seen} evaluations, {rate:.1f}/s, {share:.0%}, about {left:.0f} s left{_workers_line(run)}"
             console.print(f"{run.stage}: {said_of}", highlight=False)
             stage, said = run.stage, now
+    _say_note(run, note, console)
 
 
 def _workers(run: _Run) -> Sequence[WorkerState]:

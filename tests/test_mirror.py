@@ -1,0 +1,518 @@
+"""The run folder's mirror: another machine goes on from it, it is never torn, and its failures never end a search."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import killable_mirror
+import pytest
+from conftest import ROOT, autoprune_process
+
+from autoprune import mirror
+from autoprune.cli import run as command_line
+from autoprune.compare_ import Comparison
+from autoprune.errors import InputError
+from autoprune.evaluate import TieredEvaluator
+from autoprune.evaluation import Ask, Evaluation
+from autoprune.front import Front
+from autoprune.job import Job
+from autoprune.mirror import Mirror
+from autoprune.search_ import RUN_FILES, Run, search
+from autoprune.study import JOURNAL
+from tests.killable_compare import tiny_job
+
+TRIALS = {"trials": 16}
+BUCKET = "pruning"
+
+
+def figures(front: Front) -> list[tuple[Any, ...]]:
+    """What must not depend on where a run ran."""
+    return [(p.id, p.policy, dict(p.costs), {k: dict(v) for k, v in p.metrics.items()}, p.trial) for p in front]
+
+
+def trials(run: Run) -> list[tuple[str, int]]:
+    return [(t.user_attrs["stage"], t.user_attrs["ask"]) for t in run.study.get_trials()]
+
+
+def line(i: int, machine: str = "a") -> bytes:
+    return json.dumps({"trial": i, "machine": machine}).encode() + b"\n"
+
+
+def events(folder: Path) -> list[str]:
+    """What log.jsonl says of the mirror."""
+    log = [json.loads(text) for text in (folder / "log.jsonl").read_text().splitlines()]
+    return [e["what"] for e in log if e["event"] == "mirror"]
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 20.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it never came true"
+        time.sleep(0.01)
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """The same search without a mirror."""
+    return search(tiny_job(search=TRIALS), out=tmp_path_factory.mktemp("plain")).finish()
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[Ask]:
+    """Every ask that is really evaluated in this process."""
+    seen: list[Ask] = []
+    evaluate = TieredEvaluator.__call__
+
+    def noted(self: TieredEvaluator, ask: Ask) -> Evaluation:
+        seen.append(ask)
+        return evaluate(self, ask)
+
+    monkeypatch.setattr(TieredEvaluator, "__call__", noted)
+    return seen
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A run folder with a journal of three trials and a database."""
+    place = tmp_path / "run"
+    (place / "database").mkdir(parents=True)
+    (place / "database" / "0123456789abcdef.safetensors").write_bytes(b"levels")
+    (place / "job.yaml").write_text("version: 1\n")
+    (place / JOURNAL).write_bytes(line(0) + line(1) + line(2))
+    (place / "policy.json").write_text("{}")
+    return place
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    """The address of an S3-compatible server in this process."""
+    pytest.importorskip("s3fs", reason="s3fs is not installed: pip install 'autoprune[s3]'")
+    moto = pytest.importorskip("moto.server", reason="moto is not installed: pip install 'autoprune[dev]'")
+    started = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    started.start()
+    host, port = started.get_host_and_port()
+    yield f"http://{host}:{port}"
+    started.stop()
+
+
+@pytest.fixture
+def s3(server: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    """A boto3 client; the environment leads s3fs to the server, which has one bucket."""
+    import boto3
+
+    at_server(monkeypatch, server, tmp_path)
+    client = boto3.client("s3")
+    client.create_bucket(Bucket=BUCKET)
+    return client
+
+
+def at_server(monkeypatch: pytest.MonkeyPatch, address: str, tmp_path: Path) -> None:
+    """Fake credentials, and nothing of this machine's own."""
+    for name in [n for n in os.environ if n.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    settings = {"ACCESS_KEY_ID": "AKIDFAKE", "SECRET_ACCESS_KEY": "s3cr3t-fake", "DEFAULT_REGION": "us-east-1"}
+    for name, value in {**settings, "ENDPOINT_URL": address, "EC2_METADATA_DISABLED": "true"}.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    for name in ("CONFIG_FILE", "SHARED_CREDENTIALS_FILE"):
+        monkeypatch.setenv(f"AWS_{name}", str(tmp_path / "none"))
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+
+
+@pytest.fixture(params=["path", "file", "memory", "s3"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty place of each kind."""
+    if request.param == "s3":
+        request.getfixturevalue("s3")
+        return f"s3://{BUCKET}/{tmp_path.name}/run"
+    at = tmp_path / "shared disk" / "run"
+    return {"path": str(at), "file": f"file://{at}", "memory": f"memory://{tmp_path.name}/run"}[request.param]
+
+
+@pytest.mark.parametrize("url", ["path", "memory", "s3"], indirect=True)
+def test_a_run_lost_with_its_machine_goes_on_from_the_mirror(
+    url: str, plain: Run, asked: list[Ask], tmp_path: Path
+) -> None:
+    job = tiny_job(search=TRIALS, sync_to=url)
+    first = iter(search(job, out=tmp_path / "first"))
+    for _ in range(15):
+        next(first)
+    first.close()  # type: ignore[attr-defined]  # interrupted; its folder is never looked at again
+    evaluated = set(asked)
+    asked.clear()
+    second = search(job, out=tmp_path / "second").finish()
+    assert "goes on from its mirror" in second.note
+    assert figures(second.front) == figures(plain.front)
+    assert trials(second) == trials(Run(tiny_job(search=TRIALS), plain.path, None))
+    assert len(evaluated) >= 10
+    assert not evaluated & set(asked), "what the mirror held is not evaluated again"
+    asked.clear()
+    third = search(job, out=tmp_path / "third")
+    assert figures(third.front) == figures(plain.front)
+    assert asked == []
+    assert events(third.path) == ["fetched", "fetched"]
+
+
+@pytest.mark.parametrize("url", ["path"], indirect=True)
+def test_the_mirror_of_a_finished_run_holds_its_files_and_no_others(url: str, tmp_path: Path) -> None:
+    run = search(tiny_job(sync_to=url), out=tmp_path / "run").finish()
+    (run.path / "mine.json").write_text("{}")
+    (run.path / "database" / "levels.safetensors.77.part").write_bytes(b"half")
+    with Mirror(run.path, url, RUN_FILES):
+        pass
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    (copy / "database").mkdir()
+    held = Mirror(copy, url, RUN_FILES)
+    held.fetch()
+    names = {*RUN_FILES, *(f"database/{p.name}" for p in (run.path / "database").glob("*.safetensors"))}
+    names -= {"job.yaml", "proxy.json"}
+    assert {p.relative_to(copy).as_posix() for p in copy.rglob("*") if p.is_file()} == names
+    for name in names - {"log.jsonl"}:
+        assert (copy / name).read_bytes() == (run.path / name).read_bytes()
+    assert held.job() == (run.path / "job.yaml").read_text()
+
+
+def test_a_run_killed_in_the_middle_loses_only_what_came_after_the_last_mirror(plain: Run, tmp_path: Path) -> None:
+    shared, lost = tmp_path / "shared", tmp_path / "lost"
+    kept = shared / JOURNAL
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, killable_mirror.__file__, str(lost), str(shared), str(TRIALS["trials"])]
+    process = subprocess.Popen(command, env=environment)
+    sizes: list[int] = []
+    while process.poll() is None:
+        content = kept.read_bytes() if kept.exists() else b""
+        assert content == b"" or content.endswith(b"\n"), "no reader ever sees a torn line"
+        sizes += [] if sizes and sizes[-1] == len(content) else [len(content)]
+        if content.count(b'"search"') >= 3:
+            process.send_signal(signal.SIGKILL)
+        time.sleep(0.002)
+    assert process.returncode == -signal.SIGKILL
+    assert len(sizes) >= 2
+    content, whole = kept.read_bytes(), (lost / JOURNAL).read_bytes()
+    assert whole.startswith(content)
+    behind = [json.loads(text) for text in whole[len(content) :].splitlines() if text.endswith(b"}")]
+    times = [datetime.fromisoformat(e["datetime_start"]).timestamp() for e in behind if "datetime_start" in e]
+    assert all(at > kept.stat().st_mtime - 0.5 for at in times), "what was lost is younger than the last mirror"
+    job = tiny_job(search=TRIALS, sync_to=str(shared))
+    again = search(job, out=tmp_path / "new machine")
+    assert figures(again.front) == figures(plain.front)
+    assert (again.path / JOURNAL).read_bytes().startswith(content)
+    search(tiny_job(search=TRIALS), out=lost).finish()  # the machine was not lost after all, and went on for itself
+    with pytest.raises(
+        InputError, match=r"lost and its mirror .*shared have gone separate ways.*--out.*sync_to.*--fresh"
+    ):
+        search(job, out=lost)
+
+
+def test_an_interrupted_command_mirrors_all_that_it_has(tmp_path: Path) -> None:
+    shared, run = tmp_path / "shared", tmp_path / "run"
+    job = tmp_path / "job.yaml"
+    job.write_text(tiny_job(search={"trials": 5000}, sync_to=str(shared)).dump())
+    process = autoprune_process("search", str(job), "--out", str(run), cwd=ROOT)
+    wait_for(lambda: (run / JOURNAL).exists() and (run / JOURNAL).read_bytes().count(b'"search"') > 12, 60)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert (shared / JOURNAL).read_bytes() == (run / JOURNAL).read_bytes()
+
+
+def test_a_journal_that_is_being_written_is_mirrored_up_to_its_last_line(folder: Path, url: str) -> None:
+    journal = folder / JOURNAL
+    reader = Mirror(folder, url, RUN_FILES)._store
+    done = threading.Event()
+
+    def write() -> None:
+        with journal.open("ab", buffering=0) as file:
+            for i in range(3, 200):
+                text = line(i)
+                file.write(text[:9])
+                time.sleep(0.001)
+                file.write(text[9:])
+        done.set()
+
+    writer = threading.Thread(target=write)
+    with Mirror(folder, url, RUN_FILES, every_s=0.005):
+        writer.start()
+        seen: set[int] = set()
+        while not done.is_set():
+            content = reader.read(JOURNAL) or b""
+            seen.add(len(content))
+            assert all(json.loads(text) for text in content.splitlines())
+            assert content == b"" or content.endswith(b"\n")
+        writer.join()
+    assert len(seen) >= 3
+    assert reader.read(JOURNAL) == journal.read_bytes()
+
+
+def test_only_what_changed_is_sent_and_in_an_order_that_can_be_resumed(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[str] = []
+    put = mirror._Store.put
+
+    def noted(self: mirror._Store, name: str, content: bytes | Path) -> None:
+        sent.append(name)
+        put(self, name, content)
+
+    monkeypatch.setattr(mirror._Store, "put", noted)
+    with Mirror(folder, str(tmp_path / "shared"), RUN_FILES, every_s=0.01):
+        wait_for(lambda: "policy.json" in sent)
+        time.sleep(0.1)
+        first = list(sent)
+        (folder / "policy.json").write_text('{"points": []}')
+    assert first == [mirror.PROBE, "database/0123456789abcdef.safetensors", "job.yaml", JOURNAL, "policy.json"]
+    assert sent[len(first) :] == ["policy.json"]
+    sent.clear()
+    again = Mirror(folder, str(tmp_path / "shared"), RUN_FILES)
+    again.fetch()
+    with again:
+        pass
+    assert "database/0123456789abcdef.safetensors" not in sent, "a level database that is there is not sent again"
+
+
+@pytest.mark.parametrize(("here", "there", "after"), [(1, 3, 3), (3, 1, 3), (2, 2, 2), (0, 2, 2), (2, 0, 2)])
+def test_of_two_journals_the_longer_wins(folder: Path, url: str, here: int, there: int, after: int) -> None:
+    journal = folder / JOURNAL
+    journal.write_bytes(b"".join(line(i) for i in range(there)))
+    with Mirror(folder, url, RUN_FILES):
+        pass
+    journal.write_bytes(b"".join(line(i) for i in range(here)) + b'{"torn')
+    (folder / "policy.json").write_text('{"here": 1}')
+    resumed = Mirror(folder, url, RUN_FILES)
+    resumed.fetch()
+    assert journal.read_bytes().removesuffix(b'{"torn') == b"".join(line(i) for i in range(after))
+    assert (folder / "policy.json").read_text() == ("{}" if there > here else '{"here": 1}')
+    with resumed:
+        pass
+    assert resumed._store.read(JOURNAL) == b"".join(line(i) for i in range(after))
+
+
+def test_journals_that_have_gone_separate_ways_are_refused_and_left_alone(folder: Path, url: str) -> None:
+    with Mirror(folder, url, RUN_FILES) as kept:
+        pass
+    ours = line(0) + line(1) + line(2, "b") + line(3, "b")
+    (folder / JOURNAL).write_bytes(ours)
+    with pytest.raises(InputError, match=r"have gone separate ways.*another --out .*another sync_to .*--fresh"):
+        Mirror(folder, url, RUN_FILES).fetch()
+    assert (folder / JOURNAL).read_bytes() == ours
+    assert kept._store.read(JOURNAL) == line(0) + line(1) + line(2)
+
+
+def test_the_trials_of_another_run_are_never_written_over(folder: Path, tmp_path: Path) -> None:
+    url = str(tmp_path / "shared")
+    with Mirror(folder, url, RUN_FILES, every_s=0.01) as ours:
+        kept = tmp_path / "shared" / JOURNAL
+        wait_for(kept.exists)
+        theirs = kept.read_bytes() + line(3, "b")
+        kept.write_bytes(theirs)
+        with (folder / JOURNAL).open("ab") as file:
+            file.write(line(3, "a"))
+        wait_for(lambda: bool(ours.behind))
+    assert kept.read_bytes() == theirs
+    assert "another run writes there too" in ours.news()
+
+
+def test_a_mirror_of_another_job_is_refused_and_nothing_of_it_is_brought_here(tmp_path: Path) -> None:
+    url = str(tmp_path / "shared")
+    search(tiny_job(sync_to=url), out=tmp_path / "one").finish()
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "shared").rglob("*") if p.is_file()}
+    other = tiny_job(sync_to=url, search={"seed": 5})
+    with pytest.raises(InputError, match=r"shared holds a run of another job: search\.seed differ"):
+        search(other, out=tmp_path / "two")
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "shared").rglob("*") if p.is_file()} == before
+    assert list((tmp_path / "two").iterdir()) == []
+    (tmp_path / "two" / "job.yaml").write_text(tiny_job(search={"seed": 5}).dump())  # as a run without mirror leaves it
+    with pytest.raises(InputError, match=r"search\.seed differ"):
+        search(other, out=tmp_path / "two")
+
+
+@pytest.mark.parametrize("url", ["s3"], indirect=True)
+def test_fresh_forgets_the_mirrors_run_and_only_once_the_new_job_is_good(url: str, tmp_path: Path) -> None:
+    search(tiny_job(sync_to=url), out=tmp_path / "one").finish()
+    store = Mirror(tmp_path / "one", url, RUN_FILES)._store
+    store.put("mine.json", b"{}")
+    old = store.read(JOURNAL)
+    with pytest.raises(InputError, match="out of reach"):
+        search(tiny_job(sync_to=url, budget={"macs": [0.0001, 0.9]}), out=tmp_path / "two", fresh=True)
+    assert store.read(JOURNAL) == old
+    run = search(tiny_job(sync_to=url, search={"seed": 5}), out=tmp_path / "two", fresh=True).finish()
+    assert store.read(JOURNAL) == (run.path / JOURNAL).read_bytes() != old
+    assert store.read("mine.json") == b"{}"
+
+
+def test_a_mirror_that_fails_in_the_middle_is_said_and_the_search_goes_on(
+    plain: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mirror, "EVERY_S", 0.02)
+    shared, away = tmp_path / "shared", tmp_path / "away"
+    run = search(tiny_job(search=TRIALS, sync_to=str(shared)), out=tmp_path / "run")
+    notes: list[str] = []
+    for i, _ in enumerate(run):
+        notes += [run.note] if run.note not in notes else []
+        if i == 3:
+            wait_for((shared / JOURNAL).exists)
+            shared.rename(away)
+        elif i == 8:
+            wait_for(lambda: "failed" in events(run.path))
+        elif i == 15:
+            away.rename(shared)
+    assert figures(run.front) == figures(plain.front)
+    assert any(note.startswith(f"cannot mirror to {shared}: No such file") for note in notes)
+    assert events(run.path)[:2] == ["failed", "recovered"]
+    assert (shared / JOURNAL).read_bytes() == (run.path / JOURNAL).read_bytes()
+
+
+def test_a_mirror_that_ends_behind_is_said_by_a_run_that_succeeds(
+    plain: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(mirror.Mirror, "_turn", broken)
+    job = tmp_path / "job.yaml"
+    job.write_text(tiny_job(search=TRIALS, sync_to=str(tmp_path / "shared")).dump())
+    assert command_line(["search", str(job), "--out", str(tmp_path / "run")]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "is behind" in said
+    assert "No space left on device" in said
+    assert events(tmp_path / "run") == ["failed", "behind"]
+    assert figures(Run(Job.load(job), tmp_path / "run", None).front) == figures(plain.front)
+
+
+def broken(self: Mirror) -> None:
+    raise OSError(28, "No space left on device")
+
+
+def test_a_mirror_that_hangs_does_not_hold_up_the_end(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = threading.Event()
+    monkeypatch.setattr(mirror, "LAST_S", 0.2)
+    monkeypatch.setattr(mirror._Store, "size", lambda self, name: gate.wait(30) and 0)
+    with Mirror(folder, str(tmp_path / "shared"), RUN_FILES) as ours:
+        pass
+    assert "is behind" in ours.news()
+    gate.set()
+    ours._thread.join(10)
+
+
+def test_s3_that_stops_answering_is_said_and_caught_up_with(folder: Path, s3: Any, tmp_path: Path) -> None:
+    with Mirror(folder, f"s3://{BUCKET}/stops", RUN_FILES, every_s=0.02) as ours:
+        wait_for(lambda: ours._held > 0)
+        endpoint = ours._store._fs
+        held, endpoint._s3 = endpoint._s3, None
+        endpoint.set_session, session = refuse, endpoint.set_session
+        with (folder / JOURNAL).open("ab") as file:
+            file.write(line(3))
+        wait_for(lambda: bool(ours.behind))
+        endpoint._s3, endpoint.set_session = held, session
+        wait_for(lambda: not ours.behind)
+    assert ours._store.read(JOURNAL) == (folder / JOURNAL).read_bytes()
+    assert "works again" in ours.news()
+
+
+async def refuse(*arguments: object, **options: object) -> None:
+    raise ConnectionRefusedError(111, "Connection refused")
+
+
+def refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], url: str) -> str:
+    """What the command line says to a job with this sync_to."""
+    job = tmp_path / "job.yaml"
+    data = {**tiny_job().plain(), "sync_to": url}
+    job.write_text(json.dumps(data))
+    started = time.monotonic()
+    assert command_line(["search", str(job), "--out", str(tmp_path / "run")]) == 2
+    assert time.monotonic() - started < 20
+    said = capsys.readouterr().err
+    assert len(said.splitlines()) == 1
+    assert not (tmp_path / "run" / JOURNAL).exists()
+    return said
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("nonsense://a/b", r"sync_to nonsense://a/b cannot be used: .*Protocol not known: nonsense"),
+        ("/proc/nowhere/run", r"sync_to /proc/nowhere/run cannot be used: No such file or directory"),
+        ("job.yaml", r"job.yaml cannot be used: (File exists|Not a directory)"),
+        ("run", r"sync_to .*run is the run folder itself"),
+        ("  ", r"sync_to is empty"),
+        ("s3://", r"sync_to s3:// names no bucket"),
+    ],
+)
+def test_an_unusable_url_is_one_line(
+    url: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if url.startswith("s3"):
+        pytest.importorskip("s3fs", reason="s3fs is not installed")
+        at_server(monkeypatch, "http://127.0.0.1:9", tmp_path)
+    assert re.search(message, refused(tmp_path, capsys, url))
+
+
+def test_s3_that_cannot_be_used_is_one_line(
+    s3: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "The specified bucket does not exist" in refused(tmp_path, capsys, "s3://no-such-bucket/run")
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # it takes calls and never answers
+        host, port = silent.getsockname()
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        monkeypatch.setattr(mirror, "ANSWER_S", 1.0)
+        assert "nothing answers" in refused(tmp_path, capsys, f"s3://{BUCKET}/run")
+    monkeypatch.undo()
+    at_server(monkeypatch, f"http://{host}:{port}", tmp_path)  # nothing listens there any more
+    said = refused(tmp_path, capsys, f"s3://{BUCKET}/run")
+    assert "Could not connect to the endpoint URL" in said
+    assert "s3cr3t" not in said
+
+
+def test_without_s3fs_the_extra_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fsspec.registry import _registry
+
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+    monkeypatch.delitem(_registry, "s3", raising=False)
+    assert "pip install 'autoprune[s3]'" in refused(tmp_path, capsys, f"s3://{BUCKET}/run")
+
+
+def test_no_permission_is_one_line(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def denied(self: object, name: str, content: object) -> None:
+        raise PermissionError(13, "Permission denied", "/mnt/shared/autoprune-probe.part")
+
+    monkeypatch.setattr(mirror._Store, "put", denied)
+    with pytest.raises(InputError, match=r"cannot be used: Permission denied: /mnt/shared/autoprune-probe"):
+        Mirror(folder, str(tmp_path / "shared"), RUN_FILES)
+
+
+def test_credentials_of_a_url_are_never_shown(folder: Path) -> None:
+    with pytest.raises(InputError) as caught:
+        Mirror(folder, "nonsense://hunter:p%40ssw0rd@host/run?signature=0123456789", RUN_FILES)
+    assert "nonsense://***@host/run" in str(caught.value)
+    assert not any(secret in str(caught.value) for secret in ("hunter", "p%40ss", "p@ss", "0123456789"))
+
+
+def test_a_path_is_relative_to_the_job_file_and_may_change_between_calls(tmp_path: Path) -> None:
+    given = {**tiny_job().plain(), "sync_to": "mirrors/run"}
+    job = Job.from_dict(given, base=tmp_path)
+    assert job.sync_url == job.plain()["sync_to"] == str(tmp_path / "mirrors" / "run")
+    assert Job.from_dict({**given, "sync_to": "s3://bucket/run"}, base=tmp_path).sync_url == "s3://bucket/run"
+    assert Job.from_dict({**given, "sync_to": "~/run"}, base=tmp_path).sync_url == str(Path("~/run").expanduser())
+
+
+def test_cells_of_a_comparison_are_not_mirrored(tmp_path: Path) -> None:
+    job = tiny_job(sync_to=str(tmp_path / "shared"))
+    compared = Comparison(job, ("uniform", "random"), (0.6,), (0,), tmp_path / "compare")
+    assert len(compared.document["rows"]) == 2
+    assert not (tmp_path / "shared").exists()
+    elsewhere = tiny_job(sync_to=str(tmp_path / "other"))
+    again = Comparison(elsewhere, ("uniform", "random"), (0.6,), (0,), tmp_path / "compare").finish()
+    assert again.kept == again.n_cells
