@@ -52,7 +52,8 @@ class Database:
         url = _with_driver(_parsed(address))
         self.study_name = study_name
         self.shown = url.set(query={}).render_as_string(hide_password=True)
-        self._secrets = [s for s in (url.password, *url.query.values()) if isinstance(s, str) and s]
+        options = [value for key, value in url.query.items() if "pass" in key]
+        self._secrets = [s for s in (url.password, *options) if isinstance(s, str) and s]
         self._guard: sqlalchemy.Connection | None = None
         self.storage: RDBStorage = self._open(url)
         self._guards = _guard_engine(url)
