@@ -305,13 +305,13 @@ def test_the_file_of_an_sqlite_database_is_relative_to_the_job(tmp_path: Path) -
 
 @pytest.mark.skipif(shutil.which("optuna-dashboard") is None, reason=NO_DASHBOARD)
 @pytest.mark.parametrize("kind", ["journal", "postgresql"])
-def test_the_dashboard_reads_the_study(kind: str, server: Server, tiny_run: Run, tmp_path: Path) -> None:
+def test_the_dashboard_reads_the_study(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     if kind == "journal":
         run = search(tiny_job(), out=tmp_path / "run").finish()
         address, name = str(run.path / JOURNAL), "autoprune"
     else:
+        server, run = request.getfixturevalue("server"), request.getfixturevalue("tiny_run")
         address, name = server.url(rdb.quote(PASSWORD, safe=""), "postgresql+psycopg2"), "autoprune/tiny"
-        run = tiny_run
     port = free_port()
     command = ["optuna-dashboard", "--port", str(port), "--server", "wsgiref", "--quiet"]
     process = subprocess.Popen([*command, address.replace("{", "{{")], stderr=subprocess.PIPE)
