@@ -77,7 +77,8 @@ def apply_file(
     out: Path,
 ) -> dict[str, Any]:
     """`autoprune apply`: select, apply, score on the test split, save; returns the report that it also writes."""
-    if (out / "policy.json").exists() and ((out / "study.journal").exists() or out == policy_path.parent):
+    searched = any((out / name).exists() for name in ("study.journal", "front.csv"))  # a record may be in a database
+    if (out / "policy.json").exists() and (searched or out == policy_path.parent):
         raise InputError(f"--out {out} holds the front of a search, which apply would overwrite; choose another folder")
     if not 0.0 <= finetune_epochs < 1e4:
         raise InputError(f"--finetune-epochs must be a number of epochs from 0 to 10000, not {finetune_epochs}")

@@ -104,8 +104,9 @@ def is_closed_form(name: str) -> bool:
 
 
 def at_budgets(job: Job, budgets: Sequence[float]) -> Job:
-    """The job asked at these budgets, its range wide enough for them, without fine-tuned finalists."""
+    """The job asked at these budgets, its range wide enough for them, without tuned finalists, recorded in files."""
     plain, budget = job.plain(), job.budget.plain()
+    plain.pop("storage", None)  # a cell is named by its whole path, a study in a database by the run's name alone
     span = [min(budget.low, *budgets), max(budget.high, *budgets)]
     plain["budget"] = {**plain["budget"], budget.cost: span, "at": list(budgets)}
     plain["evaluator"] = {**plain["evaluator"], "finalists": 0}

@@ -32,7 +32,9 @@ class Inspection:
             return
         executor = s.executor()
         try:
-            with Record(self.folder, s.structure, s.problem.objectives, s.tier, s.identity) as record:
+            with Record(
+                self.folder, s.structure, s.problem.objectives, s.tier, s.identity, s.job.storage_url
+            ) as record:
 
                 def evaluate(asks: Labelled) -> Iterator[Evaluation]:
                     self.total = float(len(asks))

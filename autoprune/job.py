@@ -127,12 +127,25 @@ class Job(Part):
         paths = _path_arguments(_task_factory(self.task))
         args = {k: _absolute(self._base, v) if k in paths else v for k, v in self.task.args.items()}
         data["task"]["args"] = args
+        if self.storage is not None:
+            data["storage"] = self.storage_url
         if self.search.warm_start is not None:
             data["search"]["warm_start"] = _absolute(self._base, self.search.warm_start)
         data["executor"].update(self.executor_options)
         if self.sync_to is not None:
             data["sync_to"] = self.sync_url
         return data
+
+    def portable(self) -> dict[str, Any]:
+        """The settings that results depend on, paths as they were given: what a study carries to other machines."""
+        return self.model_dump(mode="json", exclude_none=True, exclude={"executor", "storage", "sync_to"})
+
+    @property
+    def storage_url(self) -> str | None:
+        """`storage`, the file of an SQLite database made absolute."""
+        if self.storage is None or not self.storage.startswith("sqlite:///") or self.storage.endswith(":memory:"):
+            return self.storage
+        return f"sqlite:///{_absolute(self._base, self.storage.removeprefix('sqlite:///'))}"
 
     @property
     def executor_options(self) -> dict[str, Any]:
@@ -202,6 +215,12 @@ def changed_keys(old: Job, new: Job) -> tuple[str, ...]:
     grown = {"search.trials"} if new.search.trials >= old.search.trials else set()
     different = (k for k in sorted({*before, *after} - grown) if before.get(k) != after.get(k))
     return tuple(k for k in different if not k.startswith(MAY_CHANGE))
+
+
+def changed_since(held: Mapping[str, Any], job: Job) -> tuple[str, ...]:
+    """`changed_keys` against another job's `portable()`; its relative paths are taken to start where `job`'s do."""
+    before = Job.from_dict({**held, "storage": job.storage}, job._base, "the job of the recorded run")
+    return changed_keys(before, job)
 
 
 def _task_factory(part: TaskPart) -> Any:

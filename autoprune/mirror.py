@@ -14,7 +14,7 @@ from urllib.parse import unquote, urlsplit
 from autoprune.errors import AutopruneError, InputError, one_line
 from autoprune.files import whole, whole_lines
 from autoprune.setting import write_event
-from autoprune.study import JOURNAL
+from autoprune.storage import JOURNAL
 
 EVERY_S = 30.0
 ANSWER_S = 30.0

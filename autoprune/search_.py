@@ -17,7 +17,7 @@ from autoprune.errors import InputError
 from autoprune.evaluation import Ask, Evaluation, Labelled
 from autoprune.files import write_whole
 from autoprune.front import Front
-from autoprune.job import Job, changed_keys
+from autoprune.job import Job, changed_keys, changed_since
 from autoprune.ledger import Ledger, Plateau
 from autoprune.mirror import Mirror
 from autoprune.opening import CONTROL_ARMS, calibrated, control_policies, seed_asks, tabled
@@ -27,9 +27,10 @@ from autoprune.protocols import Executor, Task, WorkerState
 from autoprune.samplers import build_sampler, log_loss, needs
 from autoprune.sensitivity import blank_table
 from autoprune.setting import Setting, check_executor, make_folder, prepare, write_event
-from autoprune.study import JOURNAL, STUDY_NAME, Record, Stage, evaluate_all, locked, search_loop
+from autoprune.storage import JOURNAL, find_home, forget_study, load_study
+from autoprune.study import Record, Stage, evaluate_all, locked, search_loop
 
-RUN_FILES = ("job.yaml", JOURNAL, "policy.json", "front.csv", "report.html", "log.jsonl", "proxy.json")
+RUN_FILES = ("job.yaml", "policy.json", "front.csv", "report.html", "log.jsonl", "proxy.json")
 STAGES = {"table": "sensitivity table", "proxy": "choice of the tier", "seed": "control arms and seeds"}
 """What a stage of the record is called while it runs."""
 
@@ -70,9 +71,10 @@ class Run:
         if not fresh:
             _check_same_job(job, folder)
         check_executor(job)
+        _check_storage(job, folder, fresh)
         make_folder(folder)
         self.path, self.stage, self.note, self._alone = folder, "prepare", "", alone
-        self._mirror = None if alone or job.sync_url is None else Mirror(folder, job.sync_url, RUN_FILES)
+        self._mirror = None if alone or job.sync_url is None else Mirror(folder, job.sync_url, (*RUN_FILES, JOURNAL))
         if self._mirror is not None and not fresh:
             _go_on_from(self._mirror, job)
         self._setting: Setting = prepare(job, folder, task, shared)
@@ -82,6 +84,7 @@ class Run:
         with locked(folder):
             if fresh:  # not before the new job has proved good
                 _forget(folder, self._setting.database_path)
+                forget_study(folder, job.storage_url)
                 self._mirror.forget() if self._mirror is not None else None
             write_whole(folder / "job.yaml", job.dump())
         self._result: tuple[Front, tuple[Mapping[str, Any], ...]] | None = None
@@ -89,10 +92,13 @@ class Run:
     def __iter__(self) -> Iterator[Evaluation]:
         """Evaluations as they are told: table, cascade, control arms, search, finalists."""
         s, self.done, self._plan = self._setting, 0.0, self._planned()
+        storage = s.job.storage_url
         with (
-            Record(self.path, s.structure, s.problem.objectives, s.tier, s.identity) as record,
+            Record(self.path, s.structure, s.problem.objectives, s.tier, s.identity, storage) as record,
             self._mirror or nullcontext(),
         ):
+            _refuse_other(s.job, record.fact("job"), f"the record of {self.path}")
+            record.note("job", s.job.portable())
             write_event(self.path, "start", {"groups": len(s.structure), "trials": s.job.search.trials})
             self._executor = executor = s.executor()
             try:
@@ -144,13 +150,8 @@ class Run:
 
     @property
     def study(self) -> Any:
-        """The Optuna study of the run, read from its journal."""
-        from optuna import load_study
-        from optuna.storages import JournalStorage
-        from optuna.storages.journal import JournalFileBackend
-
-        backend = JournalFileBackend(str(self.path / JOURNAL))
-        return load_study(study_name=STUDY_NAME, storage=JournalStorage(backend))
+        """The Optuna study of the run, read from its journal or database; None before its first evaluation."""
+        return load_study(find_home(self.path, self._setting.job.storage_url))
 
     def _finished(self) -> tuple[Front, tuple[Mapping[str, Any], ...]]:
         if self._result is None:
@@ -282,12 +283,29 @@ def _as_job(job: Job | str | Path | Mapping[str, Any], task: Task | None) -> Job
 
 def _check_same_job(job: Job, folder: Path) -> None:
     """What may change between calls: trials upwards, the executor; InputError names the rest."""
-    if (folder / "job.yaml").exists():
-        _check_resumes(job, Job.load(folder / "job.yaml"), folder)
+    if not (folder / "job.yaml").exists():
+        return
+    _refuse(changed_keys(Job.load(folder / "job.yaml"), job), str(folder))
 
 
-def _check_resumes(job: Job, before: Job, where: object) -> None:
-    keys = changed_keys(before, job)
+def _check_storage(job: Job, folder: Path, fresh: bool) -> None:
+    """That the database answers, before minutes of work, and that a run begun on another machine had the same job."""
+    if job.storage is None:
+        return
+    home = find_home(folder, job.storage_url)
+    try:
+        study = None if fresh else load_study(home)
+        held = None if study is None else home.read(lambda: study.user_attrs.get("job"))
+    finally:
+        home.close()
+    _refuse_other(job, held, f"the study {home.study_name} in {home.shown}")
+
+
+def _refuse_other(job: Job, held: Mapping[str, Any] | None, where: str) -> None:
+    _refuse(() if held is None else changed_since(held, job), where)
+
+
+def _refuse(keys: tuple[str, ...], where: str) -> None:
     if keys:
         raise InputError(
             f"{where} holds a run of another job: {', '.join(keys)} differ; trials may grow and executor.* may "
@@ -299,7 +317,7 @@ def _go_on_from(mirror: Mirror, job: Job) -> None:
     """Bring the run here where the mirror is ahead, unless it is another job's."""
     before = mirror.job()
     if before is not None:
-        _check_resumes(job, Job.loads(before, source=f"{mirror.url}/job.yaml"), mirror.url)
+        _refuse(changed_keys(Job.loads(before, source=f"{mirror.url}/job.yaml"), job), mirror.url)
     with locked(mirror.folder):
         mirror.fetch()
 

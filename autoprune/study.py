@@ -1,38 +1,33 @@
-"""The one search loop, its record (an Optuna study in a journal file) and its resume by replay."""
+"""The one search loop, its record (an Optuna study) and its resume by replay."""
 
 from __future__ import annotations
 
 import fcntl
-import logging
 import os
-import platform
 import socket
 import time
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import optuna
 from optuna.distributions import BaseDistribution, IntDistribution
-from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.trial import TrialState
 
 from autoprune.errors import InputError, RunError
 from autoprune.evaluation import Ask, Evaluation, Tier
-from autoprune.files import whole_lines
 from autoprune.ledger import Ledger
 from autoprune.policy import Policy
 from autoprune.protocols import Executor, Sampler
+from autoprune.storage import Home, find_home, open_study, versions
 from autoprune.structure import Structure
 
 Stage = Literal["table", "proxy", "seed", "search", "final"]
-JOURNAL, LOCK, STUDY_NAME = "study.journal", "study.lock", "autoprune"
-PACKAGES = ("autoprune", "optuna", "numpy", "torch")
+T = TypeVar("T")
+LOCK = "study.lock"
 
 
 def search_loop(
@@ -100,14 +95,15 @@ def evaluate_all(
 class Record:
     """The study of a run folder, held under a lock: every finished evaluation, on disk at once, and read back.
 
+    It lives in the folder's journal, or in the database at the URL `storage` (see `autoprune.storage`).
     `identity` names what the evaluations depend on beside the job (structure, weights, data), each by a hash.
     `evaluations` maps (stage, index of the ask) to its evaluation, `labels` likewise; `known` maps each Ask to its
     first evaluation. `tier` is the fitness tier: full evaluations at it and above are COMPLETE trials, others PRUNED.
     `clock` counts the seconds that the folder has been searched in, over all sessions.
 
     Raises:
-        InputError: another process uses the folder, the journal is damaged, or it belongs to other objectives or to
-            another identity.
+        InputError: another process uses the folder or the study, which is damaged or cannot be reached, or belongs to
+            other objectives or to another identity.
     """
 
     def __init__(
@@ -117,6 +113,7 @@ class Record:
         objectives: Sequence[str],
         tier: Tier = "refit",
         identity: Mapping[str, str] | None = None,
+        storage: str | None = None,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder
@@ -129,12 +126,13 @@ class Record:
         self._distributions: dict[str, BaseDistribution] = {
             g.name: IntDistribution(g.grid[0], g.width) for g in structure.groups
         }
+        self._home: Home | None = None
         self._lock = _lock(folder / LOCK)
         try:
-            _mend(folder / JOURNAL)
-            self.study = _open_study(folder / JOURNAL, ("loss", *objectives), identity or {})
-            self.versions: Mapping[str, str] = self.study.user_attrs["versions"]
-            for trial in self.study.get_trials(deepcopy=False):
+            self._home = home = find_home(folder, storage)
+            self.study = open_study(home, ("loss", *objectives), identity or {})
+            self.versions: Mapping[str, str] = home.read(lambda: self.study.user_attrs["versions"])
+            for trial in home.read(lambda: self.study.get_trials(deepcopy=False)):
                 self._remember(*_from_trial(trial))
                 self._before = max(self._before, trial.user_attrs.get("clock", 0.0))
         except BaseException:
@@ -161,7 +159,7 @@ class Record:
             distributions=self._distributions,
             user_attrs=attributes,
         )
-        self.study.add_trial(trial)
+        self._written(lambda: self.study.add_trial(trial))
         self._remember(stage, index, label, evaluation)
 
     def clock(self) -> float:
@@ -170,12 +168,23 @@ class Record:
 
     def horizon(self, n_trials: int) -> int:
         """The ledger that the run was started with: a sampler's schedule keeps to it when the ledger grows."""
-        if "horizon" not in self.study.user_attrs:
-            self.study.set_user_attr("horizon", n_trials)
-        return int(self.study.user_attrs["horizon"])
+        held = self.fact("horizon")
+        if held is None:
+            self.note("horizon", n_trials)
+        return n_trials if held is None else int(held)
+
+    def fact(self, name: str) -> Any:
+        """What was noted under `name` beside the trials; None where nothing was."""
+        return self._written(lambda: self.study.user_attrs.get(name))
+
+    def note(self, name: str, value: object) -> None:
+        """Write a fact beside the trials, in plain JSON values."""
+        if self.fact(name) != value:
+            self._written(lambda: self.study.set_user_attr(name, value))
 
     def close(self) -> None:
-        """Release the folder."""
+        """Release the study and the folder."""
+        self._home.close() if self._home is not None else None
         os.close(self._lock) if self._lock >= 0 else None
         self._lock = -1
 
@@ -186,6 +195,10 @@ class Record:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _written(self, action: Callable[[], T]) -> T:
+        assert self._home is not None
+        return self._home.write(action)
 
     def _state(self, evaluation: Evaluation) -> TrialState:
         if not evaluation.ok:
@@ -254,19 +267,6 @@ class _Flight:
         return True
 
 
-@contextmanager
-def optuna_quiet() -> Iterator[None]:
-    """Optuna without its messages about new studies and its warnings about its own experimental parts."""
-    before = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            yield
-    finally:
-        optuna.logging.set_verbosity(before)
-
-
 def _again(evaluation: Evaluation) -> Evaluation:
     """The same answer for an equal ask: nothing was computed for it."""
     return replace(evaluation, passes=0.0, seconds=0.0)
@@ -305,67 +305,8 @@ def _lock(path: Path) -> int:
     return descriptor
 
 
-def _mend(journal: Path) -> None:
-    """After a kill: cut a torn last line, which makes Optuna refuse the whole journal, and drop Optuna's own lock."""
-    for stale in journal.parent.glob(f"{journal.name}.lock*"):
-        stale.unlink(missing_ok=True)
-    if not journal.exists():
-        return
-    with journal.open("rb+") as file:
-        file.truncate(len(whole_lines(file.read())))
-
-
-def _open_study(journal: Path, names: tuple[str, ...], identity: Mapping[str, str]) -> optuna.Study:
-    """The study in `journal`, made where there is none; all objectives are minimised."""
-    with optuna_quiet():
-        try:
-            storage = optuna.storages.JournalStorage(JournalFileBackend(str(journal), _OwnLock(str(journal))))
-            study = optuna.create_study(
-                storage=storage, study_name=STUDY_NAME, directions=["minimize"] * len(names), load_if_exists=True
-            )
-            study_names = study.metric_names
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{journal} is damaged ({error}); restore it, or start anew with --fresh") from error
-        if study_names is None:
-            study.set_metric_names(list(names))
-        elif tuple(study_names) != names:
-            was, now = ", ".join(study_names), ", ".join(names)
-            raise InputError(f"{journal} records {was}, this job has {now}; start anew with --fresh")
-        if "versions" not in study.user_attrs:
-            study.set_user_attr("versions", _versions())
-            study.set_user_attr("identity", dict(identity))
-        held = study.user_attrs.get("identity", {})
-        other = [name for name, value in identity.items() if held.get(name, value) != value]
-        if other:
-            raise InputError(
-                f"{journal} records a search with other {' and '.join(other)}; choose another --out or start anew with "
-                f"--fresh"
-            )
-    return study
-
-
-class _OwnLock(JournalFileSymlinkLock):
-    """No second lock: the folder is ours, and Ctrl-C inside Optuna's lock ends in an error of its own."""
-
-    def acquire(self) -> bool:
-        return True
-
-    def release(self) -> None:
-        pass
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
-
-
 def _mismatch(index: int, recorded: Ask, ask: Ask, then: Mapping[str, str]) -> str:
-    now = _versions()
+    now = versions()
     changed = [f"{name} {old} -> {now.get(name)}" for name, old in then.items() if now.get(name) != old]
     why = f"changed since: {', '.join(changed)}" if changed else f"versions are the same: {now}"
     return (

@@ -1,6 +1,6 @@
-"""A whole search in a process of its own, to be killed: FOLDER N_TRIALS WORKERS LOG (see test_resume.py).
+"""A whole search in a process of its own, to be killed: FOLDER N_TRIALS WORKERS LOG [STORAGE].
 
-WORKERS is a number, 0 for none, or the address of a Ray cluster.
+WORKERS is a number, 0 for none, or the address of a Ray cluster. See test_resume.py.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from autoprune.study import Record, evaluate_all, search_loop
 STRUCTURE = chain(6)
 
 
-def run(folder: Path, n_trials: int, executor: Executor) -> tuple[Evaluation, ...]:
+def run(folder: Path, n_trials: int, executor: Executor, storage: str | None = None) -> tuple[Evaluation, ...]:
     """Seeds, search, finals; the final front, scored on the validation split."""
     problem = make_problem(STRUCTURE, seeded=False)
-    with closing(executor), Record(folder, STRUCTURE, problem.objectives) as record:
+    with closing(executor), Record(folder, STRUCTURE, problem.objectives, storage=storage) as record:
         seeds = [(f"uniform@{t}", Ask(uniform(problem, t), "refit")) for t in (0.3, 0.5, 0.7, 0.9)]
         told = list(evaluate_all(record, executor, seeds, "seed"))
         problem = make_problem(STRUCTURE)
@@ -49,7 +49,8 @@ def executor_of(make: MakeHills, workers: str) -> Executor:
 
 if __name__ == "__main__":
     make = MakeHills(STRUCTURE, seconds=0.01, fail_share=0.05, log=sys.argv[4])
+    url = sys.argv[5] if len(sys.argv) > 5 else None
     try:
-        run(Path(sys.argv[1]), int(sys.argv[2]), executor_of(make, sys.argv[3]))
+        run(Path(sys.argv[1]), int(sys.argv[2]), executor_of(make, sys.argv[3]), url)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -28,8 +28,8 @@ from autoprune.compare_result import COLUMNS
 from autoprune.errors import InputError
 from autoprune.policy import Policy
 from autoprune.protocols import Problem
+from autoprune.storage import STUDY_NAME
 from autoprune.strategies.uniform import uniform
-from autoprune.study import STUDY_NAME
 from autoprune.verdict import judge, verdict
 from tests import killable_compare
 from tests.killable_compare import BUDGETS, SEEDS, STRATEGIES, tiny_job

@@ -30,7 +30,7 @@ from autoprune.front import Front
 from autoprune.job import Job
 from autoprune.mirror import Mirror
 from autoprune.search_ import RUN_FILES, Run, search
-from autoprune.study import JOURNAL
+from autoprune.storage import JOURNAL
 from tests.killable_compare import tiny_job
 
 TRIALS = {"trials": 16}

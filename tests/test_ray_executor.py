@@ -31,7 +31,7 @@ from autoprune.evaluation import Ask, Evaluation
 from autoprune.executors.inline import Inline
 from autoprune.executors.ray import Ray
 from autoprune.policy import Policy
-from autoprune.study import JOURNAL
+from autoprune.storage import JOURNAL
 from tests.families import FAMILIES
 
 STRUCTURE = chain(4)

@@ -19,7 +19,8 @@ from synthetic import MakeHills
 
 from autoprune.evaluation import Evaluation
 from autoprune.executors.inline import Inline
-from autoprune.study import JOURNAL, Record, Stage
+from autoprune.storage import JOURNAL
+from autoprune.study import Record, Stage
 
 N_TRIALS = 60
 SCRIPT = Path(killable_run.__file__)

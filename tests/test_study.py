@@ -21,7 +21,8 @@ from autoprune.executors.inline import Inline
 from autoprune.policy import Policy
 from autoprune.protocols import Sampler
 from autoprune.samplers import build_sampler
-from autoprune.study import JOURNAL, Record, Stage, evaluate_all, search_loop
+from autoprune.storage import JOURNAL
+from autoprune.study import Record, Stage, evaluate_all, search_loop
 
 STRUCTURE = chain(5)
 PROBLEM = make_problem(STRUCTURE)
@@ -203,7 +204,7 @@ def test_a_journal_damaged_in_the_middle_is_refused_and_left_as_it_is(tmp_path: 
     journal = tmp_path / JOURNAL
     content = journal.read_bytes().replace(b'"stage"', b'"sta', 1)
     journal.write_bytes(content)
-    with pytest.raises(InputError, match=r"study\.journal is damaged .*--fresh"):
+    with pytest.raises(InputError, match=r"study\.journal: it is damaged .*--fresh"):
         Record(tmp_path, STRUCTURE, ("macs",))
     assert journal.read_bytes() == content
 

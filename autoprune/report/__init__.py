@@ -12,13 +12,14 @@ from typing import Any
 from autoprune.errors import InputError
 from autoprune.files import write_whole
 from autoprune.front import Front
+from autoprune.job import Job
 from autoprune.policy_file import load_front
 from autoprune.report.figures import front_figure, heatmap_figure, stylesheet, to_html, trials_figure
 from autoprune.report.read import Trial, read_summary, read_trials
 
 
 def build_report(run_dir: str | Path) -> Path:
-    """Write RUN_DIR/report.html from policy.json, study.journal and log.jsonl; returns its path.
+    """Write RUN_DIR/report.html from policy.json, the study and log.jsonl; returns its path.
 
     Raises:
         InputError: the folder is no finished run, or a file of it is damaged.
@@ -27,7 +28,7 @@ def build_report(run_dir: str | Path) -> Path:
     if not (folder / "policy.json").exists():
         raise InputError(f"{folder} holds no policy.json: not a run folder, or its search has not finished")
     front = load_front(folder / "policy.json")
-    rows, trials = read_summary(folder / "log.jsonl"), read_trials(folder / "study.journal")
+    rows, trials = read_summary(folder / "log.jsonl"), read_trials(folder / "study.journal", _storage_of(folder))
     page = Template((Path(__file__).parent / "page.html").read_text(encoding="utf-8"))
     text = page.substitute(
         style=stylesheet(),
@@ -43,6 +44,12 @@ def build_report(run_dir: str | Path) -> Path:
     path = folder / "report.html"
     write_whole(path, text)
     return path
+
+
+def _storage_of(folder: Path) -> str | None:
+    """The database that the run's job keeps its record in, where it is not the journal."""
+    job = folder / "job.yaml"
+    return Job.load(job).storage_url if job.exists() else None
 
 
 def _short_name(model: str) -> str:

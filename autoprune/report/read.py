@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from autoprune.errors import InputError
+from autoprune.errors import AutopruneError, InputError, one_line
 
 
 @dataclass(frozen=True)
@@ -26,22 +26,24 @@ class Trial:
     error: str | None
 
 
-def read_trials(journal: Path) -> tuple[Trial, ...]:
-    """All trials of the study in `journal`; none where there is no file."""
-    if not journal.exists():
+def read_trials(journal: Path, storage: str | None = None) -> tuple[Trial, ...]:
+    """All trials of the run whose journal would be `journal`, or in the database `storage`; none without a journal."""
+    if storage is None and not journal.exists():
         return ()
-    import optuna
-    from optuna.storages import JournalStorage
-    from optuna.storages.journal import JournalFileBackend
+    from autoprune.storage import find_home, load_study
 
-    from autoprune.study import optuna_quiet
-
+    home = find_home(journal.parent, storage)
     try:
-        with optuna_quiet():
-            study = optuna.load_study(study_name=None, storage=JournalStorage(JournalFileBackend(str(journal))))
-        trials = study.get_trials(deepcopy=False)
+        study = load_study(home)
+        if study is None:
+            raise InputError(f"cannot read {home.shown}: it holds no study {home.study_name}")
+        trials = home.read(lambda: study.get_trials(deepcopy=False))
+    except AutopruneError:
+        raise
     except Exception as error:  # a damaged journal surfaces as whatever its parser met
-        raise InputError(f"cannot read {journal}: {type(error).__name__}: {error}") from error
+        raise InputError(f"cannot read {home.shown}: {one_line(error)}") from error
+    finally:
+        home.close()
     return tuple(_trial(trial.user_attrs) for trial in trials)
 
 

@@ -19,7 +19,7 @@ from autoprune.errors import InputError
 from autoprune.evaluation import Ask, Evaluation
 from autoprune.protocols import FloatArray, Problem, Sampler
 from autoprune.samplers import check_options, log_loss
-from autoprune.study import optuna_quiet
+from autoprune.storage import optuna_quiet
 
 
 class Bridge:

@@ -18,7 +18,8 @@ from autoprune.evaluation import Ask, Evaluation
 from autoprune.executors.inline import Inline
 from autoprune.protocols import Problem, Sampler
 from autoprune.samplers import build_sampler
-from autoprune.study import JOURNAL, Record, search_loop
+from autoprune.storage import JOURNAL
+from autoprune.study import Record, search_loop
 
 STRUCTURE = chain(4, grid_step=2)
 PROBLEM = make_problem(STRUCTURE)
