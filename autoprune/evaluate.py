@@ -219,8 +219,8 @@ class TieredEvaluator:
                 parts = [self.task.outputs(self.dense, b) for b in chunks(samples, self.samples.batch_size)]
             teacher = torch.cat(parts)
             measure = self._measure(teacher)
-            lesson = Lesson(samples, teacher, self.task.outputs, measure, self._all_sites, self.precision)
-            self._lesson = steps, lesson
+            how = (self._all_sites, self.precision, self.task.loss)
+            self._lesson = steps, Lesson(samples, teacher, self.task.outputs, measure, *how)
         return self._lesson[1]
 
     def _score(self, ask: Ask) -> _Score:
