@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -20,6 +21,8 @@ from autoprune.repair import Folded
 from autoprune.tracing.wiring import Site, batch_norms
 
 BATCH_SIZE = 128
+VECTOR = 16
+"""Floats in the widest vector register of a CPU."""
 MAX_NORM = 1.0
 """Largest gradient norm: with fixed statistics a batch norm no longer tames a large step."""
 
@@ -95,10 +98,11 @@ class Course:
         """
         model, stop, seen = self._model, min(self.done + steps, self._steps), 0
         order = islice(_batches(size(self._lesson.samples), stop, self._seed), self.done, None)
-        model.train()
+        model.train().requires_grad_(True)
         for norm in batch_norms(model).values():
             norm.eval()
-        with torch.enable_grad(), computing(model, self._lesson.precision), torch.random.fork_rng(devices=[]):
+        precise = computing(model, self._lesson.precision)
+        with torch.enable_grad(), precise, _unstrided(model), torch.random.fork_rng(devices=[]):
             self._seed_chance()
             for index in order:
                 self._step(index)
@@ -138,6 +142,34 @@ class Course:
             torch.cuda.set_rng_state(self._chance[1], self._lesson.teacher.device)
 
 
+@contextmanager
+def _unstrided(model: nn.Module) -> Iterator[None]:
+    """Inside, narrow strided 1x1 convolutions on the CPU read every stride-th pixel at stride 1: the same sums.
+
+    oneDNN's gradient of their weights writes past its workspace where they have fewer input channels than a vector
+    register holds (uxlfoundation/oneDNN issue 6035): it corrupts the heap, and pruned shortcuts are just that.
+    """
+    found = [m for m in model.modules() if isinstance(m, nn.Conv2d) and _is_risky(m)]
+    strides, hooks = [m.stride for m in found], [m.register_forward_pre_hook(_subsampled(m.stride)) for m in found]
+    for m in found:
+        m.stride = (1, 1)
+    try:
+        yield
+    finally:
+        for m, stride, hook in zip(found, strides, hooks, strict=True):
+            m.stride = stride
+            hook.remove()
+
+
+def _is_risky(m: nn.Conv2d) -> bool:
+    pointwise = m.kernel_size == (1, 1) and m.padding == (0, 0) and m.stride != (1, 1)
+    return pointwise and m.weight.shape[1] < VECTOR and m.weight.device.type == "cpu"
+
+
+def _subsampled(stride: tuple[int, ...]) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...]]:
+    return lambda module, inputs: (inputs[0][..., :: stride[0], :: stride[1]],)
+
+
 def _backward(model: nn.Module, lesson: Lesson, index: Tensor, at_once: int, distillation: float) -> float:
     """Gradients of the samples at `index`; returns their loss."""
     total = 0.0
@@ -162,12 +194,17 @@ def _loss(model: nn.Module, lesson: Lesson, index: Tensor, distillation: float) 
     return sum(terms[1:], terms[0])
 
 
+def usual_rate(convolutional: bool) -> float:
+    """The peak learning rate where a recipe names none: of SGD for models with batch norms, of AdamW for others."""
+    return 0.02 if convolutional else 1e-3
+
+
 def _optimizer(model: nn.Module, convolutional: bool, rate: float | None) -> torch.optim.Optimizer:
-    parameters = [p.requires_grad_(True) for p in model.parameters()]
+    parameters = list(model.parameters())
+    rate = usual_rate(convolutional) if rate is None else rate
     if convolutional:
-        rate = 0.02 if rate is None else rate
         return torch.optim.SGD(parameters, rate, momentum=0.9, nesterov=True, weight_decay=1e-4)
-    return torch.optim.AdamW(parameters, 1e-3 if rate is None else rate, weight_decay=0.01)
+    return torch.optim.AdamW(parameters, rate, weight_decay=0.01)
 
 
 def _chance(device: torch.device) -> list[Tensor]:
