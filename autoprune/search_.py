@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +28,8 @@ from autoprune.sensitivity import blank_table
 from autoprune.setting import Setting, make_folder, prepare, write_event
 from autoprune.study import JOURNAL, STUDY_NAME, Record, Stage, evaluate_all, locked, search_loop
 
-RUN_FILES = ("job.yaml", JOURNAL, "policy.json", "front.csv", "report.html", "log.jsonl", "proxy.json")
+RUN_FILES = ("job.yaml", JOURNAL, "policy.json", "front.csv", "report.html", "log.jsonl", "proxy.json", "finetune.json")
+RUN_FOLDERS = ("tune", "finetuned")
 STAGES = {"table": "sensitivity table", "proxy": "choice of the tier", "seed": "control arms and seeds"}
 """What a stage of the record is called while it runs."""
 
@@ -90,6 +92,11 @@ class Run:
                     yield evaluation
             finally:
                 executor.close()
+
+    @property
+    def setting(self) -> Setting:
+        """The job made ready, at the tier that the run has settled on."""
+        return self._setting
 
     def finish(self) -> Run:
         """Drive the run to its end."""
@@ -263,6 +270,8 @@ def _forget(folder: Path, database: Path) -> None:
     """Remove the files of an earlier run, and nothing else."""
     for name in RUN_FILES:
         (folder / name).unlink(missing_ok=True)
+    for name in RUN_FOLDERS:
+        shutil.rmtree(folder / name, ignore_errors=True)
     for path in (folder / "database").glob("*.safetensors"):
         if path != database:
             path.unlink()
