@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import load_file
 
 from autoprune.errors import InputError, RunError
+from autoprune.evaluation import Ask
 from autoprune.finetuning import Trial, Tuition, planned, recipes
 from autoprune.integrations import finetune
 from autoprune.integrations.finetune import ByPoint, finetune_front
@@ -95,9 +96,11 @@ def test_where_every_trial_fails_the_reason_is_said_and_the_run_stays(
     def broken() -> None:
         raise RuntimeError("no data on this machine")
 
+    one = {**JOB, "finetune": {"points": 1, "samples": 1}}
+    run = search(Job.from_dict(one), out=run.path).finish()
     before = (run.path / "policy.json").read_bytes()
     monkeypatch.setattr(Setting, "evaluator_factory", lambda self: broken)
-    with pytest.raises(RunError, match=r"all 4 fine-tuning trials failed; the first: .*no data on this machine"):
+    with pytest.raises(RunError, match=r"all 1 fine-tuning trials failed; the first: .*no data on this machine"):
         finetune_front(run)
     assert (run.path / "policy.json").read_bytes() == before
     assert not (run.path / "finetune.json").exists()
@@ -143,7 +146,7 @@ def test_a_tuition_goes_on_from_its_checkpoint_to_the_bit(finished: Run, tmp_pat
     first = Tuition(broken, policy, trial)
     assert first.advance() == losses[0]
     first.save(tmp_path)
-    broken.repaired(finished.setting and _ask(finished))  # the model is someone else's for a while
+    broken.repaired(Ask(finished.front[-1].policy, "refit"))  # the model is someone else's for a while
     second = Tuition(broken, policy, trial)
     second.load(tmp_path)
     assert not second.done
@@ -151,12 +154,6 @@ def test_a_tuition_goes_on_from_its_checkpoint_to_the_bit(finished: Run, tmp_pat
     assert second.done
     for name, value in whole.stitcher.model.state_dict().items():
         assert torch.equal(broken.stitcher.model.state_dict()[name], value), name
-
-
-def _ask(run: Run) -> Any:
-    from autoprune.evaluation import Ask
-
-    return Ask(run.front[-1].policy, "refit")
 
 
 def test_recipes_spread_over_their_ranges_and_points_take_turns(finished: Run) -> None:
