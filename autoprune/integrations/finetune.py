@@ -190,10 +190,13 @@ def _tuned(run: Run, plan: Plan, say: Say) -> Any:
     made = tune.with_resources(made, job.executor.resources or {"cpu": 1})
     _ALOUD.set(_aloud(say))
     with _cluster(job.executor), _silent():
-        if tune.Tuner.can_restore(str(folder / plan.key)):
-            tuner = tune.Tuner.restore(str(folder / plan.key), made, restart_errored=True)
+        experiment, there = _experiment(plan, folder), folder / plan.key
+        # a kill in the first second leaves a Tuner without any state, which it takes for one that can be restored
+        if tune.Tuner.can_restore(str(there)) and any(there.glob("experiment_state-*.json")):
+            space = experiment["param_space"]
+            tuner = tune.Tuner.restore(str(there), made, restart_errored=True, param_space=space)
         else:
-            tuner = tune.Tuner(made, **_experiment(plan, folder))
+            tuner = tune.Tuner(made, **experiment)
         results = tuner.fit()
     if all(not r.best_checkpoints for r in results):
         reasons = [_reason(r.error) for r in results if r.error is not None]
