@@ -210,6 +210,15 @@ class TieredEvaluator:
         """Mean loss to the dense outputs over the first batches of a split; `direct`: each repairs itself."""
         return self._losses(batches, split, direct)[0]
 
+    def standing(self, split: Split) -> Score:
+        """The resident model as it stands, on a whole split, with metrics."""
+        batches = self.samples.batches(split)
+        count, metrics = float(sum(size(b) for b in batches)), self._metrics(batches, split)
+        if self.settings.direction is not None:
+            return Score(self._signed(metrics), count, metrics)
+        loss, single = self._losses(batches, split, direct=False)
+        return Score(loss, 2 * count, metrics, single)
+
     def lesson(self, steps: int) -> Lesson:
         """The first training samples, as many as `steps` can use, with the dense outputs; the last one is kept."""
         if self._lesson is None or self._lesson[0] != steps:
@@ -218,19 +227,18 @@ class TieredEvaluator:
                 parts = [self.task.outputs(self.dense, b) for b in chunks(samples, self.samples.batch_size)]
             teacher = torch.cat(parts)
             measure = self._measure(teacher)
-            lesson = Lesson(samples, teacher, self.task.outputs, measure, self._all_sites, self.precision)
-            self._lesson = steps, lesson
+            how = (self._all_sites, self.precision, self.task.loss)
+            self._lesson = steps, Lesson(samples, teacher, self.task.outputs, measure, *how)
         return self._lesson[1]
 
-    def _score(self, ask: Ask) -> _Score:
+    def _score(self, ask: Ask) -> Score:
         """A backward pass counts as two passes forward."""
         split, batches = ask.split, self.samples.share(ask.split, ask.fraction)
         count = float(sum(size(b) for b in batches))
         if self.settings.direction is not None:
             samples = self._repair(ask) + count
             metrics = self._metrics(batches, split)
-            value = _metric(metrics, self.settings.loss)
-            return _Score(-value if self.settings.direction == "maximize" else value, samples, metrics)
+            return Score(self._signed(metrics), samples, metrics)
         direct = ask.tier == "stitch" and split == "fitness"
         samples = count
         if direct:
@@ -239,9 +247,9 @@ class TieredEvaluator:
             samples += self._repair(ask)
         loss, single = self._losses(batches, split, direct)
         if split == "fitness" and not (self.settings.metrics_on_fitness and ask.fraction == 1.0):
-            return _Score(loss, samples)
+            return Score(loss, samples)
         samples += count + (self._repair(ask) if direct else 0.0)
-        return _Score(loss, samples, self._metrics(batches, split), single if split == "validation" else ())
+        return Score(loss, samples, self._metrics(batches, split), single if split == "validation" else ())
 
     def _losses(self, batches: Sequence[Batch], split: Split, direct: bool) -> tuple[float, tuple[float, ...]]:
         """The mean loss and, to 6 digits, that of each sample; none of these where outputs are not by sample."""
@@ -257,6 +265,11 @@ class TieredEvaluator:
             if len(values) % n == 0:
                 single += [float(f"{v:.6g}") for v in values.view(n, -1).mean(1).tolist()]
         return total / count, tuple(single) if len(single) == count else ()
+
+    def _signed(self, metrics: Mapping[str, float]) -> float:
+        """The loss where the search minimises a metric, or its negative."""
+        value = _metric(metrics, self.settings.loss)
+        return -value if self.settings.direction == "maximize" else value
 
     def _metrics(self, batches: Sequence[Batch], split: Split) -> Mapping[str, float]:
         model, precision = self.stitcher.model, self.samples.precision_on(split)
@@ -331,7 +344,7 @@ class TieredEvaluator:
 
 
 @dataclass(frozen=True)
-class _Score:
+class Score:
     """What an evaluation found, and the samples that went forward for it."""
 
     loss: float

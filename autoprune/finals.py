@@ -169,10 +169,10 @@ def export_front(
     fine, made = {e.ask.policy: e for e in tuned if e.ok}, list[Point]()
     for e in points:
         policy = e.ask.policy
-        metrics = {"validation": {**_scores(setting, e), **_interval(e)}}
+        metrics = {"validation": figures(setting, e)}
         if policy in fine:
             steps = {"steps": setting.job.evaluator.finetune_steps}
-            metrics["finetuned"] = {**_scores(setting, fine[policy]), **_interval(fine[policy]), **steps}
+            metrics["finetuned"] = {**figures(setting, fine[policy]), **steps}
         keep = {n: tuple(setting.database.keep(n, w).tolist()) for n, w in policy.widths}
         costs: dict[str, Any] = {c: round(e.costs[c] * base.costs[c]) for c in COSTS}
         costs["macs_ratio"] = e.costs["macs"]
@@ -236,6 +236,11 @@ def _row(plain: Evaluation | None, fine: Evaluation | None) -> dict[str, Any]:
         return {"macs_ratio": None, "loss": None, "metrics": {}, "finetuned": None}
     tuned = {**fine.metrics, "loss": fine.loss} if fine is not None else None
     return {"macs_ratio": plain.costs["macs"], "loss": plain.loss, "metrics": dict(plain.metrics), "finetuned": tuned}
+
+
+def figures(setting: Setting, e: Evaluation) -> dict[str, float]:
+    """What a policy file says about an evaluation: metrics, the loss, its interval."""
+    return {**_scores(setting, e), **_interval(e)}
 
 
 def _scores(setting: Setting, e: Evaluation) -> dict[str, float]:

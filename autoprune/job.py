@@ -7,7 +7,7 @@ import inspect
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, Field, PrivateAttr, ValidationError, model_validator
@@ -20,6 +20,7 @@ from autoprune.job_parts import (
     BudgetPart,
     EvaluatorPart,
     ExecutorPart,
+    FinetunePart,
     LatencyPart,
     MetricLoss,
     ObjectivesPart,
@@ -35,7 +36,7 @@ from autoprune.protocols import Task
 if TYPE_CHECKING:
     from autoprune.space import Space
 
-MAY_CHANGE = ("executor.", "search.time_limit_s", "sync_to")
+MAY_CHANGE = ("executor.", "search.time_limit_s", "sync_to", "finetune")
 DEFAULT_BUDGET = {"macs": [0.3, 0.9], "at": [0.7, 0.5, 0.3]}
 TASK_MEMBERS = ("build", "example_inputs", "split", "outputs", "loss", "metrics", "directions")
 
@@ -58,6 +59,7 @@ class Job(Part):
     evaluator: EvaluatorPart = Field(default_factory=EvaluatorPart)
     latency: LatencyPart = Field(default_factory=LatencyPart)
     executor: ExecutorPart = Field(default_factory=ExecutorPart)
+    finetune: FinetunePart | None = None
     storage: str | None = None
     sync_to: str | None = None
     _base: Path = PrivateAttr(default_factory=Path.cwd)
@@ -300,6 +302,7 @@ def _keys_of(section: str) -> Sequence[str]:
     for part in section.split("."):
         field = model.model_fields.get(part)
         inner = field.annotation if field else None
+        inner = next((a for a in get_args(inner) if a is not type(None)), inner)  # of an optional section
         model = inner if isinstance(inner, type) and issubclass(inner, BaseModel) else model
     return tuple(model.model_fields)
 

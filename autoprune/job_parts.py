@@ -14,6 +14,8 @@ from autoprune.protocols import Budget, Direction
 Count = Annotated[int, Field(strict=True, ge=1)]
 Natural = Annotated[int, Field(strict=True, ge=0)]
 Share = Annotated[float, Field(gt=0.0, le=1.0)]
+Rate = Annotated[float, Field(gt=0.0, le=10.0)]
+Weight = Annotated[float, Field(ge=0.0, le=1.0)]
 Sparsity = Annotated[float, Field(ge=0.0, lt=1.0)]
 GRANULARITIES = ("channel", "head", "neuron", "block", "weight", "2:4")
 DEFAULT_AT = (0.7, 0.5, 0.3)
@@ -214,6 +216,30 @@ class ExecutorPart(Part):
     def n_workers(self) -> int:
         """Workers to start: the cores that this process may use where the job says auto."""
         return self.workers if isinstance(self.workers, int) else len(os.sched_getaffinity(0))
+
+
+class FinetunePart(Part):
+    """The long fine-tuning of finalists after the search: how many points and recipes, and the recipes' ranges.
+
+    `samples` counts recipes over all points; `learning_rate` is by default around the usual one of the model's
+    optimizer; `distillation` is its share of the loss, the task's own loss has the rest.
+    """
+
+    points: Count = 4
+    samples: Count = 12
+    epochs: tuple[Count, Count] = (1, 4)
+    learning_rate: tuple[Rate, Rate] | None = None
+    distillation: tuple[Weight, Weight] = (0.5, 1.0)
+
+    @model_validator(mode="after")
+    def _ascending(self) -> FinetunePart:
+        for name in ("epochs", "learning_rate", "distillation"):
+            low, high = getattr(self, name) or (0, 0)
+            if low > high:
+                raise ValueError(f"{name} must be a range [low, high], not [{low}, {high}]")
+        if self.samples < self.points:
+            raise ValueError(f"samples must be at least points, a recipe for each: {self.samples} < {self.points}")
+        return self
 
 
 def check_plugin(folder: plugins.Folder, name: str) -> None:

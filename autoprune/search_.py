@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, replace
@@ -30,7 +31,8 @@ from autoprune.setting import Setting, check_executor, make_folder, prepare, wri
 from autoprune.storage import JOURNAL, find_home, forget_study, load_study
 from autoprune.study import Record, Stage, evaluate_all, locked, search_loop
 
-RUN_FILES = ("job.yaml", "policy.json", "front.csv", "report.html", "log.jsonl", "proxy.json")
+RUN_FILES = ("job.yaml", "policy.json", "front.csv", "report.html", "log.jsonl", "proxy.json", "finetune.json")
+RUN_FOLDERS = ("tune", "finetuned")
 STAGES = {"table": "sensitivity table", "proxy": "choice of the tier", "seed": "control arms and seeds"}
 """What a stage of the record is called while it runs."""
 
@@ -116,6 +118,11 @@ class Run:
                 executor.close()
                 self._executor = None
         self._hear()
+
+    @property
+    def setting(self) -> Setting:
+        """The job made ready, at the tier that the run has settled on."""
+        return self._setting
 
     def finish(self) -> Run:
         """Drive the run to its end."""
@@ -326,6 +333,8 @@ def _forget(folder: Path, database: Path) -> None:
     """Remove the files of an earlier run, and nothing else."""
     for name in RUN_FILES:
         (folder / name).unlink(missing_ok=True)
+    for name in RUN_FOLDERS:
+        shutil.rmtree(folder / name, ignore_errors=True)
     for path in (folder / "database").glob("*.safetensors"):
         if path != database:
             path.unlink()

@@ -287,7 +287,7 @@ def ray_here() -> Iterator[None]:
 
     from autoprune.executors._ray_cluster import connect
 
-    connect("local", None)
+    connect("local")
     try:
         yield
     finally:

@@ -22,7 +22,7 @@ def ray_here() -> Iterator[None]:
 
     from autoprune.executors._ray_cluster import connect
 
-    connect("local", None)
+    connect("local")
     yield
     ray.shutdown()
 

@@ -71,3 +71,8 @@ def test_points_of_a_run_are_applied_from_python(finished_run: Path) -> None:
 def test_a_stock_agent_searches_in_the_environment(tmp_path: Path) -> None:
     output = python(tmp_path, str(ROOT / "examples" / "amc_agent.py"), str(ROOT / "search_spaces" / "digits.yaml"), "8")
     assert "of the MACs, KL" in output
+
+
+def test_a_users_own_tuner_searches(tmp_path: Path) -> None:
+    output = python(tmp_path, str(ROOT / "examples" / "tune_search.py"), "run", "4")
+    assert re.search(r"^0\.\d+ of the MACs, KL", output, re.MULTILINE)

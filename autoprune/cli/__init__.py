@@ -7,18 +7,27 @@ import json
 import os
 import sys
 import webbrowser
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from autoprune.cli.progress import follow
-from autoprune.cli.tables import console, inspect_facts, print_comparison, print_inspect, print_mapping, print_summary
+from autoprune.cli.tables import (
+    console,
+    inspect_facts,
+    print_comparison,
+    print_finetune,
+    print_inspect,
+    print_mapping,
+    print_summary,
+)
 from autoprune.errors import AutopruneError, InputError
 
 if TYPE_CHECKING:
     from autoprune.job import Job
+    from autoprune.search_ import Run
 
 app = typer.Typer(
     help="Search how much each layer of a neural network should be pruned.",
@@ -134,13 +143,24 @@ def search(  # noqa: PLR0913  # the options of the command line
     done = search_verb(the_job, out=out, fresh=fresh)
     follow(done, console(json_))
     rows = [dict(row) for row in done.summary]
+    tuned = _finetuned(done, json_) if the_job.finetune is not None else []
     if json_:
-        return {"out": str(done.path), "points": len(done.front), "summary": rows}
+        extra = {"finetune": tuned} if the_job.finetune is not None else {}
+        return {"out": str(done.path), "points": len(done.front), "summary": rows, **extra}
     print_summary(rows)
-    names = ("policy.json", "front.csv", "report.html", "study.journal")
+    if tuned:
+        print_finetune(tuned)
+    names = ("policy.json", "front.csv", "report.html", "study.journal", "finetune.json")
     files = [name for name in names if (Path(done.path) / name).exists()]
     console(False).print(f"{len(done.front)} points on the front; {done.path}: {', '.join(files)}", soft_wrap=True)
     return None
+
+
+def _finetuned(done: Run, json_: bool) -> list[Mapping[str, Any]]:
+    from autoprune.integrations.finetune import finetune_front
+
+    out = console(json_)
+    return list(finetune_front(done, lambda line: out.print(line, markup=False, highlight=False, soft_wrap=True)))
 
 
 @app.command()

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from autoprune.structure import Structure
 
 PLAIN_WIDTH = 140
+NO_METRICS = ("loss", "loss_low", "loss_high", "kl", "mse", "cosine")
 
 
 def console(json_: bool = False) -> Console:
@@ -104,6 +105,21 @@ def print_summary(rows: Sequence[Mapping[str, Any]]) -> None:
     out.print(table)
     for note in dict.fromkeys(row["note"] for row in rows if row.get("note")):
         out.print(note, markup=False, highlight=False, soft_wrap=True)
+
+
+def print_finetune(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Each fine-tuned point with its best recipe, its scores on validation and what it had before."""
+    metrics = [m for m in dict.fromkeys(m for row in rows for m in row["validation"]) if m not in NO_METRICS]
+    table = Table(title="best recipe of each point (validation)", title_justify="left")
+    headings = ("point", "MACs", "epochs", "rate", "distillation", "loss before", "loss", *metrics)
+    for heading in headings:
+        table.add_column(heading, justify="left" if heading == "point" else "right")
+    for row in rows:
+        recipe, scores = row["recipe"], row["validation"]
+        cells = [row["macs_ratio"], recipe["epochs"], recipe["learning_rate"], recipe["distillation"]]
+        cells += [row["before"]["loss"], scores["loss"], *(scores.get(m) for m in metrics)]
+        table.add_row(row["point"], *(short(cell) for cell in cells), style="bold" if row["better"] else "")
+    console().print(table)
 
 
 def print_comparison(document: Mapping[str, Any]) -> None:

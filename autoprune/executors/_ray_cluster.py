@@ -23,8 +23,14 @@ if TYPE_CHECKING:
 CONNECT_S = 5.0
 
 
-def connect(address: str, runtime_env: Mapping[str, Any] | None) -> None:
-    """Join the cluster at `address`; Ray's own waiting for one that is not there takes minutes."""
+def connect(address: str, runtime_env: Mapping[str, Any] | None = None, cores: int | None = None) -> None:
+    """Join the cluster at `address`, or start one of `cores` for this process at "local".
+
+    Ray's own waiting for a cluster that is not there takes minutes, so the door is tried first.
+
+    Raises:
+        InputError: there is none, in one line that says what to try.
+    """
     if address.startswith("ray://"):
         raise InputError(
             f"executor.address: {address} is for Ray Client, which cannot share data with workers; submit the search "
@@ -33,7 +39,7 @@ def connect(address: str, runtime_env: Mapping[str, Any] | None) -> None:
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "error", "configure_logging": True}
     if address == "local":
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        options["include_dashboard"] = False
+        options |= {"include_dashboard": False, "num_cpus": cores}
     elif address != "auto":
         _check_listening(address)
     if runtime_env:

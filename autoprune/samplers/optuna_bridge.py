@@ -17,9 +17,42 @@ from optuna.trial import TrialState
 from autoprune.budget import Projector
 from autoprune.errors import InputError
 from autoprune.evaluation import Ask, Evaluation
+from autoprune.policy import Policy
 from autoprune.protocols import FloatArray, Problem, Sampler
 from autoprune.samplers import check_options, log_loss
 from autoprune.storage import optuna_quiet
+
+TARGET = "target"
+"""The parameter that is the budget of a proposal."""
+
+
+def knob(group: str) -> str:
+    """The parameter that is the grid position of a group."""
+    return f"width {group}"
+
+
+class Knobs:
+    """What a foreign optimiser turns, a grid position for each group and a budget target, and the policy they mean.
+
+    `last` maps each parameter to its last position; positions keep the order of the widths.
+
+    Raises:
+        InputError: the narrowest budget is out of reach.
+    """
+
+    def __init__(self, problem: Problem) -> None:
+        self._budget = problem.budget
+        self._projector = Projector(problem.structure, problem.costs)
+        self._projector.check({**problem.budget.limits, problem.budget.cost: problem.budget.low})
+        names = (knob(group) for group in problem.structure.names)
+        self.last = dict(zip(names, self._projector.codec.last.tolist(), strict=True))
+
+    def policy(self, values: Mapping[str, Any]) -> Policy:
+        """The positions, projected onto their target and the budget's limits."""
+        codec = self._projector.codec
+        positions = np.array([values[name] for name in self.last], dtype=np.int64)
+        limits = {**self._budget.limits, self._budget.cost: float(values[TARGET])}
+        return self._projector.project(codec.ratios(codec.widths(positions)), limits)
 
 
 class Bridge:
@@ -32,14 +65,9 @@ class Bridge:
 
     def __init__(self, problem: Problem, sampler: BaseSampler, multi_objective: bool = True) -> None:
         self._problem = problem
-        self._projector = Projector(problem.structure, problem.costs)
-        self._projector.check({**problem.budget.limits, problem.budget.cost: problem.budget.low})
-        self._names = [f"width {name}" for name in problem.structure.names]
-        last = self._projector.codec.last
-        self._space: dict[str, BaseDistribution] = {
-            name: IntDistribution(0, int(n)) for name, n in zip(self._names, last, strict=True)
-        }
-        self._space["target"] = FloatDistribution(problem.budget.low, problem.budget.high)
+        self._knobs = Knobs(problem)
+        self._space: dict[str, BaseDistribution] = {n: IntDistribution(0, last) for n, last in self._knobs.last.items()}
+        self._space[TARGET] = FloatDistribution(problem.budget.low, problem.budget.high)
         self._log = log_loss(problem.seeds)
         self._multi_objective = multi_objective
         self._reference = _reference(problem, self._log)
@@ -57,11 +85,7 @@ class Bridge:
             hint = "samplers of one objective take options: {multi_objective: false}"
             raise InputError(f"search.sampler: {error} ({hint})") from error
         self._trials.append(trial)
-        codec = self._projector.codec
-        positions = np.array([trial.params[name] for name in self._names], dtype=np.int64)
-        limits = {**self._problem.budget.limits, self._problem.budget.cost: float(trial.params["target"])}
-        policy = self._projector.project(codec.ratios(codec.widths(positions)), limits)
-        return Ask(policy, self._problem.tier)
+        return Ask(self._knobs.policy(trial.params), self._problem.tier)
 
     def tell(self, evaluation: Evaluation) -> None:
         """Answer the oldest open ask."""
