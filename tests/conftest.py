@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # on loopback, and no token is left in a developer's home
 ROOT = Path(__file__).parents[1]
 SHORT = ("--trials", "16", "--workers", "1", "--set", "evaluator.finetune_steps=5", "--set", "evaluator.finalists=2")
 
