@@ -133,6 +133,37 @@ def prepared_parts(task: Task, settings: Settings, model: nn.Module) -> Parts:
     )
 
 
+def resolved_precision(
+    task: Task, dense: nn.Module, structure: Structure, settings: Settings, samples: Samples
+) -> tuple[Precision, float]:
+    """The precision to evaluate in, never one that the dense model does not bear, and its loss in that to float32."""
+    macs = float(plugins.load("costs", "macs")(structure).dense)
+    precision = choose_precision(settings.precision, settings.torch_device, macs)
+    if precision == "fp32":
+        return precision, 0.0
+
+    def looked() -> float:
+        batch = samples.batches("fitness")[0]
+        exact, rounded = (observe(dense, task, batch, None, p).outputs for p in ("fp32", precision))
+        return float(fidelity_of(settings.loss, exact)(rounded, exact).mean())
+
+    error = with_room(looked, samples.halve)
+    if error <= LARGEST_ERROR:
+        return precision, error
+    warnings.warn(
+        f"in bfloat16 the dense model's outputs are off by {error:.2g} (at most {LARGEST_ERROR:g} is allowed), so "
+        "everything is computed in float32; evaluator.precision: fp32 says so from the start",
+        stacklevel=3,
+    )
+    return "fp32", error
+
+
+def fidelity_of(loss: str, outputs: Tensor) -> Fidelity:
+    """The loss between outputs, also where the search minimises a metric."""
+    classes = outputs.dim() > 1 and outputs.shape[-1] > 1
+    return FIDELITIES.get(loss, FIDELITIES["kl" if classes else "mse"])
+
+
 def make_evaluator(
     job_text: str, structure: Structure, database: Path, latency: LatencyTable | None = None
 ) -> TieredEvaluator:
@@ -171,7 +202,7 @@ class TieredEvaluator:
         readers = {w for names in consumed(structure.groups, self._all_sites).values() for w in names}
         self.sites = {n: s for n, s in self._all_sites.items() if n in readers and s.calls == 1}
         self.samples = Samples(task, dense, self.parts, self.device, settings.batch_size, settings.validation)
-        self.precision, self.precision_error = with_room(self._checked_precision, self.samples.halve)
+        self.precision, self.precision_error = resolved_precision(task, dense, structure, settings, self.samples)
         self.samples.precision = self.precision
         self.samples.look(self.sites)
         self._lesson: tuple[int, Lesson] | None = None
@@ -309,26 +340,7 @@ class TieredEvaluator:
 
     def _measure(self, outputs: Tensor) -> Fidelity:
         """The loss between outputs, also where the search minimises a metric."""
-        classes = outputs.dim() > 1 and outputs.shape[-1] > 1
-        return FIDELITIES.get(self.settings.loss, FIDELITIES["kl" if classes else "mse"])
-
-    def _checked_precision(self) -> tuple[Precision, float]:
-        """The precision to evaluate in: never one that the dense model does not bear."""
-        macs = float(plugins.load("costs", "macs")(self.structure).dense)
-        precision = choose_precision(self.settings.precision, self.device, macs)
-        if precision == "fp32":
-            return precision, 0.0
-        batch = self.samples.batches("fitness")[0]
-        exact, rounded = (observe(self.dense, self.task, batch, None, p).outputs for p in ("fp32", precision))
-        error = float(self._measure(exact)(rounded, exact).mean())
-        if error <= LARGEST_ERROR:
-            return precision, error
-        warnings.warn(
-            f"in bfloat16 the dense model's outputs are off by {error:.2g} (at most {LARGEST_ERROR:g} is allowed), so "
-            "everything is computed in float32; evaluator.precision: fp32 says so from the start",
-            stacklevel=4,
-        )
-        return "fp32", error
+        return fidelity_of(self.settings.loss, outputs)
 
 
 @dataclass(frozen=True)

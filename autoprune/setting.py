@@ -21,7 +21,15 @@ from autoprune.constraints import Constraint, parse_constraints
 from autoprune.costs import build_cost
 from autoprune.database.store import LevelDatabase, build_database, database_key
 from autoprune.errors import InputError, did_you_mean
-from autoprune.evaluate import COSTS, Settings, TieredEvaluator, make_evaluator, prepared_model, prepared_parts
+from autoprune.evaluate import (
+    COSTS,
+    Settings,
+    TieredEvaluator,
+    make_evaluator,
+    prepared_model,
+    prepared_parts,
+    resolved_precision,
+)
 from autoprune.evaluation import Ask, Tier
 from autoprune.files import write_whole
 from autoprune.front import Base
@@ -29,8 +37,10 @@ from autoprune.job import Job
 from autoprune.latency.calibrate import fit_latency
 from autoprune.latency.table import LatencyTable
 from autoprune.ledger import Prices
+from autoprune.precision import Precision
 from autoprune.protocols import Criterion, EvaluatorFactory, Executor, FitnessTier, Problem, Task
 from autoprune.recover import BATCH_SIZE
+from autoprune.samples import Samples
 from autoprune.space import restrict
 from autoprune.structure import Structure
 from autoprune.tracing.analyze import analyze
@@ -76,6 +86,12 @@ class Setting:
         return self.prices.full(ask, self.tier)
 
     @property
+    def precision(self) -> Precision:
+        """What `evaluator.precision` came to on this machine: workers compute in it too, whatever theirs can."""
+        found: Precision = self.base.space["precision"]
+        return found
+
+    @property
     def table_path(self) -> Path:
         """Where the sensitivity table lies: beside the database, under what its figures depend on."""
         s = Settings.of(self.job)
@@ -86,9 +102,11 @@ class Setting:
     def evaluator_factory(self) -> EvaluatorFactory:
         """What builds an evaluator, here or in a worker."""
         if self.lent is not None:
-            settings = Settings.of(self.job)
+            settings = replace(Settings.of(self.job), precision=self.precision)
             return partial(TieredEvaluator, self.lent, self.structure, self.database, settings, latency=self.latency)
-        return partial(make_evaluator, self.job.dump(), self.structure, self.database_path, self.latency)
+        part = self.job.evaluator.model_copy(update={"precision": self.precision})
+        job = self.job.model_copy(update={"evaluator": part})
+        return partial(make_evaluator, job.dump(), self.structure, self.database_path, self.latency)
 
     def executor(self) -> Executor:
         """The job's executor, started; a task lent from Python is evaluated in this process."""
@@ -130,6 +148,7 @@ def prepare(job: Job, folder: Path, task: Task | None = None, shared: Path | Non
     if not path.exists():
         build_database(model, structure, seen, load_criterion(job.criterion)).save(path)
     database = LevelDatabase.open(path)
+    samples = Samples(task, model, parts, settings.torch_device, settings.batch_size, settings.validation)
     base = Base(
         structure_fingerprint=whole.fingerprint,
         weights_fingerprint=weights_fingerprint(model),
@@ -145,6 +164,7 @@ def prepare(job: Job, folder: Path, task: Task | None = None, shared: Path | Non
             "calibration": parts.total,
             "tier": problem.tier,
             "finetune_steps": job.evaluator.finetune_steps,
+            "precision": resolved_precision(task, model, structure, settings, samples)[0],
         },
         data=digest([parts.statistics, *parts.fitness, *parts.heldback]),
         directions=dict(task.directions),

@@ -200,14 +200,15 @@ def closed(setting: Setting, folder: Path, name: str) -> Arm:
     asks = [(p.digest, Ask(p, "refit", split="validation")) for p in front]
     done = list(evaluated(setting, folder, asks))
     points = [(e.costs["macs"], e.loss) for e in done if e.ok]
-    return Arm(name, 0, policies, points, {}, sum(e.seconds for e in done), 0.0, measured_on(setting))
+    device = measured_on(setting) | {"precision": setting.precision}
+    return Arm(name, 0, policies, points, {}, sum(e.seconds for e in done), 0.0, device)
 
 
 def searched(args: argparse.Namespace, folder: Path, name: str, seed: int) -> Arm:
     """A sampler's run on its own ledger, its point at a budget by the held-back images."""
     sampler, options = SEARCHERS[name]
     before = folder / "policy.json"  # of a finished run: a replay writes it anew, as if measured here
-    place = json.loads(before.read_text(encoding="utf-8"))["measured_on"] if before.exists() else None
+    place = device_of(before) if before.exists() else None
     run = Run(job(args, sampler, options, seed), folder, alone=True, shared=args.out / "shared").finish()
     by_id = {p.id: p.policy for p in run.front}
     policies = {row["budget"]: by_id[row["point"]] for row in run.summary if row["point"] is not None}
@@ -216,7 +217,13 @@ def searched(args: argparse.Namespace, folder: Path, name: str, seed: int) -> Ar
     front = [(p.ratio("macs"), p.metrics["validation"]["loss"]) for p in run.front]
     seconds, passes = (sum(f[k] for f in facts) for k in ("seconds", "passes"))
     curve = best_so_far(facts, Prices(768, 1536, 768, 1024, 128 * args.steps))
-    return Arm(name, seed, policies, front, curve, seconds, passes, place or dict(run.front.measured_on))
+    return Arm(name, seed, policies, front, curve, seconds, passes, place or device_of(before))
+
+
+def device_of(path: Path) -> dict[str, Any]:
+    """Where, and in which precision, the run of a policy.json was measured."""
+    policy = json.loads(path.read_text(encoding="utf-8"))
+    return {**policy["measured_on"], "precision": policy["space"].get("precision", "unknown")}
 
 
 def best_so_far(facts: Sequence[Mapping[str, Any]], price: Prices) -> dict[float, list[tuple[float, float]]]:
