@@ -24,7 +24,7 @@ from autoprune.policy_file import save_csv, save_front
 from autoprune.protocols import Executor, Task
 from autoprune.samplers import build_sampler, log_loss, needs
 from autoprune.sensitivity import blank_table
-from autoprune.setting import Setting, make_folder, prepare, write_event
+from autoprune.setting import Setting, new_folder, prepare, write_event
 from autoprune.study import JOURNAL, STUDY_NAME, Record, Stage, evaluate_all, locked, search_loop
 
 RUN_FILES = ("job.yaml", JOURNAL, "policy.json", "front.csv", "report.html", "log.jsonl", "proxy.json")
@@ -67,10 +67,10 @@ class Run:
     ) -> None:
         if not fresh:
             _check_same_job(job, folder)
-        make_folder(folder)
         self.path, self.stage, self.note, self._alone = folder, "prepare", "", alone
-        self._setting: Setting = prepare(job, folder, task, shared)
-        self._fail_early()
+        with new_folder(folder):
+            self._setting: Setting = prepare(job, folder, task, shared)
+            self._fail_early()
         self.done, self._plan = 0.0, dict[str, float]()
         with locked(folder):
             if fresh:  # not before the new job has proved good

@@ -6,7 +6,8 @@ import hashlib
 import json
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -136,6 +137,7 @@ def prepare(job: Job, folder: Path, task: Task | None = None, shared: Path | Non
     if settings.direction is not None and settings.loss not in task.directions:
         hint = did_you_mean(settings.loss, task.directions)
         raise InputError(f"objectives.loss.metric: the task has no metric {settings.loss!r}; {hint}")
+    constraints = parse_constraints(job.constraints, task.directions)
     model = prepared_model(task, settings.torch_device)
     whole = analyze(task.build(), task.example_inputs(), seed=job.search.seed)
     structure = restrict(whole, job.search_space())
@@ -173,7 +175,6 @@ def prepare(job: Job, folder: Path, task: Task | None = None, shared: Path | Non
     fitness, heldback = (sum(size(b) for b in part) for part in (parts.fitness, parts.heldback))
     lesson = job.evaluator.finetune_steps * BATCH_SIZE
     prices = Prices(size(parts.statistics), fitness, heldback, settings.validation, lesson)
-    constraints = parse_constraints(job.constraints, task.directions)
     return Setting(job, task, lent, structure, database, path, problem, base, prices, constraints, latency)
 
 
@@ -192,6 +193,24 @@ def make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"cannot write to --out {folder}: {error.strerror}") from None
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[None]:
+    """Make the run folder for what follows; where that is refused, no folder stays that is new and holds no file.
+
+    What was built until then (level database, latency table) took its time and stays: the corrected call uses it.
+    """
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    make_folder(folder)
+    try:
+        yield
+    except BaseException:
+        inside = sorted((p for p in folder.rglob("*") if p.is_dir()), reverse=True) if made else []
+        for path in (*inside, *made):  # from within outwards
+            with suppress(OSError):  # it holds something
+                path.rmdir()
+        raise
 
 
 def write_event(folder: Path, event: str, facts: Mapping[str, Any]) -> None:
