@@ -25,13 +25,14 @@ from autoprune.errors import InputError, did_you_mean, one_line
 from autoprune.evaluation import Ask, Evaluation, Split
 from autoprune.job import Job
 from autoprune.latency.table import LatencyTable
-from autoprune.losses import FIDELITIES, Fidelity
+from autoprune.losses import FIDELITIES, Fidelity, Tally
 from autoprune.memory import bound_kernel_cache, keep_blocks, trim_heap, with_room
 from autoprune.precision import LARGEST_ERROR, Precision, choose_precision, computing
 from autoprune.protocols import Batch, Direction, Task
 from autoprune.recover import BATCH_SIZE, Lesson, finetune
 from autoprune.reference import Reference, observe
 from autoprune.repair import FixedPoint, Folded, Refit
+from autoprune.replay import Once, replaying
 from autoprune.samples import Samples
 from autoprune.structure import Structure
 from autoprune.tracing.wiring import find_sites
@@ -264,31 +265,47 @@ class TieredEvaluator:
             value = _metric(metrics, self.settings.loss)
             return _Score(-value if self.settings.direction == "maximize" else value, samples, metrics)
         direct = ask.tier == "stitch" and split == "fitness"
-        samples = count
+        whole = ask.fraction == 1.0 and self.settings.metrics_on_fitness
+        watched = split == "heldback" or (split == "fitness" and whole)
         if direct:
             self.stitcher.stitch(ask.policy)
-        else:
-            samples += self._repair(ask)
+        samples = count + (0.0 if direct else self._repair(ask))
+        if watched and not direct:
+            loss, metrics, again = self._at_once(batches, split)
+            return _Score(loss, samples + again * count, metrics)
         loss, single = self._losses(batches, split, direct)
-        if split == "fitness" and not (self.settings.metrics_on_fitness and ask.fraction == 1.0):
+        if split == "fitness" and not watched:
             return _Score(loss, samples)
-        samples += count + (self._repair(ask) if direct else 0.0)
+        samples += count + (self._repair(ask) if direct else 0.0)  # each batch had repaired itself; float32 is apart
         return _Score(loss, samples, self._metrics(batches, split), single if split == "validation" else ())
+
+    def _at_once(self, batches: Sequence[Batch], split: Split) -> tuple[float, Mapping[str, float], float]:
+        """Loss and metrics in one pass, and how many more the metrics took: none if they ask the model the same."""
+        model, tally = self.stitcher.model, Tally()
+        references = [self.samples.reference(split, i, b).outputs for i, b in enumerate(batches)]
+
+        def score(i: int, batch: Batch) -> None:
+            outputs = self.task.outputs(model, batch)
+            tally.add(self._measure(outputs)(outputs, references[i]), size(batch))
+
+        precision = self.samples.precision_on(split)
+        with torch.no_grad(), computing(model, precision), self._forward_mode(), replaying(model) as replay:
+            once = Once(batches, score, replay)
+            metrics = {k: float(v) for k, v in self.task.metrics(model, once).items()}
+            again = once.finish()
+        return tally.loss, metrics, again
 
     def _losses(self, batches: Sequence[Batch], split: Split, direct: bool) -> tuple[float, tuple[float, ...]]:
         """The mean loss and, to 6 digits, that of each sample; none of these where outputs are not by sample."""
-        total, count, model, single = 0.0, 0, self.stitcher.model, []
+        model, tally = self.stitcher.model, Tally()
         for i, batch in enumerate(batches):
-            n, reference = size(batch), self.samples.reference(split, i, batch)
+            reference = self.samples.reference(split, i, batch)
             mode = self._forward_mode(reference if direct else None)
             with torch.no_grad():
                 with computing(model, self.samples.precision_on(split)), mode:
                     outputs = self.task.outputs(model, batch)
-                values = self._measure(outputs)(outputs, reference.outputs).cpu().double()
-            total, count = total + n * float(values.mean()), count + n
-            if len(values) % n == 0:
-                single += [float(f"{v:.6g}") for v in values.view(n, -1).mean(1).tolist()]
-        return total / count, tuple(single) if len(single) == count else ()
+                tally.add(self._measure(outputs)(outputs, reference.outputs), size(batch))
+        return tally.loss, tally.by_sample
 
     def _metrics(self, batches: Sequence[Batch], split: Split) -> Mapping[str, float]:
         model, precision = self.stitcher.model, self.samples.precision_on(split)

@@ -174,7 +174,8 @@ def prepare(job: Job, folder: Path, task: Task | None = None, shared: Path | Non
     problem = replace(problem, scores=database.scores(structure))
     fitness, heldback = (sum(size(b) for b in part) for part in (parts.fitness, parts.heldback))
     lesson = job.evaluator.finetune_steps * BATCH_SIZE
-    prices = Prices(size(parts.statistics), fitness, heldback, settings.validation, lesson)
+    splits = (size(parts.statistics), fitness, heldback, settings.validation)
+    prices = Prices(*splits, lesson, settings.metrics_on_fitness, settings.direction is not None)
     return Setting(job, task, lent, structure, database, path, problem, base, prices, constraints, latency)
 
 

@@ -247,10 +247,12 @@ def test_patience_stops_on_a_plateau(tmp_path: Path) -> None:
 
 
 def test_constraints_hold_on_the_exported_front_and_an_impossible_one_keeps_the_work(tmp_path: Path) -> None:
-    bound = {"constraints": {"accuracy": ">=0.9"}}
+    bound = {"constraints": {"accuracy": ">=0.9", "worst_class_accuracy": ">=0.5"}}
     run = search(job(search={"trials": 8}, **bound), out=tmp_path / "floor").finish()
     for point in run.front:
-        assert point.metrics.get("finetuned", point.metrics["validation"])["accuracy"] >= 0.9
+        figures_ = point.metrics.get("finetuned", point.metrics["validation"])
+        assert figures_["accuracy"] >= 0.9
+        assert figures_["worst_class_accuracy"] >= 0.5
     fitness = [t.user_attrs for t in run.study.get_trials() if t.user_attrs["stage"] == "search"]
     assert all("accuracy" in a["metrics"] for a in fitness if a["fraction"] == 1.0)
     with pytest.raises(RunError, match=r"no point of the front keeps the constraints .*accuracy >= 1\.5"):
