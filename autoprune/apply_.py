@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -23,6 +23,7 @@ from autoprune.export import export as export_model
 from autoprune.front import Base, Front, Point
 from autoprune.job import Job
 from autoprune.policy_file import load_front, save_front
+from autoprune.precision import Precision
 from autoprune.protocols import Task
 from autoprune.recover import BATCH_SIZE, finetune
 from autoprune.setting import load_criterion, make_folder
@@ -47,7 +48,8 @@ def apply(
     With the weights of the search the kept atoms are replayed, with others they are ranked anew by the point's
     criterion. With a `task` the pruned model is repaired as in the search (compensation, batch norm, refit) on its
     calibration data, at the tier that scored the point, and trained for `finetune_epochs`; without one it is sliced
-    only. `settings` are by default those of the search as far as the point knows them.
+    only. `settings` are by default those of the search as far as the point knows them; a precision that is left to
+    "auto" is the search's too.
 
     Raises:
         InputError: the model has another structure (says where), or the policy was applied to it before.
@@ -175,13 +177,21 @@ def _repaired(
         n_train = sum(size(b) for b in task.split("train"))
         steps = max(1, round(epochs * n_train / BATCH_SIZE))
     space = point.base.space
-    as_searched = replace(settings, finetune_steps=int(space.get("finetune_steps", settings.finetune_steps)))
+    tune_steps = int(space.get("finetune_steps", settings.finetune_steps))
+    as_searched = replace(settings, finetune_steps=tune_steps, precision=_precision(point.base, settings))
     evaluator = TieredEvaluator(task, structure, database, as_searched, dense)
     small = copy.deepcopy(evaluator.repaired(Ask(point.policy, space.get("tier", "refit"))))
     if steps:
         finetune(small, evaluator.lesson(steps), steps, settings.seed)
     keep = {n: tuple(database.keep(n, w).tolist()) for n, w in point.policy.widths}
     return in_format(small, torch.contiguous_format).to(next(model.parameters()).device), keep, steps
+
+
+def _precision(base: Base, settings: Settings) -> Literal["auto", "fp32", "bf16"]:
+    """That of the search where the settings leave it open: atoms and repairs were judged in it."""
+    found = base.space.get("precision")  # older files do not say, newer ones may know more of them
+    known = {name: name for name in get_args(Precision)}
+    return known.get(found, "auto") if settings.precision == "auto" else settings.precision
 
 
 def _matching(point: Point, model: nn.Module, example: tuple[Tensor, ...]) -> Structure:

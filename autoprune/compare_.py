@@ -37,7 +37,7 @@ from autoprune.policy import Policy
 from autoprune.protocols import Strategy, Task
 from autoprune.samplers import needs
 from autoprune.search_ import Run
-from autoprune.setting import Setting, make_folder, prepare
+from autoprune.setting import Setting, make_folder, new_folder, prepare
 from autoprune.study import Record, Stage, evaluate_all, locked
 from autoprune.verdict import CONTROLS
 
@@ -90,9 +90,9 @@ class Comparison:
         self.seeds = checked_seeds(seeds, job.search.seed)
         self.path = Path(out) if out is not None else Path("runs") / f"{job.name}-compare"
         check_same_job(self.path, job)
-        make_folder(self.path)
         self._job, self._task = at_budgets(job, self.budgets), task
-        self._setting = self._checked(job)
+        with new_folder(self.path):
+            self._setting = self._checked(job)
         with locked(self.path):
             write_whole(self.path / "job.yaml", job.dump())
         self.cells: dict[tuple[str, int], Cell] = {}

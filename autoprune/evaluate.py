@@ -25,13 +25,14 @@ from autoprune.errors import InputError, did_you_mean, one_line
 from autoprune.evaluation import Ask, Evaluation, Split
 from autoprune.job import Job
 from autoprune.latency.table import LatencyTable
-from autoprune.losses import FIDELITIES, Fidelity
+from autoprune.losses import FIDELITIES, Fidelity, Tally
 from autoprune.memory import bound_kernel_cache, keep_blocks, trim_heap, with_room
 from autoprune.precision import LARGEST_ERROR, Precision, choose_precision, computing
 from autoprune.protocols import Batch, Direction, Task
 from autoprune.recover import BATCH_SIZE, Lesson, finetune
 from autoprune.reference import Reference, observe
 from autoprune.repair import FixedPoint, Folded, Refit
+from autoprune.replay import Once, replaying
 from autoprune.samples import Samples
 from autoprune.structure import Structure
 from autoprune.tracing.wiring import find_sites
@@ -130,6 +131,37 @@ def prepared_parts(task: Task, settings: Settings, model: nn.Module) -> Parts:
     return replace(parts, layout=fast_format(task, model)).on(settings.torch_device)
 
 
+def resolved_precision(
+    task: Task, dense: nn.Module, structure: Structure, settings: Settings, samples: Samples
+) -> tuple[Precision, float]:
+    """The precision to evaluate in, never one that the dense model does not bear, and its loss in that to float32."""
+    macs = float(plugins.load("costs", "macs")(structure).dense)
+    precision = choose_precision(settings.precision, settings.torch_device, macs)
+    if precision == "fp32":
+        return precision, 0.0
+
+    def looked() -> float:
+        batch = samples.batches("fitness")[0]
+        exact, rounded = (observe(dense, task, batch, None, p).outputs for p in ("fp32", precision))
+        return float(fidelity_of(settings.loss, exact)(rounded, exact).mean())
+
+    error = with_room(looked, samples.halve)
+    if error <= LARGEST_ERROR:
+        return precision, error
+    warnings.warn(
+        f"in bfloat16 the dense model's outputs are off by {error:.2g} (at most {LARGEST_ERROR:g} is allowed), so "
+        "everything is computed in float32; evaluator.precision: fp32 says so from the start",
+        stacklevel=3,
+    )
+    return "fp32", error
+
+
+def fidelity_of(loss: str, outputs: Tensor) -> Fidelity:
+    """The loss between outputs, also where the search minimises a metric."""
+    classes = outputs.dim() > 1 and outputs.shape[-1] > 1
+    return FIDELITIES.get(loss, FIDELITIES["kl" if classes else "mse"])
+
+
 def make_evaluator(
     job_text: str, structure: Structure, database: Path, latency: LatencyTable | None = None
 ) -> TieredEvaluator:
@@ -170,7 +202,7 @@ class TieredEvaluator:
         readers = {w for names in consumed(structure.groups, self._all_sites).values() for w in names}
         self.sites = {n: s for n, s in self._all_sites.items() if n in readers and s.calls == 1}
         self.samples = Samples(task, dense, self.parts, self.device, settings.batch_size, settings.validation)
-        self.precision, self.precision_error = with_room(self._checked_precision, self.samples.halve)
+        self.precision, self.precision_error = resolved_precision(task, dense, structure, settings, self.samples)
         self.samples.precision = self.precision
         self.samples.look(self.sites)
         self._lesson: tuple[int, Lesson] | None = None
@@ -240,31 +272,47 @@ class TieredEvaluator:
             metrics = self._metrics(batches, split)
             return Score(self._signed(metrics), samples, metrics)
         direct = ask.tier == "stitch" and split == "fitness"
-        samples = count
+        whole = ask.fraction == 1.0 and self.settings.metrics_on_fitness
+        watched = split == "heldback" or (split == "fitness" and whole)
         if direct:
             self.stitcher.stitch(ask.policy)
-        else:
-            samples += self._repair(ask)
+        samples = count + (0.0 if direct else self._repair(ask))
+        if watched and not direct:
+            loss, metrics, again = self._at_once(batches, split)
+            return Score(loss, samples + again * count, metrics)
         loss, single = self._losses(batches, split, direct)
-        if split == "fitness" and not (self.settings.metrics_on_fitness and ask.fraction == 1.0):
+        if split == "fitness" and not watched:
             return Score(loss, samples)
-        samples += count + (self._repair(ask) if direct else 0.0)
+        samples += count + (self._repair(ask) if direct else 0.0)  # each batch had repaired itself; float32 is apart
         return Score(loss, samples, self._metrics(batches, split), single if split == "validation" else ())
+
+    def _at_once(self, batches: Sequence[Batch], split: Split) -> tuple[float, Mapping[str, float], float]:
+        """Loss and metrics in one pass, and how many more the metrics took: none if they ask the model the same."""
+        model, tally = self.stitcher.model, Tally()
+        references = [self.samples.reference(split, i, b).outputs for i, b in enumerate(batches)]
+
+        def score(i: int, batch: Batch) -> None:
+            outputs = self.task.outputs(model, batch)
+            tally.add(self._measure(outputs)(outputs, references[i]), size(batch))
+
+        precision = self.samples.precision_on(split)
+        with torch.no_grad(), computing(model, precision), self._forward_mode(), replaying(model) as replay:
+            once = Once(batches, score, replay)
+            metrics = {k: float(v) for k, v in self.task.metrics(model, once).items()}
+            again = once.finish()
+        return tally.loss, metrics, again
 
     def _losses(self, batches: Sequence[Batch], split: Split, direct: bool) -> tuple[float, tuple[float, ...]]:
         """The mean loss and, to 6 digits, that of each sample; none of these where outputs are not by sample."""
-        total, count, model, single = 0.0, 0, self.stitcher.model, []
+        model, tally = self.stitcher.model, Tally()
         for i, batch in enumerate(batches):
-            n, reference = size(batch), self.samples.reference(split, i, batch)
+            reference = self.samples.reference(split, i, batch)
             mode = self._forward_mode(reference if direct else None)
             with torch.no_grad():
                 with computing(model, self.samples.precision_on(split)), mode:
                     outputs = self.task.outputs(model, batch)
-                values = self._measure(outputs)(outputs, reference.outputs).cpu().double()
-            total, count = total + n * float(values.mean()), count + n
-            if len(values) % n == 0:
-                single += [float(f"{v:.6g}") for v in values.view(n, -1).mean(1).tolist()]
-        return total / count, tuple(single) if len(single) == count else ()
+                tally.add(self._measure(outputs)(outputs, reference.outputs), size(batch))
+        return tally.loss, tally.by_sample
 
     def _signed(self, metrics: Mapping[str, float]) -> float:
         """The loss where the search minimises a metric, or its negative."""
@@ -321,26 +369,7 @@ class TieredEvaluator:
 
     def _measure(self, outputs: Tensor) -> Fidelity:
         """The loss between outputs, also where the search minimises a metric."""
-        classes = outputs.dim() > 1 and outputs.shape[-1] > 1
-        return FIDELITIES.get(self.settings.loss, FIDELITIES["kl" if classes else "mse"])
-
-    def _checked_precision(self) -> tuple[Precision, float]:
-        """The precision to evaluate in: never one that the dense model does not bear."""
-        macs = float(plugins.load("costs", "macs")(self.structure).dense)
-        precision = choose_precision(self.settings.precision, self.device, macs)
-        if precision == "fp32":
-            return precision, 0.0
-        batch = self.samples.batches("fitness")[0]
-        exact, rounded = (observe(self.dense, self.task, batch, None, p).outputs for p in ("fp32", precision))
-        error = float(self._measure(exact)(rounded, exact).mean())
-        if error <= LARGEST_ERROR:
-            return precision, error
-        warnings.warn(
-            f"in bfloat16 the dense model's outputs are off by {error:.2g} (at most {LARGEST_ERROR:g} is allowed), so "
-            "everything is computed in float32; evaluator.precision: fp32 says so from the start",
-            stacklevel=4,
-        )
-        return "fp32", error
+        return fidelity_of(self.settings.loss, outputs)
 
 
 @dataclass(frozen=True)

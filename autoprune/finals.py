@@ -179,7 +179,7 @@ def export_front(
         if policy in latencies:
             costs["latency"] = dict(latencies[policy])
         made.append(Point(f"p{len(made):02d}", policy, keep, costs, metrics, trials[policy], base))
-    return Front(tuple(made), base, _measured_on(setting), _provenance(setting))
+    return Front(tuple(made), base, measured_on(setting), _provenance(setting))
 
 
 def measured_latencies(setting: Setting, points: Sequence[Evaluation]) -> dict[Policy, dict[str, float]]:
@@ -296,7 +296,8 @@ def _thinned(front: Sequence[Evaluation], setting: Setting) -> list[Evaluation]:
     return [front[i] for i in sorted({round(k * step) for k in range(MAX_POINTS)} | (nearest - {-1}))]
 
 
-def _measured_on(setting: Setting) -> dict[str, Any]:
+def measured_on(setting: Setting) -> dict[str, Any]:
+    """What policy.json says of where a run was measured."""
     versions = {"python": platform.python_version(), "torch": torch.__version__}
     on_gpu = Settings.of(setting.job).torch_device.type == "cuda"
     device = torch.cuda.get_device_name() if on_gpu else platform.processor() or platform.machine()

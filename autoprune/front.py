@@ -46,8 +46,9 @@ class Base:
     """The dense model that a front belongs to: what identifies it, what it costs and scores.
 
     `costs` are absolute (macs a sample, params, bytes); `metrics` maps a split to its dense metrics; `inputs` are
-    {"shape": [...], "dtype": "float32"}; `space` holds granularity, criterion and multiple_of; `data` a hash;
-    `directions` says which way a metric is better (maximize where it is silent).
+    {"shape": [...], "dtype": "float32"}; `space` holds granularity, criterion and multiple_of, and how the search
+    evaluated (tier, precision, ...); `data` a hash; `directions` says which way a metric is better (maximize where it
+    is silent).
     """
 
     structure_fingerprint: str

@@ -10,7 +10,7 @@ from autoprune.job import Job
 from autoprune.opening import with_table
 from autoprune.protocols import Task
 from autoprune.sensitivity import Table, load_table
-from autoprune.setting import Setting, make_folder, prepare
+from autoprune.setting import Setting, new_folder, prepare
 from autoprune.study import Record, evaluate_all
 
 
@@ -21,9 +21,9 @@ class Inspection:
     """
 
     def __init__(self, job: Job, folder: Path, task: Task | None = None) -> None:
-        make_folder(folder)
         self.folder, self.stage, self.note, self.done, self.total = folder, "sensitivity table", "", 0.0, 1.0
-        self._setting: Setting = prepare(job, folder, task)
+        with new_folder(folder):
+            self._setting: Setting = prepare(job, folder, task)
         self.path = self._setting.table_path
 
     def __iter__(self) -> Iterator[Evaluation]:

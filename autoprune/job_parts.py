@@ -165,7 +165,8 @@ class EvaluatorPart(Part):
     """How many samples score a candidate, at which tier and precision, and how the finalists are tuned.
 
     `sensitivity` is the number of widths of each group in the sensitivity table, 0 for none; `finalists` are tuned at
-    each asked budget; `precision` auto is bf16 on a CPU that has instructions for it, else fp32.
+    each asked budget; `precision` auto is bf16 where the machine that starts the search has instructions for it and
+    the model bears it, else fp32; policy.json tells which.
     """
 
     calibration: Count = 2048

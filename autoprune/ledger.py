@@ -23,7 +23,9 @@ class Prices:
     """What an ask costs in samples that go through the network; a backward pass counts two.
 
     `statistics`, `fitness`, `heldback` and `validation` are the sizes of the parts, `lesson` the samples of all steps
-    of a brief fine-tune.
+    of a brief fine-tune. With `watched` full evaluations on fitness carry metrics (there are constraints), with
+    `by_metric` a metric is the loss. A task's metrics read the outputs that the loss was computed from, but for two:
+    validation's, and those of a `stitch` whose batches repaired themselves.
     """
 
     statistics: int
@@ -31,13 +33,17 @@ class Prices:
     heldback: int
     validation: int
     lesson: int
+    watched: bool = False
+    by_metric: bool = False
 
     def samples(self, ask: Ask) -> float:
         """Samples that go forward for `ask`, those of backward passes twice more."""
         scored = {"fitness": self.fitness, "heldback": self.heldback, "validation": self.validation}[ask.split]
         scored = max(1, round(ask.fraction * scored))
-        if ask.tier == "stitch" and ask.split == "fitness":
-            return scored
+        if ask.tier == "stitch" and ask.split == "fitness" and not self.by_metric:
+            return scored + (scored + self.statistics if self.watched and ask.fraction == 1.0 else 0.0)
+        if ask.split == "validation" and not self.by_metric:
+            scored *= 2
         return scored + self.statistics + (3.0 * self.lesson if ask.tier == "tune" else 0.0)
 
     def full(self, ask: Ask, tier: Tier) -> float:

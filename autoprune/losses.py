@@ -32,3 +32,29 @@ def _by_sample(values: Tensor) -> Tensor:
 
 
 FIDELITIES: dict[str, Fidelity] = {"kl": kl, "mse": mse, "cosine": cosine}
+
+
+class Tally:
+    """Sums losses up, batch by batch.
+
+    `loss` is their mean over samples, `by_sample` that of each sample, to 6 digits; empty where losses are not by
+    sample.
+    """
+
+    def __init__(self) -> None:
+        self._total, self._count, self._single = 0.0, 0, list[float]()
+
+    def add(self, losses: Tensor, n: int) -> None:
+        """The losses of a batch of `n` samples."""
+        values = losses.cpu().double()
+        self._total, self._count = self._total + n * float(values.mean()), self._count + n
+        if len(values) % n == 0:
+            self._single += [float(f"{v:.6g}") for v in values.view(n, -1).mean(1).tolist()]
+
+    @property
+    def loss(self) -> float:
+        return self._total / self._count
+
+    @property
+    def by_sample(self) -> tuple[float, ...]:
+        return tuple(self._single) if len(self._single) == self._count else ()

@@ -27,11 +27,12 @@ from autoprune.policy_file import save_csv, save_front
 from autoprune.protocols import Executor, Task, WorkerState
 from autoprune.samplers import build_sampler, log_loss, needs
 from autoprune.sensitivity import blank_table
-from autoprune.setting import Setting, check_executor, make_folder, prepare, write_event
+from autoprune.setting import Setting, check_executor, new_folder, prepare, write_event
 from autoprune.storage import JOURNAL, find_home, forget_study, load_study
 from autoprune.study import Record, Stage, evaluate_all, locked, search_loop
 
 RUN_FILES = ("job.yaml", "policy.json", "front.csv", "report.html", "log.jsonl", "proxy.json", "finetune.json")
+MIRRORED = (*RUN_FILES, JOURNAL)
 RUN_FOLDERS = ("tune", "finetuned")
 STAGES = {"table": "sensitivity table", "proxy": "choice of the tier", "seed": "control arms and seeds"}
 """What a stage of the record is called while it runs."""
@@ -74,13 +75,13 @@ class Run:
             _check_same_job(job, folder)
         check_executor(job)
         _check_storage(job, folder, fresh)
-        make_folder(folder)
         self.path, self.stage, self.note, self._alone = folder, "prepare", "", alone
-        self._mirror = None if alone or job.sync_url is None else Mirror(folder, job.sync_url, (*RUN_FILES, JOURNAL))
-        if self._mirror is not None and not fresh:
-            _go_on_from(self._mirror, job)
-        self._setting: Setting = prepare(job, folder, task, shared)
-        self._fail_early()
+        with new_folder(folder):
+            self._mirror = None if alone or job.sync_url is None else Mirror(folder, job.sync_url, MIRRORED)
+            if self._mirror is not None and not fresh:
+                _go_on_from(self._mirror, job)
+            self._setting: Setting = prepare(job, folder, task, shared)
+            self._fail_early()
         self.done, self._plan = 0.0, dict[str, float]()
         self._executor: Executor | None = None
         with locked(folder):

@@ -6,7 +6,8 @@ import hashlib
 import json
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -21,7 +22,15 @@ from autoprune.constraints import Constraint, parse_constraints
 from autoprune.costs import build_cost
 from autoprune.database.store import LevelDatabase, build_database, database_key
 from autoprune.errors import InputError, did_you_mean
-from autoprune.evaluate import COSTS, Settings, TieredEvaluator, make_evaluator, prepared_model, prepared_parts
+from autoprune.evaluate import (
+    COSTS,
+    Settings,
+    TieredEvaluator,
+    make_evaluator,
+    prepared_model,
+    prepared_parts,
+    resolved_precision,
+)
 from autoprune.evaluation import Ask, Tier
 from autoprune.files import write_whole
 from autoprune.front import Base
@@ -29,8 +38,10 @@ from autoprune.job import Job
 from autoprune.latency.calibrate import fit_latency
 from autoprune.latency.table import LatencyTable
 from autoprune.ledger import Prices
+from autoprune.precision import Precision
 from autoprune.protocols import Criterion, EvaluatorFactory, Executor, FitnessTier, Problem, Task
 from autoprune.recover import BATCH_SIZE
+from autoprune.samples import Samples
 from autoprune.space import restrict
 from autoprune.structure import Structure
 from autoprune.tracing.analyze import analyze
@@ -76,6 +87,12 @@ class Setting:
         return self.prices.full(ask, self.tier)
 
     @property
+    def precision(self) -> Precision:
+        """What `evaluator.precision` came to on this machine: workers compute in it too, whatever theirs can."""
+        found: Precision = self.base.space["precision"]
+        return found
+
+    @property
     def table_path(self) -> Path:
         """Where the sensitivity table lies: beside the database, under what its figures depend on."""
         s = Settings.of(self.job)
@@ -86,15 +103,21 @@ class Setting:
     def evaluator_factory(self) -> EvaluatorFactory:
         """What builds an evaluator, here or in a worker."""
         if self.lent is not None:
-            settings = Settings.of(self.job)
-            return partial(TieredEvaluator, self.lent, self.structure, self.database, settings, latency=self.latency)
-        return partial(make_evaluator, self.job.dump(), self.structure, self.database_path, self.latency)
+            parts = (self.lent, self.structure, self.database, self._settings)
+            return partial(TieredEvaluator, *parts, latency=self.latency)
+        part = self.job.evaluator.model_copy(update={"precision": self.precision})
+        job = self.job.model_copy(update={"evaluator": part})
+        return partial(make_evaluator, job.dump(), self.structure, self.database_path, self.latency)
 
     def shipment(self) -> EvaluatorFactory:
         """The same for workers that share no files with this process."""
         from autoprune.shipment import Shipment
 
-        return Shipment.of(self.task, self.structure, self.database, Settings.of(self.job), self.latency)
+        return Shipment.of(self.task, self.structure, self.database, self._settings, self.latency)
+
+    @property
+    def _settings(self) -> Settings:
+        return replace(Settings.of(self.job), precision=self.precision)
 
     def executor(self) -> Executor:
         """The job's executor, started; a task lent from Python is evaluated in this process unless it can travel."""
@@ -142,6 +165,7 @@ def prepare(job: Job, folder: Path, task: Task | None = None, shared: Path | Non
     if settings.direction is not None and settings.loss not in task.directions:
         hint = did_you_mean(settings.loss, task.directions)
         raise InputError(f"objectives.loss.metric: the task has no metric {settings.loss!r}; {hint}")
+    constraints = parse_constraints(job.constraints, task.directions)
     model = prepared_model(task, settings.torch_device)
     whole = analyze(task.build(), task.example_inputs(), seed=job.search.seed)
     structure = restrict(whole, job.search_space())
@@ -154,6 +178,7 @@ def prepare(job: Job, folder: Path, task: Task | None = None, shared: Path | Non
     if not path.exists():
         build_database(model, structure, seen, load_criterion(job.criterion)).save(path)
     database = LevelDatabase.open(path)
+    samples = Samples(task, model, parts, settings.torch_device, settings.batch_size, settings.validation)
     base = Base(
         structure_fingerprint=whole.fingerprint,
         weights_fingerprint=weights_fingerprint(model),
@@ -169,6 +194,7 @@ def prepare(job: Job, folder: Path, task: Task | None = None, shared: Path | Non
             "calibration": parts.total,
             "tier": problem.tier,
             "finetune_steps": job.evaluator.finetune_steps,
+            "precision": resolved_precision(task, model, structure, settings, samples)[0],
         },
         data=digest([parts.statistics, *parts.fitness, *parts.heldback]),
         directions=dict(task.directions),
@@ -176,8 +202,8 @@ def prepare(job: Job, folder: Path, task: Task | None = None, shared: Path | Non
     problem = replace(problem, scores=database.scores(structure))
     fitness, heldback = (sum(size(b) for b in part) for part in (parts.fitness, parts.heldback))
     lesson = job.evaluator.finetune_steps * BATCH_SIZE
-    prices = Prices(size(parts.statistics), fitness, heldback, settings.validation, lesson)
-    constraints = parse_constraints(job.constraints, task.directions)
+    splits = (size(parts.statistics), fitness, heldback, settings.validation)
+    prices = Prices(*splits, lesson, settings.metrics_on_fitness, settings.direction is not None)
     return Setting(job, task, lent, structure, database, path, problem, base, prices, constraints, latency)
 
 
@@ -196,6 +222,24 @@ def make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"cannot write to --out {folder}: {error.strerror}") from None
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[None]:
+    """Make the run folder for what follows; where that is refused, no folder stays that is new and holds no file.
+
+    What was built until then (level database, latency table) took its time and stays: the corrected call uses it.
+    """
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    make_folder(folder)
+    try:
+        yield
+    except BaseException:
+        inside = sorted((p for p in folder.rglob("*") if p.is_dir()), reverse=True) if made else []
+        for path in (*inside, *made):  # from within outwards
+            with suppress(OSError):  # it holds something
+                path.rmdir()
+        raise
 
 
 def write_event(folder: Path, event: str, facts: Mapping[str, Any]) -> None:

@@ -1,11 +1,17 @@
-"""Search against its peers on ResNet-20 (CIFAR-10, JPEG set) at equal ledgers; resumable, a run folder an arm and seed.
+"""Search against its peers on ResNet-20 (CIFAR-10, JPEG set) at equal ledgers; what is measured is kept, nothing twice.
 
-usage: OMP_NUM_THREADS=1 python -m benchmarks.search [--out DIR] [--trials 300] [--seeds 3] [--steps 300] [--arms a,b]
+usage: OMP_NUM_THREADS=1 python -m benchmarks.search [--out DIR] [--trials 300] [--seeds 3 | 0,2] [--steps 300]
+       [--arms a,b] [--only search,test,tuned] [--collect]
+       python -m benchmarks.search --show      tables and curves of what there is; measures nothing
 
 A ledger of 300 full evaluations (768 images repaired, 1 536 scored) serves the whole range of budgets. Every arm gets
 the same repair. A searcher's point at a budget is the best on held-back images; KL and accuracy are measured on all
 10 000 test images, which nothing else has seen, before and after 300 fine-tuning steps; the hypervolume on 1 024
 validation images.
+
+Every finished arm and every score is one small file under --results, so that machines can share the work: what is
+there is not measured again. --out holds the raw run folders, in which an arm that was cut off goes on; --collect turns
+the finished ones into results and starts nothing.
 """
 
 from __future__ import annotations
@@ -13,21 +19,23 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
 from autoprune import plugins
-from autoprune.bootstrap import paired
-from autoprune.cells import LEAST_LOSS, REFERENCE
 from autoprune.compare_ import N_CURVE
+from autoprune.compare_input import checked_seeds, parse_seeds
+from autoprune.errors import InputError
 from autoprune.evaluation import Ask, Evaluation
+from autoprune.executors._lazy import Lazy
 from autoprune.executors.local import Local
-from autoprune.front import hypervolume
+from autoprune.files import write_whole
+from autoprune.finals import measured_on
 from autoprune.job import Job
 from autoprune.ledger import Prices
 from autoprune.opening import with_table
@@ -35,8 +43,10 @@ from autoprune.policy import Policy
 from autoprune.protocols import Executor
 from autoprune.search_ import Run
 from autoprune.setting import Setting, prepare
-from autoprune.study import Record, Stage, evaluate_all
+from autoprune.study import JOURNAL, Record, Stage, evaluate_all
 from benchmarks.resnet20 import on_test
+from benchmarks.search_figure import draw
+from benchmarks.search_results import DENSE, Arm, Score, Store, Tables
 
 BUDGETS = (0.7, 0.5, 0.3)
 CLOSED = ("uniform", "global", "lamp", "erk", "fastnas", "knapsack")
@@ -49,6 +59,91 @@ SEARCHERS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "evopress": ("benchmarks.evopress:EvoPress", {}),
     "evolution": ("evolution", {}),
 }
+STAGES = {"test": "refit", "tuned": "tune"}
+TASK = "benchmarks.resnet20:images"
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def main() -> None:
+    args = parsed(sys.argv[1:])
+    store = Store(args.results)
+    if not args.show:
+        measure(args, store)
+    publish(store, args.figure)
+
+
+def parsed(words: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("runs/benchmark-search"), help="raw run folders")
+    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results" / "search")
+    parser.add_argument("--figure", type=Path, default=ROOT / "docs" / "search-curves.svg")
+    parser.add_argument("--trials", type=int, default=300)
+    parser.add_argument("--seeds", default="3", help="so many from 0 on, or a list: 0,2 or 1,")
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--arms", default=",".join((*CLOSED, *SEARCHERS)))
+    parser.add_argument("--only", default=",".join(("search", *STAGES)), help="stages to run")
+    parser.add_argument("--collect", action="store_true", help="keep what is finished under --out, start nothing")
+    parser.add_argument("--show", action="store_true", help="print and draw what --results holds")
+    args = parser.parse_args(words)
+    args.arms, args.only = args.arms.split(","), args.only.split(",")
+    args.seeds = checked_seeds(parse_seeds(args.seeds), 0)
+    return args
+
+
+def measure(args: argparse.Namespace, store: Store) -> None:
+    """Whatever of the asked arms, seeds and stages the results do not hold yet."""
+    store.claim({"task": TASK, "budgets": list(BUDGETS), "trials": args.trials, "steps": args.steps})
+    base = Base(args)
+    if "search" in args.only:
+        for seed in args.seeds:
+            for name in args.arms:
+                if name in SEARCHERS or seed == 0:  # a closed form knows no chance
+                    find(args, store, base, name, seed)
+    for stage, tier in STAGES.items():
+        if stage in args.only:
+            test(args, store, base, tier)
+
+
+def publish(store: Store, figure: Path) -> None:
+    """The tables, on the screen and beside the results; the curves."""
+    names = (*CLOSED, *SEARCHERS)
+    text = Tables(store, names).text()
+    print(text)
+    write_whole(store.path / "tables.md", text)
+    arms = sorted(store.arms(), key=lambda a: (a.name in names and names.index(a.name), a.seed))
+    draw(arms, BUDGETS, store.protocol["trials"], figure)
+
+
+class Base:
+    """The setting that all arms share, made when something must be measured."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self._args = args
+        self._plain: Setting | None = None
+
+    @property
+    def plain(self) -> Setting:
+        """Without the sensitivity table."""
+        if self._plain is None:
+            args = self._args
+            self._plain = prepare(job(args), args.out / "base", shared=args.out / "shared")
+        return self._plain
+
+    @property
+    def tabled(self) -> Setting:
+        """With it; the database's folder keeps it."""
+        made: list[Setting] = []
+        folder = self._args.out / "base"
+
+        def drive() -> Iterator[Evaluation]:
+            made.append((yield from with_table(self.plain, lambda asks: evaluated(self.plain, folder, asks, "table"))))
+
+        done = list(drive())
+        if done:
+            passes, seconds = sum(e.passes for e in done), sum(e.seconds for e in done)
+            print(f"sensitivity table: {len(done)} evaluations, {passes:.1f} passes, {seconds:.0f} s", flush=True)
+        return made[0]
 
 
 def job(
@@ -56,7 +151,7 @@ def job(
 ) -> Job:
     return Job.from_dict(
         {
-            "task": {"factory": "benchmarks.resnet20:images"},
+            "task": {"factory": TASK},
             "budget": {"macs": [0.25, 0.9], "at": list(BUDGETS)},
             "search": {"sampler": sampler, "trials": args.trials, "seed": seed, "options": dict(options or {})},
             "evaluator": {
@@ -68,65 +163,16 @@ def job(
     )
 
 
-@dataclass(frozen=True)
-class Arm:
-    """What an arm found with one seed: a policy at each budget, its front on validation, its curve."""
-
-    name: str
-    seed: int
-    policies: Mapping[float, Policy]
-    front: Sequence[tuple[float, float]]
-    curve: Mapping[float, Sequence[tuple[float, float]]]
-    seconds: float
-    passes: float
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("runs/benchmark-search"))
-    parser.add_argument("--trials", type=int, default=300)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--arms", default=",".join((*CLOSED, *SEARCHERS)))
-    parser.add_argument("--only", default="search,test,tuned", help="stages to run; what is on disk is not repeated")
-    args = parser.parse_args()
-    arms = list(found_arms(args, args.arms.split(",")))
-    setting = prepare(job(args), args.out / "base", shared=args.out / "shared")
-    scores = {t: tested(setting, args.out / "test", arms, t) for t in ("refit", "tune") if stage_of(t) in args.only}
-    publish(args, arms, scores)
-
-
-def stage_of(tier: str) -> str:
-    return "tuned" if tier == "tune" else "test"
-
-
-def found_arms(args: argparse.Namespace, names: Sequence[str]) -> Iterator[Arm]:
-    base = prepare(job(args), args.out / "base", shared=args.out / "shared")
-    problem, cost = tabled(base, args.out / "base")
-    print(f"sensitivity table: {cost}; {len(base.structure)} groups", flush=True)
-    for seed in range(args.seeds):
-        for name in names:
-            if name in CLOSED and seed > 0:
-                continue
-            arm = closed(problem, args.out / name, name) if name in CLOSED else searched(args, name, seed)
-            print(
-                f"{name} seed {seed}: {arm.passes:.0f} passes, {arm.seconds:.0f} s, load {os.getloadavg()[0]:.1f}",
-                flush=True,
-            )
-            yield arm
-
-
-def tabled(setting: Setting, folder: Path) -> tuple[Setting, str]:
-    """The setting with its table, and what that cost."""
-    made: list[Setting] = []
-
-    def drive() -> Iterator[Evaluation]:
-        made.append((yield from with_table(setting, lambda asks: evaluated(setting, folder, asks, "table"))))
-
-    done = list(drive())
-    passes, seconds = sum(e.passes for e in done), sum(e.seconds for e in done)
-    return made[0], f"{len(done)} evaluations, {passes:.1f} passes, {seconds:.0f} s (0 where it was on disk)"
+def find(args: argparse.Namespace, store: Store, base: Base, name: str, seed: int) -> None:
+    """Run an arm, or what is left of it, into the results."""
+    folder = args.out / (name if name in CLOSED else f"{name}-{seed}")
+    finished = (folder / (JOURNAL if name in CLOSED else "policy.json")).exists()
+    if store.arm(name, seed) is not None or (args.collect and not finished):
+        return
+    arm = closed(base.tabled, folder, name) if name in CLOSED else searched(args, folder, name, seed)
+    store.add_arm(arm)
+    load = f"load {os.getloadavg()[0]:.1f}"
+    print(f"{name} seed {seed}: {arm.passes:.0f} passes, {arm.seconds:.0f} s, {load}", flush=True)
 
 
 def evaluated(
@@ -136,7 +182,7 @@ def evaluated(
     stage: Stage = "final",
     executor: Executor | None = None,
 ) -> Iterator[Evaluation]:
-    executor = executor or setting.executor()
+    executor = executor or Lazy(setting.executor)
     try:
         with Record(folder, setting.structure, ("macs",), setting.tier, setting.identity) as record:
             yield from evaluate_all(record, executor, asks, stage)
@@ -154,34 +200,38 @@ def closed(setting: Setting, folder: Path, name: str) -> Arm:
     asks = [(p.digest, Ask(p, "refit", split="validation")) for p in front]
     done = list(evaluated(setting, folder, asks))
     points = [(e.costs["macs"], e.loss) for e in done if e.ok]
-    return Arm(name, 0, policies, points, {}, sum(e.seconds for e in done), 0.0)
+    device = measured_on(setting) | {"precision": setting.precision}
+    return Arm(name, 0, policies, points, {}, sum(e.seconds for e in done), 0.0, device)
 
 
-def searched(args: argparse.Namespace, name: str, seed: int) -> Arm:
+def searched(args: argparse.Namespace, folder: Path, name: str, seed: int) -> Arm:
     """A sampler's run on its own ledger, its point at a budget by the held-back images."""
     sampler, options = SEARCHERS[name]
-    folder = args.out / f"{name}-{seed}"
+    before = folder / "policy.json"  # of a finished run: a replay writes it anew, as if measured here
+    place = device_of(before) if before.exists() else None
     run = Run(job(args, sampler, options, seed), folder, alone=True, shared=args.out / "shared").finish()
     by_id = {p.id: p.policy for p in run.front}
     policies = {row["budget"]: by_id[row["point"]] for row in run.summary if row["point"] is not None}
     trials = [t for t in run.study.get_trials(deepcopy=False) if t.user_attrs["stage"] in ("seed", "search")]
     facts = [t.user_attrs for t in trials]
     front = [(p.ratio("macs"), p.metrics["validation"]["loss"]) for p in run.front]
-    curve = best_so_far(facts, prices(args))
-    return Arm(name, seed, policies, front, curve, sum(f["seconds"] for f in facts), sum(f["passes"] for f in facts))
+    seconds, passes = (sum(f[k] for f in facts) for k in ("seconds", "passes"))
+    curve = best_so_far(facts, Prices(768, 1536, 768, 1024, 128 * args.steps))
+    return Arm(name, seed, policies, front, curve, seconds, passes, place or device_of(before))
 
 
-def prices(args: argparse.Namespace) -> Prices:
-    return Prices(768, 1536, 768, 1024, 128 * args.steps)
+def device_of(path: Path) -> dict[str, Any]:
+    """Where, and in which precision, the run of a policy.json was measured."""
+    policy = json.loads(path.read_text(encoding="utf-8"))
+    return {**policy["measured_on"], "precision": policy["space"].get("precision", "unknown")}
 
 
 def best_so_far(facts: Sequence[Mapping[str, Any]], price: Prices) -> dict[float, list[tuple[float, float]]]:
     """At each budget (spent, least full fitness loss), a point whenever it falls."""
-    stages = {"seed": 0, "search": 1}
     spent, best = 0.0, dict.fromkeys(BUDGETS, np.inf)
     curve: dict[float, list[tuple[float, float]]] = {at: [] for at in BUDGETS}
-    dummy = Policy.of({"x": 1})
-    for f in sorted(facts, key=lambda f: (stages[f["stage"]], f["ask"])):
+    dummy, stages = Policy.of({"x": 1}), get_args(Stage)
+    for f in sorted(facts, key=lambda f: (stages.index(f["stage"]), f["ask"])):
         spent += price.full(Ask(dummy, f["tier"], f["fraction"]), "refit") if f["passes"] else 0.0
         if f["tier"] != "refit" or f["fraction"] < 1.0 or "loss" not in f:
             continue
@@ -192,105 +242,32 @@ def best_so_far(facts: Sequence[Mapping[str, Any]], price: Prices) -> dict[float
     return curve
 
 
-def tested(setting: Setting, folder: Path, arms: Sequence[Arm], tier: str) -> dict[Policy, Evaluation]:
-    """All arms' policies on the test images, each once."""
-    policies = dict.fromkeys([Policy.dense(setting.structure), *(p for a in arms for p in a.policies.values())])
-    asks = [(p.digest, Ask(p, tier, split="validation")) for p in policies]  # type: ignore[arg-type]
-    found = {}
+def test(args: argparse.Namespace, store: Store, base: Base, tier: str) -> None:
+    """The dense model and the arms' policies on the test images, each once."""
+    arms = [a for a in store.arms() if a.name in args.arms and (a.seed in args.seeds)]
+    wanted = dict.fromkeys(p for a in arms for p in a.policies.values() if store.score(tier, p.digest) is None)
+    if not wanted and store.score(tier, DENSE) is not None:
+        return
+    setting = base.plain
+    dense = Policy.dense(setting.structure)
+    wanted = dict.fromkeys([*([] if store.score(tier, DENSE) else [dense]), *wanted])
+    asks = [(p.digest, Ask(p, tier, split="validation")) for p in wanted]  # type: ignore[arg-type]
+    if args.collect:
+        with Record(args.out / "test", setting.structure, ("macs",), setting.tier, setting.identity) as record:
+            asks = [(label, ask) for label, ask in asks if ask in record.known]
     make = partial(on_test, setting.job.dump(), setting.structure, setting.database_path)
     part = setting.job.executor
-    workers = Local(make, part.n_workers, part.timeout_s, part.retries)
-    for e in evaluated(setting, folder, asks, executor=workers):
-        found[e.ask.policy] = e
-        print(f"{tier} {len(found)}/{len(asks)}: {e.loss:.4f} {dict(e.metrics)} {e.error or ''}", flush=True)
-    return found
-
-
-def publish(args: argparse.Namespace, arms: Sequence[Arm], scores: Mapping[str, Mapping[Policy, Evaluation]]) -> None:
-    names = list(dict.fromkeys(a.name for a in arms))
-    lines = [table(arms, names, tier, found) for tier, found in scores.items()]
-    lines += [volumes(arms, names), ratios(arms, scores), differences(arms, names, scores)]
-    text = "\n\n".join(lines)
-    print(text)
-    (args.out / "results.md").write_text(text + "\n", encoding="utf-8")
-    document = [{**vars(replace(a)), "policies": {str(k): p.as_dict() for k, p in a.policies.items()}} for a in arms]
-    (args.out / "arms.json").write_text(json.dumps(document, indent=1, default=str), encoding="utf-8")
-
-
-def of_arm(arms: Sequence[Arm], name: str, at: float, found: Mapping[Policy, Evaluation]) -> list[Evaluation]:
-    return [found[a.policies[at]] for a in arms if a.name == name and at in a.policies and a.policies[at] in found]
-
-
-def table(arms: Sequence[Arm], names: Sequence[str], tier: str, found: Mapping[Policy, Evaluation]) -> str:
-    title = "after the fine-tune" if tier == "tune" else "before fine-tuning"
-    lines = [
-        f"**{title}** (test KL ± sd over seeds / accuracy)",
-        "",
-        "| arm | " + " | ".join(f"{b:.0%}" for b in BUDGETS) + " |",
-    ]
-    lines.append("|---" * (1 + len(BUDGETS)) + "|")
-    for name in names:
-        cells = []
-        for at in BUDGETS:
-            es = [e for e in of_arm(arms, name, at, found) if e.ok]
-            losses, accuracy = [e.loss for e in es], [e.metrics["accuracy"] for e in es]
-            spread = f" ± {np.std(losses):.3f}" if len(es) > 1 else ""
-            cells.append(f"{np.mean(losses):.3f}{spread} / {np.mean(accuracy):.2%}" if es else "none")
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def volumes(arms: Sequence[Arm], names: Sequence[str]) -> str:
-    lines = [f"**hypervolume** of the validation front (log KL against MACs ratio, reference {REFERENCE})", ""]
-    lines += ["| arm | hypervolume ± sd | evaluation seconds |", "|---|---|---|"]
-    for name in names:
-        own = [a for a in arms if a.name == name]
-        hv = [
-            hypervolume(np.array([(m, np.log(max(v, LEAST_LOSS))) for m, v in a.front]), np.array(REFERENCE))
-            for a in own
-        ]
-        lines.append(f"| {name} | {np.mean(hv):.4f} ± {np.std(hv):.4f} | {np.mean([a.seconds for a in own]):.0f} |")
-    return "\n".join(lines)
-
-
-def ratios(arms: Sequence[Arm], scores: Mapping[str, Mapping[Policy, Evaluation]]) -> str:
-    """Ours over uniform at 50 %: KL, and the fall of accuracy."""
-    lines = ["**evolution / uniform at 50 %**", ""]
-    for tier, found in scores.items():
-        dense = next(iter(found.values())).metrics["accuracy"]
-        ours, base = (of_arm(arms, n, 0.5, found) for n in ("evolution", "uniform"))
-        if ours and base:
-            kl = np.mean([e.loss for e in ours]) / base[0].loss
-            drop = (dense - np.mean([e.metrics["accuracy"] for e in ours])) / (dense - base[0].metrics["accuracy"])
-            lines.append(f"- {tier}: KL {kl:.2f}, accuracy drop {drop:.2f} (dense {dense:.2%})")
-    return "\n".join(lines)
-
-
-def differences(arms: Sequence[Arm], names: Sequence[str], scores: Mapping[str, Mapping[Policy, Evaluation]]) -> str:
-    """Each arm's KL less ours, paired over test images and seeds, with its 95 % bootstrap interval."""
-    lines = [
-        "**arm less evolution** (test KL, paired over images and seeds, 95 % interval; above 0: evolution is better)",
-        "",
-    ]
-    lines += ["| arm | tier | " + " | ".join(f"{b:.0%}" for b in BUDGETS) + " |", "|---" * (2 + len(BUDGETS)) + "|"]
-    for name in names:
-        for tier, found in scores.items():
-            if name != "evolution":
-                lines.append(
-                    f"| {name} | {tier} | " + " | ".join(difference(arms, name, at, found) for at in BUDGETS) + " |"
-                )
-    return "\n".join(lines)
-
-
-def difference(arms: Sequence[Arm], name: str, at: float, found: Mapping[Policy, Evaluation]) -> str:
-    ours, theirs = of_arm(arms, "evolution", at, found), of_arm(arms, name, at, found)
-    if not ours or not theirs:
-        return "-"
-    pairs = [(theirs[i % len(theirs)], e) for i, e in enumerate(ours)]
-    rows = np.array([np.array(t.sample_losses) - np.array(o.sample_losses) for t, o in pairs])
-    mean, low, high = paired(rows, np.random.default_rng(0))
-    return f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]"
+    workers = Lazy(lambda: Local(make, part.n_workers, part.timeout_s, part.retries))
+    for i, e in enumerate(evaluated(setting, args.out / "test", asks, executor=workers), start=1):
+        print(f"{tier} {i}/{len(asks)}: {e.loss:.4f} {dict(e.metrics)} {e.error or ''}", flush=True)
+        if e.ok:
+            losses = np.array(e.sample_losses, dtype=np.float16)
+            word = DENSE if e.ask.policy == dense else e.ask.policy.digest
+            store.add_score(tier, word, Score(e.loss, e.metrics["accuracy"], e.seconds, losses))
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except InputError as error:
+        sys.exit(str(error))

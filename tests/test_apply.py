@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,10 +14,11 @@ from torch import nn
 import autoprune
 from autoprune.apply_ import apply_file
 from autoprune.errors import InputError
-from autoprune.evaluate import Settings
+from autoprune.evaluate import Settings, TieredEvaluator
 from autoprune.front import Front
 from autoprune.job import Job
 from autoprune.losses import kl
+from autoprune.policy_file import load_front
 from autoprune.search_ import Run, search
 from autoprune.tasks.digits import Digits
 from tests.test_search import job
@@ -68,6 +70,29 @@ def test_the_applied_model_scores_what_the_file_says_at_every_tier(tier: str, di
     with torch.no_grad():
         loss = float(kl(small.eval()(x), model.eval()(x)).mean())
     assert loss == pytest.approx(point.metrics["validation"]["loss"], rel=1e-3, abs=1e-6)
+
+
+def test_the_precision_of_the_search_is_in_the_file_and_repairs_alike_unless_another_is_asked_for(
+    run: Run, the_job: Job, digits: Digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run.front.base.space["precision"] == "fp32"
+    rounded = job(search={"trials": 2}, evaluator={"precision": "bf16", "finalists": 0, "sensitivity": 0})
+    front = load_front(search(rounded, out=tmp_path).finish().path / "policy.json")
+    assert front.base.space["precision"] == "bf16"
+    used: list[str] = []
+
+    class Spy(TieredEvaluator):
+        def __init__(self, *given: Any) -> None:
+            super().__init__(*given)
+            used.append(self.precision)
+
+    monkeypatch.setattr("autoprune.apply_.TieredEvaluator", Spy)
+    plain, model = Settings.of(the_job), digits.build()
+    foreign = replace(front[0], base=replace(front.base, space={**front.base.space, "precision": "fp4"}))
+    for point, wish in ((front[0], "auto"), (front[0], "fp32"), (foreign, "auto")):
+        settings = replace(plain, precision=wish)  # type: ignore[arg-type]
+        autoprune.apply(point, model, digits.example_inputs(), task=digits, settings=settings)
+    assert used == ["bf16", "fp32", "fp32"]
 
 
 def test_without_a_task_it_slices_only_and_says_so(run: Run, digits: Digits) -> None:

@@ -157,6 +157,22 @@ def test_a_job_makes_an_environment_by_its_name(tmp_path: Path) -> None:
         gymnasium.make("autoprune/AMC-v0", job=3)
 
 
+@pytest.mark.parametrize(
+    ("before", "name", "said"),
+    [
+        ("import autoprune.env", "autoprune/AMC-v0", "job must be a path"),
+        ("", "autoprune.env:autoprune/AMC-v0", "job must be a path"),
+        ("", "autoprune/AMC-v0", "Namespace autoprune not found"),  # should this one work, the docs may promise less
+    ],
+)
+def test_in_a_new_process_the_name_is_known_after_the_import_or_names_the_module(
+    before: str, name: str, said: str
+) -> None:
+    code = f"import gymnasium\n{before}\ngymnasium.make({name!r}, job=3)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert said in done.stderr
+
+
 def test_importing_the_environment_loads_no_torch() -> None:
     code = "import sys, autoprune.env; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

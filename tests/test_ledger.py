@@ -25,7 +25,7 @@ PRICES = Prices(statistics=512, fitness=1024, heldback=512, validation=2000, les
         (Ask(POLICIES[0], "refit"), 1536),
         (Ask(POLICIES[0], "refit", 0.25), 512 + 256),
         (Ask(POLICIES[0], "stitch", split="heldback"), 1024),
-        (Ask(POLICIES[0], "refit", split="validation"), 2512),
+        (Ask(POLICIES[0], "refit", split="validation"), 4512),
         (Ask(POLICIES[0], "tune", split="heldback"), 1024 + 3 * 12_800),
     ],
 )
@@ -34,6 +34,15 @@ def test_an_ask_costs_the_samples_that_go_forward_and_three_for_each_that_is_tra
 ) -> None:
     assert PRICES.samples(ask) == samples
     assert PRICES.full(ask, "refit") == samples / 1536
+
+
+def test_metrics_cost_another_pass_only_where_they_cannot_read_the_outputs_of_the_loss() -> None:
+    watched, by_metric = replace(PRICES, watched=True), replace(PRICES, by_metric=True)
+    whole, part = Ask(POLICIES[0], "stitch"), Ask(POLICIES[0], "stitch", 0.5)
+    assert (watched.samples(whole), watched.samples(part)) == (1024 + 1024 + 512, 512)
+    assert watched.samples(Ask(POLICIES[0], "refit")) == PRICES.samples(Ask(POLICIES[0], "refit"))
+    assert (by_metric.samples(whole), by_metric.samples(part)) == (1024 + 512, 512 + 512)
+    assert by_metric.samples(Ask(POLICIES[0], "refit", split="validation")) == 2512
 
 
 def spend(ledger: Ledger, asks: list[Ask]) -> int:

@@ -18,6 +18,7 @@ import pytest
 
 import autoprune
 from autoprune import plugins
+from autoprune.compare_ import Comparison
 from autoprune.errors import InputError, RunError
 from autoprune.front import Front
 from autoprune.job import Job
@@ -246,16 +247,39 @@ def test_patience_stops_on_a_plateau(tmp_path: Path) -> None:
 
 
 def test_constraints_hold_on_the_exported_front_and_an_impossible_one_keeps_the_work(tmp_path: Path) -> None:
-    bound = {"constraints": {"accuracy": ">=0.9"}}
+    bound = {"constraints": {"accuracy": ">=0.9", "worst_class_accuracy": ">=0.5"}}
     run = search(job(search={"trials": 8}, **bound), out=tmp_path / "floor").finish()
     for point in run.front:
-        assert point.metrics.get("finetuned", point.metrics["validation"])["accuracy"] >= 0.9
+        figures_ = point.metrics.get("finetuned", point.metrics["validation"])
+        assert figures_["accuracy"] >= 0.9
+        assert figures_["worst_class_accuracy"] >= 0.5
     fitness = [t.user_attrs for t in run.study.get_trials() if t.user_attrs["stage"] == "search"]
     assert all("accuracy" in a["metrics"] for a in fitness if a["fraction"] == 1.0)
     with pytest.raises(RunError, match=r"no point of the front keeps the constraints .*accuracy >= 1\.5"):
         search(job(search={"trials": 2}, constraints={"accuracy": ">=1.5"}), out=tmp_path / "none").finish()
     with pytest.raises(InputError, match=r"constraints: the task has no metric 'acuracy'"):
         search(job(constraints={"acuracy": ">=0.5"}), out=tmp_path / "typo")
+
+
+def test_a_refused_call_leaves_no_new_folder_and_one_that_was_there_alone(tmp_path: Path) -> None:
+    (tmp_path / "mine" / "notes").mkdir(parents=True)
+    wrong = job(constraints={"acuracy": ">=0.5"})
+    for out in (tmp_path / "runs" / "new", tmp_path / "mine", tmp_path / "mine" / "notes" / "new"):
+        with pytest.raises(InputError, match="acuracy"):
+            search(wrong, out=out)
+    with pytest.raises(InputError, match="acuracy"):
+        Comparison(wrong, ["uniform"], out=tmp_path / "runs" / "compared")
+    assert [str(p.relative_to(tmp_path)) for p in sorted(tmp_path.rglob("*"))] == ["mine", "mine/notes"]
+
+
+def test_a_call_that_is_refused_late_leaves_the_level_database_to_the_corrected_one(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="popsize"):
+        search(job(search={"options": {"popsize": 3}}), out=tmp_path / "new")
+    (file,) = (p for p in (tmp_path / "new").rglob("*") if p.is_file())
+    written = file.stat().st_mtime_ns
+    assert file.suffix == ".safetensors"
+    search(job(), out=tmp_path / "new")
+    assert file.stat().st_mtime_ns == written
 
 
 def test_front_points_carry_bootstrap_intervals(finished: Run) -> None:

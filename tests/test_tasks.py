@@ -19,6 +19,7 @@ import autoprune.tasks.digits as digits_module
 from autoprune.errors import InputError
 from autoprune.job import Job
 from autoprune.protocols import SPLITS, Task
+from autoprune.tasks._arrays import DIRECTIONS, accuracies
 from autoprune.tasks._cifar_resnet import CifarResNet, resnet20, resnet32, resnet44, resnet56
 from autoprune.tasks._wrap import task as wrap
 from autoprune.tasks.digits import Digits
@@ -119,6 +120,20 @@ def test_the_cifar_resnets_have_the_published_number_of_parameters(factory: Any,
 def test_the_published_resnet20_scores_its_published_accuracy() -> None:
     task = Job.load(ROOT / "search_spaces" / "cifar10_resnet20.yaml").build_task()
     assert round(task.metrics(task.build(), task.split("test"))["accuracy"], 4) == 0.9164
+
+
+def test_the_worst_class_is_the_one_with_the_least_share_of_right_answers() -> None:
+    inputs, targets = torch.eye(3)[[0, 0, 1, 1, 1, 2]], torch.tensor([0, 0, 1, 1, 2, 2])
+    found = accuracies(nn.Identity(), [(inputs[:2], targets[:2]), (inputs[2:], targets[2:])])
+    assert found == {"accuracy": pytest.approx(5 / 6), "worst_class_accuracy": 0.5}
+    assert accuracies(nn.Identity(), [(inputs[:2], targets[:2])])["worst_class_accuracy"] == 1.0, "absent ones are out"
+    assert list(found) == list(DIRECTIONS)
+
+
+def test_built_in_tasks_have_the_accuracy_of_the_worst_class_beside_that_of_all(digits: Digits) -> None:
+    found = digits.metrics(digits.build(), digits.split("test"))
+    assert set(found) == set(digits.directions) == {"accuracy", "worst_class_accuracy"}
+    assert 0.8 <= found["worst_class_accuracy"] <= found["accuracy"]
 
 
 def test_metrics_leave_the_modes_of_the_model_alone(digits: Digits) -> None:

@@ -92,8 +92,8 @@ def print_summary(rows: Sequence[Mapping[str, Any]]) -> None:
     metrics = list(dict.fromkeys(name for row in rows for name in row.get("metrics") or {} if name != "loss"))
     table = Table(title="best point at each asked budget (validation)", title_justify="left")
     headings = ["budget", "arm", "point", "MACs", "loss", *metrics, *(f"{m} tuned" for m in metrics)]
-    for heading in headings:
-        table.add_column(heading, justify="left" if heading in ("arm", "point") else "right")
+    for heading in headings:  # a long name of a metric may break where its words do
+        table.add_column(heading.replace("_", " "), justify="left" if heading in ("arm", "point") else "right")
     for row in rows:
         ours = row["arm"] == "search"
         plain, tuned = row.get("metrics") or {}, row.get("finetuned") or {}

@@ -44,8 +44,8 @@ def trainable(job: AnyJob, out: Path | None = None) -> type[tune.Trainable]:
     whose evaluation fails is a failed trial: search algorithms know what to do with those, and no penalty distorts
     their models.
 
-    The level database is made here, once, in `out` (by default runs/<job's name>), and opened by every actor: the
-    machines of a cluster must see that folder. An actor takes what `executor.resources` says, by default one CPU.
+    The level database is made here, once, in `out` (by default runs/<job's name>); it travels with data and model
+    through Ray's object store, so the machines of a cluster need not share a folder. An actor takes what `executor.resources` says, by default one CPU.
 
     Raises:
         InputError: the job is wrong, or its budget out of reach.
@@ -54,7 +54,7 @@ def trainable(job: AnyJob, out: Path | None = None) -> type[tune.Trainable]:
     folder = Path(out) if out is not None else Path("runs") / job.name
     make_folder(folder)
     setting = prepare(job, folder.resolve())
-    made = tune.with_parameters(PolicyTrial, factory=setting.evaluator_factory(), problem=setting.problem)
+    made = tune.with_parameters(PolicyTrial, factory=setting.shipment(), problem=setting.problem)
     resourced: type[tune.Trainable] = tune.with_resources(made, job.executor.resources or {"cpu": 1})
     return resourced
 

@@ -68,7 +68,7 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> str:
         return "<p>The log holds no summary of this run.</p>"
     metrics = list(dict.fromkeys(name for row in rows for name in row.get("metrics") or {} if name != "loss"))
     headings = ["budget", "arm", "point", "MACs", "loss", *metrics, *(f"{m}, tuned" for m in metrics)]
-    lines = ["<table><tr>", *(_cell("th", h, h in ("arm", "point")) for h in headings), "</tr>"]
+    lines = ["<table><tr>", *(_cell("th", h.replace("_", " "), h in ("arm", "point")) for h in headings), "</tr>"]
     for row in rows:
         plain, tuned = row.get("metrics") or {}, row.get("finetuned") or {}
         cells = [row.get("budget"), row.get("arm"), row.get("point"), row.get("macs_ratio"), row.get("loss")]

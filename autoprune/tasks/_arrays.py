@@ -1,7 +1,8 @@
-"""What the tasks over in-memory arrays share: disjoint seeded splits, batches of pictures, accuracy."""
+"""What the tasks over in-memory arrays share: disjoint seeded splits, batches of pictures, accuracies."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -9,7 +10,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from autoprune.errors import InputError, did_you_mean
-from autoprune.protocols import SPLITS
+from autoprune.protocols import SPLITS, Direction
 from autoprune.tasks._modes import evaluating
 
 Pair = tuple[Tensor, Tensor]
@@ -62,11 +63,20 @@ def pick(splits: Mapping[str, Batches], name: str) -> Batches:
     return splits[name]
 
 
-def accuracy(model: nn.Module, batches: Iterable[Pair]) -> dict[str, float]:
-    """Share of right answers over all batches, model in eval mode."""
-    right = seen = 0
+DIRECTIONS: Mapping[str, Direction] = {"accuracy": "maximize", "worst_class_accuracy": "maximize"}
+"""Which way the metrics of `accuracies` are better."""
+
+
+def accuracies(model: nn.Module, batches: Iterable[Pair]) -> dict[str, float]:
+    """Share of right answers over all batches, model in eval mode: of all, and of the class with the least of them.
+
+    A class without a sample says nothing of itself and is left out.
+    """
+    right, seen = Counter[int](), Counter[int]()
     with evaluating(model):
         for inputs, targets in batches:
-            right += int((model(inputs).argmax(-1) == targets).sum())
-            seen += targets.numel()
-    return {"accuracy": right / max(seen, 1)}
+            hits = model(inputs).argmax(-1) == targets
+            seen.update(targets.flatten().tolist())
+            right.update(targets[hits].tolist())
+    worst = min((right[label] / n for label, n in seen.items()), default=0.0)
+    return {"accuracy": right.total() / max(seen.total(), 1), "worst_class_accuracy": worst}

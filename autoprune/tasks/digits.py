@@ -17,7 +17,7 @@ from autoprune.errors import InputError
 from autoprune.files import whole
 from autoprune.gradients import SoundGradients
 from autoprune.protocols import Batch, Direction
-from autoprune.tasks._arrays import Batches, accuracy, cut, pick
+from autoprune.tasks._arrays import DIRECTIONS, Batches, accuracies, cut, pick
 from autoprune.tasks._cifar_resnet import CifarResNet
 from autoprune.tasks._weights import load_weights
 
@@ -45,7 +45,7 @@ class Digits:
 
     @property
     def directions(self) -> Mapping[str, Direction]:
-        return {"accuracy": "maximize"}
+        return DIRECTIONS
 
     def build(self) -> nn.Module:
         path = cache_folder() / f"digits-{RECIPE}-{self._key}.safetensors"
@@ -75,7 +75,7 @@ class Digits:
         return F.cross_entropy(self.outputs(model, batch), batch[1])
 
     def metrics(self, model: nn.Module, batches: Iterable[Batch]) -> Mapping[str, float]:
-        return accuracy(model, batches)
+        return accuracies(model, batches)
 
 
 def cache_folder() -> Path:

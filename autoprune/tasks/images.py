@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from autoprune import plugins
 from autoprune.errors import InputError
 from autoprune.protocols import Batch, Direction
-from autoprune.tasks._arrays import Batches, accuracy, cut, pick
+from autoprune.tasks._arrays import DIRECTIONS, Batches, accuracies, cut, pick
 from autoprune.tasks._weights import load_weights
 
 
@@ -48,7 +48,7 @@ class Images:
 
     @property
     def directions(self) -> Mapping[str, Direction]:
-        return {"accuracy": "maximize"}
+        return DIRECTIONS
 
     def build(self) -> nn.Module:
         factory = plugins.load_object(self._factory)
@@ -74,7 +74,7 @@ class Images:
         return F.cross_entropy(self.outputs(model, batch), batch[1])
 
     def metrics(self, model: nn.Module, batches: Iterable[Batch]) -> Mapping[str, float]:
-        return accuracy(model, batches)
+        return accuracies(model, batches)
 
 
 def _load_pair(images: Path, labels: Path) -> tuple[np.ndarray, np.ndarray]:
