@@ -45,7 +45,8 @@ def trainable(job: AnyJob, out: Path | None = None) -> type[tune.Trainable]:
     their models.
 
     The level database is made here, once, in `out` (by default runs/<job's name>); it travels with data and model
-    through Ray's object store, so the machines of a cluster need not share a folder. An actor takes what `executor.resources` says, by default one CPU.
+    through Ray's object store, so the machines of a cluster need not share a folder. An actor takes what
+    `executor.resources` says, by default one CPU.
 
     Raises:
         InputError: the job is wrong, or its budget out of reach.
