@@ -42,7 +42,7 @@ def test_the_agent_beats_the_knapsack_the_paper_and_random_search_at_the_same_nu
     knapsacks = [build_walk(problem, "residual").prior(float(t)) for t in np.linspace(0.3, 0.9, 9)]
     assert ours > 1.1 * volume([Hills(STRUCTURE)(Ask(p, "refit")) for p in knapsacks if p is not None])
     assert ours > 1.3 * volume(drive(make(problem=problem, profile="classic"), n))
-    assert ours > 1.05 * volume(STRUCTURE, drive(build_sampler("random", problem, np.random.default_rng(0), {}), n))
+    assert ours > 1.05 * volume(drive(build_sampler("random", problem, np.random.default_rng(0), {}), n))
 
 
 def test_the_first_walk_at_each_target_is_the_knapsacks_and_no_other() -> None:

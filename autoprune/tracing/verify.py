@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from autoprune.errors import InputError, RunError, one_line
+from autoprune.gradients import SoundGradients
 from autoprune.policy import Policy
 from autoprune.polynomial import macs_polynomial
 from autoprune.structure import Group, Op, Structure
@@ -266,7 +267,8 @@ def _add_bias(
 
 
 def _check_backward(model: nn.Module, inputs: tuple[Any, ...]) -> None:
-    output = flat_output(model(*inputs))
+    with SoundGradients():
+        output = flat_output(model(*inputs))
     if not output.requires_grad:
         raise RunError("no gradient flows through the pruned model")
     parameters = dict(model.named_parameters())
