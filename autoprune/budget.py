@@ -18,14 +18,15 @@ Limits = Mapping[str, float]
 
 SLACK = 1e-12  # a cost that equals its limit holds, whatever the last bit says
 AHEAD = 8  # cells of one group that are handed out in one round
-LATTICE = 9  # targets spread over the budget range
+LATTICE = 9  # targets spread over the budget range, for a searcher that pays for each
 SCANNED = 64  # shifts tried where a cost that is not monotone breaks its limit
 
 
-def lattice(budget: Budget) -> FloatArray:
-    """Targets to draw from: evenly over the budget range, the budgets of the finalists on top, twice as often."""
+def lattice(budget: Budget, n: int = LATTICE) -> FloatArray:
+    """Targets to draw from: `n` evenly over the budget range; on top the asked ones, together two thirds as often."""
     at = [t for t in budget.at if budget.low <= t <= budget.high]
-    return np.array([*np.linspace(budget.low, budget.high, LATTICE), *at, *at])
+    times = round(2 * n / (3 * len(at))) if at else 0
+    return np.array([*np.linspace(budget.low, budget.high, n), *(at * times)])
 
 
 def project(

@@ -28,7 +28,7 @@ from autoprune.study import Stage
 CONTROL_ARMS = ("uniform", "global")
 SEED_TARGETS = 5
 """Budgets between the ends of the range at which each control arm seeds the search, beside the asked ones."""
-KNAPSACK_TARGETS = 9
+KNAPSACK_TARGETS = 17
 SEED_SHARE = 1 / 3
 """Of the ledger, at most, for seeds that count against it."""
 

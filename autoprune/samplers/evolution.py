@@ -20,6 +20,7 @@ from autoprune.policy import IntArray, Policy
 from autoprune.protocols import FloatArray, Problem
 from autoprune.samplers import log_loss
 
+TARGETS = 17  # over the budget range: a front of few points leaves steps in the hypervolume
 TRIES = 32  # children drawn before a duplicate is let through: a tiny space may have no new one
 EXPLORED = 16  # half of the first children are drawn from the whole space, an ever smaller share of later ones
 POOL = 8  # parents are drawn among this many, the better ones more often
@@ -85,7 +86,7 @@ class Evolution:
         self._rng = rng
         self._projector = Projector(problem.structure, problem.costs)
         self._projector.check({**budget.limits, budget.cost: budget.low})
-        self._targets = lattice(budget)
+        self._targets = lattice(budget, TARGETS)
         self._log = log_loss(problem.seeds)
         self._logarithmic = all(e.loss > 0 for e in problem.seeds if e.ok)
         self._names = (budget.cost, *(c for c in problem.objectives if c != budget.cost))
