@@ -43,7 +43,8 @@ from autoprune.policy import Policy
 from autoprune.protocols import Executor
 from autoprune.search_ import Run
 from autoprune.setting import Setting, prepare
-from autoprune.study import JOURNAL, Record, Stage, evaluate_all
+from autoprune.storage import JOURNAL
+from autoprune.study import Record, Stage, evaluate_all
 from benchmarks.resnet20 import on_test
 from benchmarks.search_figure import draw
 from benchmarks.search_results import DENSE, Arm, Score, Store, Tables

@@ -84,7 +84,7 @@ def test_the_summary_puts_the_search_beside_both_control_arms_at_each_asked_budg
         beaten = arms["search"] < min(arms["uniform"], arms["global"])
         assert ("did NOT beat" in row["note"]) == (not beaten)
     events = [json.loads(line) for line in (finished.path / "log.jsonl").read_text().splitlines()]
-    assert events[-1]["event"] == "summary"
+    assert [e["event"] for e in events[-2:]] == ["summary", "workers"]
 
 
 def test_worker_processes_give_the_same_front_as_this_process(finished: Run, tmp_path: Path) -> None:
