@@ -1,6 +1,7 @@
 """What a cluster costs: efficiency of executors, the driver's limits, bytes, memory and start-up, side by side.
 
 usage: OMP_NUM_THREADS=1 python -m benchmarks.ray_scaling [--only efficiency,driver,wire,start] [--evaluations 400]
+       [--seconds 0.1,1]
 
 Efficiency is useful evaluation time over wall time times workers, start-up apart: from the first answer of every worker
 on. The evaluations sleep, so that two workers on a busy machine measure the executor and not each other.
@@ -14,9 +15,10 @@ import resource
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,22 +43,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--evaluations", type=int, default=400)
     parser.add_argument("--only", default="efficiency,driver,wire,start")
+    parser.add_argument("--seconds", default="0.1,1", help="how long the sleeping evaluations take")
     args = parser.parse_args()
-    parts = {"start": start, "wire": wire, "efficiency": efficiency, "driver": driver}
+    seconds = [float(s) for s in args.seconds.split(",")]
+    parts = {
+        "start": start,
+        "wire": wire,
+        "efficiency": partial(efficiency, args.evaluations, seconds),
+        "driver": driver,
+    }
     for name in args.only.split(","):
         print(f"\n**{name}** (load {os.getloadavg()[0]:.1f})\n", flush=True)
-        parts[name](args.evaluations)
+        parts[name]()
 
 
 # efficiency -----------------------------------------------------------------------------------------------------------
 
 
-def efficiency(n: int) -> None:
+def efficiency(n: int, lengths: Sequence[float]) -> None:
     """Sleeping evaluations through Ray actors, a process pool of ours, and a Tune trial each."""
-    print("| executor | 0.1 s | 1 s |\n|---|---|---|", flush=True)
+    print(f"| executor | {' | '.join(f'{s:g} s' for s in lengths)} |\n" + "|---" * (1 + len(lengths)) + "|", flush=True)
     for name, measure in (("Ray actors", ray_actors), ("worker processes", processes), ("Tune trials", tune_trials)):
-        cells = [measure(seconds, n) for seconds in (0.1, 1.0)]
-        print(f"| {name} | {cells[0]:.4f} | {cells[1]:.4f} |", flush=True)
+        print(f"| {name} | {' | '.join(f'{measure(s, n):.4f}' for s in lengths)} |", flush=True)
 
 
 def ray_actors(seconds: float, n: int) -> float:
@@ -177,7 +185,7 @@ class Unrecorded(Record):
         self._remember(stage, index, label, evaluation)
 
 
-def driver(_: int) -> None:
+def driver() -> None:
     """Results a second at 30 groups and window 512, and what the samplers alone would allow."""
     structure = chain(30)
     print("| what limits | results/s |\n|---|---|", flush=True)
@@ -214,7 +222,7 @@ def sampler_rate(name: str, structure: Structure, n: int) -> float:
 # bytes, memory, start-up ----------------------------------------------------------------------------------------------
 
 
-def wire(_: int) -> None:
+def wire() -> None:
     """What travels for a candidate."""
     from ray import cloudpickle
 
@@ -252,7 +260,7 @@ def own_memory() -> dict[str, float]:
     return {"unique": unique / 1024, "proportional": kib["Pss"] / 1024, "peak": peak / 1024}
 
 
-def start(_: int) -> None:
+def start() -> None:
     """ResNet-20 with its CIFAR-10 data: from ray.init to the first answer, and what a worker weighs."""
     from autoprune.setting import prepare
     from benchmarks.search_job import job
