@@ -3,8 +3,9 @@
 usage: OMP_NUM_THREADS=1 python -m benchmarks.ray_scaling [--only efficiency,driver,wire,start] [--evaluations 400]
        [--seconds 0.1,1]
 
-Efficiency is useful evaluation time over wall time times workers, start-up apart: from the first answer of every worker
-on. The evaluations sleep, so that two workers on a busy machine measure the executor and not each other.
+Efficiency is useful evaluation time (as the evaluations measure it themselves) over wall time times workers, start-up
+apart: from the first answer of every worker on. The evaluations sleep, so that two workers on a busy machine measure
+the executor and not each other.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from autoprune.structure import Structure
 from autoprune.study import Record, search_loop
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-from synthetic import Asks, Hills, MakeHills, chain, make_problem
+from synthetic import Asks, Hills, chain, make_problem
 
 WORKERS = 2
 
@@ -71,14 +72,14 @@ def ray_actors(seconds: float, n: int) -> float:
     from autoprune.executors.ray import Ray
 
     with ray_here():
-        return of_executor(Ray(MakeHills(chain(30), seconds), WORKERS), seconds, n)
+        return of_executor(Ray(Nap(chain(30), seconds), WORKERS), n)
 
 
 def processes(seconds: float, n: int) -> float:
-    return of_executor(Local(MakeHills(chain(30), seconds), WORKERS), seconds, n)
+    return of_executor(Local(Nap(chain(30), seconds), WORKERS), n)
 
 
-def of_executor(executor: Executor, seconds: float, n: int) -> float:
+def of_executor(executor: Executor, n: int) -> float:
     """Both workers are warm before the clock starts."""
     policies = random_policies(chain(30), n + 2 * WORKERS)
     with closing(executor):
@@ -90,13 +91,14 @@ def of_executor(executor: Executor, seconds: float, n: int) -> float:
             executor.submit(0, Ask(policies[0], "refit"))
             executor.next_done()
         started = time.perf_counter()
-        asked = done = 0
-        while done < n:
-            while asked < min(n, done + 16):
+        asked, useful = 0, list[float]()
+        while len(useful) < n:
+            while asked < min(n, len(useful) + 16):
                 executor.submit(asked, Ask(policies[2 * WORKERS + asked], "refit"))
                 asked += 1
-            done += executor.next_done() is not None
-        return n * seconds / ((time.perf_counter() - started) * WORKERS)
+            done = executor.next_done()
+            useful += [] if done is None else [done[1].seconds]
+        return sum(useful) / ((time.perf_counter() - started) * WORKERS)
 
 
 def tune_trials(seconds: float, n: int) -> float:
@@ -110,8 +112,9 @@ def tune_trials(seconds: float, n: int) -> float:
             pass
 
         def step(self) -> dict[str, Any]:
+            started = time.time()
             time.sleep(seconds)
-            return {"loss": 0.0, "ended": time.time(), "done": True}
+            return {"loss": 0.0, "took": time.time() - started, "ended": time.time(), "done": True}
 
         def reset_config(self, new_config: dict[str, Any]) -> bool:
             return True
@@ -126,8 +129,9 @@ def tune_trials(seconds: float, n: int) -> float:
         run = tune.RunConfig(storage_path=folder, verbose=0)
         space = {"width": tune.randint(0, 100)}
         results = tune.Tuner(Sleep, param_space=space, tune_config=config, run_config=run).fit()
-        ends = np.sort([r.metrics["ended"] for r in results])[WORKERS:]  # the first of each worker has waited for it
-    return float((len(ends) - 1) * seconds / ((ends[-1] - ends[0]) * WORKERS))
+        told = sorted((r.metrics["ended"], r.metrics["took"]) for r in results)[WORKERS:]  # the first ones have waited
+    useful = sum(took for _, took in told[1:])
+    return float(useful / ((told[-1][0] - told[0][0]) * WORKERS))
 
 
 # the driver -----------------------------------------------------------------------------------------------------------
