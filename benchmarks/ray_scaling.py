@@ -37,6 +37,8 @@ from autoprune.study import Record, search_loop
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from synthetic import Asks, Hills, chain, make_problem
 
+from benchmarks.naps import Nap
+
 WORKERS = 2
 
 
