@@ -34,6 +34,13 @@ class Tasks:
         """Keep a result to be fetched."""
         self.done.append((task.index, replace(evaluation, ask=task.ask)))
 
+    def answered(self, task: Task, kind: str, evaluation: Evaluation) -> None:
+        """Take what `_worker.answer` gave: a result, or a failure that is worth another try ("raised")."""
+        if kind == "raised":
+            self.again(task, evaluation, times=False)
+        else:
+            self.finish(task, evaluation)
+
     def again(self, task: Task, failure: Evaluation, times: bool = True) -> None:
         """Put a lost or failed ask first in the queue, or after the last try keep `failure` as its answer.
 

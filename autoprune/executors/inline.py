@@ -35,10 +35,7 @@ class Inline:
             task, started = self._tasks.waiting.popleft(), time.perf_counter()
             kind, evaluation = answer(self._evaluate, task.ask)
             self._done, self._busy_s = self._done + 1, self._busy_s + time.perf_counter() - started
-            if kind == "raised":
-                self._tasks.again(task, evaluation, times=False)
-            else:
-                self._tasks.finish(task, evaluation)
+            self._tasks.answered(task, kind, evaluation)
         return self._tasks.done.popleft()
 
     def cancel(self, index: int) -> None:

@@ -134,10 +134,7 @@ class Local:
         elif worker.task is not None:
             task, worker.task = worker.task, None
             worker.done, worker.busy_s = worker.done + 1, worker.busy_s + time.monotonic() - worker.since
-            if kind == "raised":
-                self._tasks.again(task, value, times=False)
-            else:
-                self._tasks.finish(task, value)
+            self._tasks.answered(task, kind, value)
 
     def _lose(self, worker: _Worker, reason: str) -> None:
         """Drop a dead or hung worker; its task goes first in the queue, or fails after the last retry."""

@@ -197,9 +197,7 @@ class Ray:
             self._metrics.answered(worker.name, spent_s)
             if kind == "raised":
                 self._metrics.lost(worker.name)
-                self._tasks.again(task, value, times=False)
-            else:
-                self._tasks.finish(task, value)
+            self._tasks.answered(task, kind, value)
 
     def _lose(self, worker: _Worker, reason: str) -> None:
         """Replace a dead or hung actor; its ask goes first in the queue, or fails after the last retry."""
