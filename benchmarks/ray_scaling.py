@@ -269,10 +269,10 @@ def own_memory() -> dict[str, float]:
 def start() -> None:
     """ResNet-20 with its CIFAR-10 data: from ray.init to the first answer, and what a worker weighs."""
     from autoprune.setting import prepare
-    from benchmarks.search_job import job
+    from benchmarks.search import job, parsed
 
     with tempfile.TemporaryDirectory() as folder:
-        setting = prepare(job(), Path(folder))
+        setting = prepare(job(parsed([])), Path(folder))
         factory, asks = Weighed(setting.shipment()), [Ask(Policy.dense(setting.structure), "refit")] * 4
         started = time.perf_counter()
         with ray_here():

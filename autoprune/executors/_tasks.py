@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from autoprune.evaluation import Ask, Evaluation
@@ -54,6 +55,10 @@ class Tasks:
             self.finish(task, replace(failure, error=f"{failure.error}, {task.losses} times"))
         else:
             self.finish(task, failure)
+
+    def unsend(self, tasks: Sequence[Task]) -> None:
+        """Put asks that no worker has begun first in the queue again."""
+        self.waiting.extendleft(reversed(tasks))
 
     def forget(self, index: int) -> None:
         """Drop an ask that waits, or its result."""

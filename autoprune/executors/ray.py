@@ -6,8 +6,9 @@ import os
 import sys
 import time
 import warnings
+from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count
 from typing import Any, Literal
 
@@ -28,18 +29,30 @@ _COUNT = count()  # names of actors must differ between the executors of a proce
 LOGS = "the workers' own messages are in Ray's logs and its dashboard"
 
 
+@dataclass(frozen=True)
+class _Sent:
+    """What an actor was sent and has not answered: its start (no task), or an ask."""
+
+    reference: Any
+    task: Task | None = None
+
+
 @dataclass(eq=False)
 class _Worker:
     actor: Any
     number: int
     name: str
-    pending: Any  # the reference of what it is at: its start, or an ask
+    sent: deque[_Sent]  # it is at the first; what follows is there already when that one is answered
+    since: float = field(default_factory=time.monotonic)
     node: str = ""
     ready: bool = False
-    task: Task | None = None
-    since: float = 0.0
     done: int = 0
     busy_s: float = 0.0
+
+    @property
+    def tasks(self) -> list[Task]:
+        """The asks it was sent, the one it is at first."""
+        return [s.task for s in self.sent if s.task is not None]
 
 
 class Ray:
@@ -47,8 +60,9 @@ class Ray:
 
     `make_evaluator` goes to the object store with its tensors as plain arrays, which the actors of a node read in
     place; what it refers to must be importable there (`runtime_env`). What travels for an ask is the ask. As many
-    actors as `workers` are asked for: those that find no room yet start when a node joins. An ask that takes longer
-    than `timeout_s`, whose actor or node is lost, or over which the evaluator raises is tried `retries` times more,
+    actors as `workers` are asked for: those that find no room yet start when a node joins. While more asks wait than
+    there are workers, an actor gets its next one before it has answered the last. An ask that takes longer than
+    `timeout_s`, whose actor or node is lost, or over which the evaluator raises is tried `retries` times more,
     then it is a failed evaluation.
 
     `address` is that of a running cluster ("auto", host:port), or "local" for one of this process's own.
@@ -82,7 +96,7 @@ class Ray:
         self._since, self._label = time.monotonic(), f"{os.getpid()}.{next(_COUNT)}"
         self._metrics = _Metrics()
         self._parcel = put(make_evaluator)
-        self._workers: dict[Any, _Worker] = {}  # by what they are at; idle ones by their actor
+        self._workers: list[_Worker] = []
         for _ in range(workers):
             self._start()
 
@@ -115,7 +129,7 @@ class Ray:
         deadline = None if timeout is None else time.monotonic() + timeout
         try:
             while not self._tasks.done:
-                if not self._tasks.waiting and all(w.task is None for w in self._workers.values()):
+                if not self._tasks.waiting and not any(w.tasks for w in self._workers):
                     return None
                 self._turn(deadline)
                 if not self._tasks.done and deadline is not None and time.monotonic() >= deadline:
@@ -127,25 +141,25 @@ class Ray:
         return self._tasks.done.popleft()
 
     def cancel(self, index: int) -> None:
-        """Forget the ask; its result never comes. An actor that is at it is replaced."""
+        """Forget the ask; its result never comes. An actor that was sent it is replaced."""
         self._tasks.forget(index)
-        for worker in list(self._workers.values()):
-            if worker.task is not None and worker.task.index == index:
+        for worker in list(self._workers):
+            if any(task.index == index for task in worker.tasks):
                 self._stop(worker)
+                self._tasks.unsend([task for task in worker.tasks if task.index != index])
                 self._start()
         self._dispatch()
 
     def close(self) -> None:
         """Stop all actors; the connection stays for whoever comes next."""
         self._tasks.clear()
-        for worker in list(self._workers.values()):
+        for worker in list(self._workers):
             self._stop(worker)
         self._parcel = None
 
     def workers(self) -> tuple[WorkerState, ...]:
         """How each actor is doing, under the name by which Ray's dashboard shows it."""
-        workers = sorted(self._workers.values(), key=lambda w: w.number)
-        return tuple(WorkerState(w.name, _state(w), w.done, w.busy_s, w.node) for w in workers)
+        return tuple(WorkerState(w.name, _state(w), w.done, w.busy_s, w.node) for w in self._workers)
 
     @property
     def retried(self) -> int:
@@ -154,27 +168,27 @@ class Ray:
 
     def _turn(self, deadline: float | None) -> None:
         """Wait for an answer, a start, a death or a timeout, and deal with all that have come."""
-        ends = [w.since + self._timeout_s for w in self._workers.values() if w.task is not None]
+        ends = [w.since + self._timeout_s for w in self._workers if w.tasks]
         ends += [deadline] if deadline is not None else []
         ends += [self._since + PATIENCE_S] if not ends else []
-        pending = [w.pending for w in self._workers.values() if w.pending is not None]
+        at = {w.sent[0].reference: w for w in self._workers if w.sent}
         patience = max(0.0, min(ends) - time.monotonic())
-        heard, rest = ray.wait(pending, num_returns=1, timeout=patience)
+        heard, rest = ray.wait(list(at), num_returns=1, timeout=patience)
         if heard and rest:
             heard += ray.wait(rest, num_returns=len(rest), timeout=0)[0]
         for reference in heard:
-            self._hear(self._workers[reference])
-        for worker in list(self._workers.values()):
-            if worker.task is not None and time.monotonic() - worker.since > self._timeout_s:
+            self._hear(at[reference])
+        for worker in list(self._workers):
+            if worker.tasks and time.monotonic() - worker.since > self._timeout_s:
                 self._lose(worker, f"no answer within {self._timeout_s:g} s")
-        if not any(w.ready for w in self._workers.values()) and time.monotonic() - self._since > PATIENCE_S:
+        if not any(w.ready for w in self._workers) and time.monotonic() - self._since > PATIENCE_S:
             self._since = time.monotonic()
             warnings.warn(f"the Ray cluster has had no room for a worker in {PATIENCE_S:g} s; waiting", stacklevel=2)
         self._dispatch()
 
     def _hear(self, worker: _Worker) -> None:
         try:
-            kind, value = ray.get(worker.pending)
+            kind, value = ray.get(worker.sent[0].reference)
         except RayActorError as error:
             self._lose(worker, f"the worker died ({_death(error)})")
             return
@@ -185,19 +199,16 @@ class Ray:
             is_input, message = value
             self.close()
             raise InputError(message) if is_input else RunError(message)
-        del self._workers[worker.pending]
-        worker.pending = None
-        self._workers[worker.actor] = worker
-        if kind == "ready":
+        task, spent_s = worker.sent.popleft().task, time.monotonic() - worker.since
+        worker.since = time.monotonic()
+        if task is None:
             worker.ready, worker.node, self._stillborn = True, value, 0
-        elif worker.task is not None:
-            task, worker.task = worker.task, None
-            spent_s = time.monotonic() - worker.since
-            worker.done, worker.busy_s = worker.done + 1, worker.busy_s + spent_s
-            self._metrics.answered(worker.name, spent_s)
-            if kind == "raised":
-                self._metrics.lost(worker.name)
-            self._tasks.answered(task, kind, value)
+            return
+        worker.done, worker.busy_s = worker.done + 1, worker.busy_s + spent_s
+        self._metrics.answered(worker.name, spent_s)
+        if kind == "raised":
+            self._metrics.lost(worker.name)
+        self._tasks.answered(task, kind, value)
 
     def _lose(self, worker: _Worker, reason: str) -> None:
         """Replace a dead or hung actor; its ask goes first in the queue, or fails after the last retry."""
@@ -207,29 +218,43 @@ class Ray:
             if self._stillborn > self._retries + self.slots:
                 self.close()
                 raise RunError(f"workers die before they are ready: {reason}; {LOGS}")
-        if worker.task is not None:
+        self._tasks.unsend(worker.tasks[1:])  # it had not begun these
+        for task in worker.tasks[:1]:
             self._metrics.lost(worker.name)
-            self._tasks.again(worker.task, Evaluation.failed(worker.task.ask, reason))
+            self._tasks.again(task, Evaluation.failed(task.ask, reason))
         self._start()
 
     def _dispatch(self) -> None:
-        for worker in [w for w in self._workers.values() if w.pending is None]:
-            if not self._tasks.waiting:
-                return
-            worker.task, worker.since = self._tasks.waiting.popleft(), time.monotonic()
-            del self._workers[worker.actor]
-            worker.pending = worker.actor.answer.options(name=f"ask {worker.task.index}").remote(worker.task.ask)
-            self._workers[worker.pending] = worker
+        ready = [w for w in self._workers if w.ready]
+        for worker in ready:
+            if self._tasks.waiting and not worker.sent:
+                worker.since = time.monotonic()
+                self._send(worker, self._tasks.waiting.popleft())
+        for worker in ready:
+            if len(worker.sent) == 1 and self._can_send_ahead(worker):
+                self._send(worker, self._tasks.waiting.popleft())
+
+    def _can_send_ahead(self, worker: _Worker) -> bool:
+        """Whether `worker` may have its next ask before it has answered the last.
+
+        So many must wait that whoever runs dry still finds one, and none may wait behind a long fine-tune.
+        """
+        waiting = self._tasks.waiting
+        return len(waiting) >= self.slots and all(t.ask.tier != "tune" for t in (*worker.tasks, waiting[0]))
+
+    def _send(self, worker: _Worker, task: Task) -> None:
+        reference = worker.actor.answer.options(name=f"ask {task.index}").remote(task.ask)
+        worker.sent.append(_Sent(reference, task))
 
     def _start(self) -> None:
         number, self._started = self._started, self._started + 1
         name = f"autoprune-{self._label}-{number}"
         actor = self._actor.options(name=name, max_restarts=0, max_task_retries=0, **self._demand).remote(name)
-        pending = actor.build.remote([self._parcel], sys.path)
-        self._workers[pending] = _Worker(actor, number, name, pending)
+        begun = _Sent(actor.build.remote([self._parcel], sys.path))
+        self._workers.append(_Worker(actor, number, name, deque([begun])))
 
     def _stop(self, worker: _Worker) -> None:
-        self._workers.pop(worker.actor if worker.pending is None else worker.pending, None)
+        self._workers.remove(worker)
         ray.kill(worker.actor)
 
 
@@ -290,7 +315,7 @@ def _cause(error: Exception) -> Exception:
 def _state(worker: _Worker) -> Literal["starting", "idle", "busy"]:
     if not worker.ready:
         return "starting"
-    return "idle" if worker.task is None else "busy"
+    return "busy" if worker.sent else "idle"
 
 
 def _death(error: RayActorError) -> str:

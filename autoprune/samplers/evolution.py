@@ -33,6 +33,7 @@ LEARNT = 48  # elites that the table is refitted to, those nearest to the target
 STIFF = 0.05  # ridge of that fit: how much evidence moves the weight of a group from 1
 WOBBLE = 0.25  # spread of the log weights that a knapsack child is drawn with
 DOUBT = 0.2  # what is assumed, before that, to be the standard error of a log loss on few samples
+REACH = 0.08  # how far off, in budget ranges, such a pair still says something
 # A refit looks at all statistics samples whatever the fraction, so that many short rounds cost more than they save.
 FRACTIONS = {"stitch": (0.125, 0.5, 1.0), "refit": (0.25, 1.0), "tune": (1.0,)}
 
@@ -50,19 +51,25 @@ class _Elite:
 
 @dataclass
 class _Round:
-    """What one round of the race (one fraction) has taught: log loss on it less log loss on all samples."""
+    """What one round of the race (one fraction) has taught: log loss on it less log loss on all samples.
 
+    Policies of like cost err alike, by more than they differ: an error counts less the farther off it was made.
+    """
+
+    reach: float  # of an error, in the budget's cost
+    at: list[float] = field(default_factory=list)
     errors: list[float] = field(default_factory=list)
     unjudged: int = 0  # candidates on their way to be such a pair
 
-    @property
-    def bias(self) -> float:
-        return float(np.median(self.errors)) if self.errors else 0.0
-
-    @property
-    def doubt(self) -> float:
-        squares = float(np.sum((np.array(self.errors) - self.bias) ** 2))
-        return float(np.sqrt((PAIRS * DOUBT**2 + squares) / (PAIRS + len(self.errors))))
+    def expected(self, cost: float) -> tuple[float, float]:
+        """(bias, standard error) of a log loss that was measured in this round at `cost`."""
+        errors = np.array(self.errors)
+        usual = float(np.median(errors)) if len(errors) else 0.0
+        weights = np.exp(-0.5 * ((np.array(self.at) - cost) / self.reach) ** 2)
+        near = float(weights.sum())
+        bias = (usual + float(weights @ errors)) / (1.0 + near)
+        squares = PAIRS * DOUBT**2 + float(weights @ (errors - bias) ** 2)
+        return bias, float(np.sqrt(squares / (PAIRS + near)))
 
 
 class Evolution:
@@ -99,7 +106,7 @@ class Evolution:
         self._weights = np.ones(len(problem.structure))
         self._seen: set[Policy] = set()
         self._repeats: Counter[Policy] = Counter()
-        self._rounds = [_Round() for _ in self._fractions[:-1]]
+        self._rounds = [_Round(REACH * max(budget.high - budget.low, 1e-9)) for _ in self._fractions[:-1]]
         self._values: dict[Policy, dict[int, float]] = {}  # of those still in the race, by round
         self._held: deque[tuple[Policy, int, FloatArray]] = deque()  # wait until their round has its first pairs
         self._promoted: deque[tuple[Policy, int]] = deque()
@@ -139,6 +146,7 @@ class Evolution:
             for earlier in values.keys() - {race_round}:
                 self._rounds[earlier].unjudged -= 1
                 if evaluation.ok:
+                    self._rounds[earlier].at.append(evaluation.costs[self._names[0]])
                     self._rounds[earlier].errors.append(values[earlier] - value)
         for _ in range(len(self._held)):
             self._judge(*self._held.popleft())
@@ -150,13 +158,14 @@ class Evolution:
             if len(state.errors) + state.unjudged >= PAIRS and self._front is not None:
                 self._held.append((policy, race_round, costs))
                 return
-            behind = -np.inf
+            behind, doubt = -np.inf, 0.0
         else:
-            behind = self._values[policy][race_round] - state.bias - self._best_at(costs)
-        if behind > state.doubt:
+            bias, doubt = state.expected(float(costs[0]))
+            behind = self._values[policy][race_round] - bias - self._best_at(costs)
+        if behind > doubt:
             del self._values[policy]
             return
-        following = last if behind < -state.doubt else race_round + 1
+        following = last if behind < -doubt else race_round + 1
         self._promoted.append((policy, following))
         if following == last:
             for earlier in self._values[policy]:

@@ -178,6 +178,16 @@ def test_a_hung_worker_is_replaced_after_the_timeout(build_workers: Build, tmp_p
     assert answer(executor).ok
 
 
+@pytest.mark.parametrize("how", ["die", "hang"])
+def test_only_the_ask_that_lost_its_worker_is_blamed(build_workers: Build, tmp_path: Path, how: str) -> None:
+    executor = build_workers(Crash(tmp_path, times=1, how=how), workers=1, timeout_s=2.0, retries=0)
+    for index, ask in enumerate(ASKS):
+        executor.submit(index, ask)
+    answers = dict(a for a in (executor.next_done() for _ in ASKS) if a is not None)
+    assert [answers[i].ok for i in range(len(ASKS))] == [False] + [True] * (len(ASKS) - 1)
+    assert len(list(tmp_path.iterdir())) == len(ASKS)
+
+
 def test_workers_that_never_get_ready_are_a_run_error(build_workers: Build) -> None:
     with pytest.raises(RunError, match="die before they are ready"):
         answer(build_workers(die, workers=1, retries=1))
