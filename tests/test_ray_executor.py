@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -32,6 +33,7 @@ from autoprune.executors.inline import Inline
 from autoprune.executors.ray import Ray
 from autoprune.policy import Policy
 from autoprune.storage import JOURNAL
+from tests.contracts.test_executors import ASKS, Crash
 from tests.families import FAMILIES
 
 STRUCTURE = chain(4)
@@ -107,6 +109,29 @@ def test_actors_carry_the_names_that_the_progress_view_shows() -> None:
         answers(executor, 1)
         assert {w.name for w in executor.workers()} <= set(ray.util.list_named_actors())
         assert any(w.node for w in executor.workers())
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_scrape_of_the_nodes_metrics_tells_answers_and_retries(tmp_path: Path) -> None:
+    with closing(Ray(Crash(tmp_path, times=1, how="raise"), 1, resources=SLOT)) as executor:
+        for index, ask in enumerate(ASKS[:5]):
+            executor.submit(index, ask)
+        answers(executor, 5)
+        name = executor.workers()[0].name
+        expected = {"answers": 6.0, "retries": 1.0}  # an answer that says "raised" is one too
+        until(lambda: {k: scraped(f"autoprune_{k}", name) for k in expected} == expected)
+        assert scraped("autoprune_busy_seconds", name) > 0
+
+
+def scraped(metric: str, worker: str) -> float:
+    """The sum of a counter over what all nodes export to Prometheus."""
+    total = 0.0
+    for node in ray.nodes():
+        address = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+        with urllib.request.urlopen(address, timeout=10) as page:
+            lines = page.read().decode().splitlines()
+        total += sum(float(v.split()[-1]) for v in lines if v.startswith(f"ray_{metric}") and f'worker="{worker}"' in v)
+    return total
 
 
 def test_a_killed_node_costs_no_answer_and_a_new_one_is_used(cluster: Cluster) -> None:
