@@ -1,4 +1,4 @@
-"""One short, real run of the digits job through the command line, shared by the tests that need a finished run."""
+"""What tests share: a short, real run of the digits job, a Ray of one's own, and who runs beside whom."""
 
 from __future__ import annotations
 
@@ -13,7 +13,15 @@ import pytest
 
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # on loopback, and no token is left in a developer's home
 ROOT = Path(__file__).parents[1]
+RAY_FILES = ("test_ray_executor", "test_tune", "test_finetune")
 SHORT = ("--trials", "16", "--workers", "1", "--set", "evaluator.finetune_steps=5", "--set", "evaluator.finalists=2")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A file's tests share fixtures and so a process; so do all that start Ray, whose agents claim the same ports."""
+    for item in items:
+        group = "ray" if item.path.stem in RAY_FILES or "[ray" in item.nodeid else item.path.name
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(scope="module")

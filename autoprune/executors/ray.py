@@ -283,7 +283,7 @@ class _Actor:
         self._evaluate: Evaluator | None = None
 
     def __repr__(self) -> str:
-        return f"autoprune {self._name}"
+        return self._name
 
     def build(self, parcel: Sequence[Any], paths: Sequence[str]) -> tuple[str, Any]:
         """("ready", this node's address), or ("broken", why). What the driver imports is looked for at its `paths`."""
