@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
-import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -19,6 +16,7 @@ from typing import Any
 import killable_mirror
 import pytest
 from conftest import ROOT, autoprune_process
+from mirrors import BUCKET, folder, line, s3, server, url, wait_for  # noqa: F401 - fixtures among them
 
 from autoprune import mirror
 from autoprune.cli import run as command_line
@@ -34,7 +32,6 @@ from autoprune.storage import JOURNAL
 from tests.killable_compare import tiny_job
 
 TRIALS = {"trials": 16}
-BUCKET = "pruning"
 
 
 def figures(front: Front) -> list[tuple[Any, ...]]:
@@ -46,21 +43,10 @@ def trials(run: Run) -> list[tuple[str, int]]:
     return [(t.user_attrs["stage"], t.user_attrs["ask"]) for t in run.study.get_trials()]
 
 
-def line(i: int, machine: str = "a") -> bytes:
-    return json.dumps({"trial": i, "machine": machine}).encode() + b"\n"
-
-
 def events(folder: Path) -> list[str]:
     """What log.jsonl says of the mirror."""
     log = [json.loads(text) for text in (folder / "log.jsonl").read_text().splitlines()]
     return [e["what"] for e in log if e["event"] == "mirror"]
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 20.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it never came true"
-        time.sleep(0.01)
 
 
 @pytest.fixture(scope="module")
@@ -81,63 +67,6 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[Ask]:
 
     monkeypatch.setattr(TieredEvaluator, "__call__", noted)
     return seen
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """A run folder with a journal of three trials and a database."""
-    place = tmp_path / "run"
-    (place / "database").mkdir(parents=True)
-    (place / "database" / "0123456789abcdef.safetensors").write_bytes(b"levels")
-    (place / "job.yaml").write_text("version: 1\n")
-    (place / JOURNAL).write_bytes(line(0) + line(1) + line(2))
-    (place / "policy.json").write_text("{}")
-    return place
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    """The address of an S3-compatible server in this process."""
-    pytest.importorskip("s3fs", reason="s3fs is not installed: pip install 'autoprune[s3]'")
-    moto = pytest.importorskip("moto.server", reason="moto is not installed: pip install 'autoprune[dev]'")
-    started = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    started.start()
-    host, port = started.get_host_and_port()
-    yield f"http://{host}:{port}"
-    started.stop()
-
-
-@pytest.fixture
-def s3(server: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
-    """A boto3 client; the environment leads s3fs to the server, which has one bucket."""
-    import boto3
-
-    at_server(monkeypatch, server, tmp_path)
-    client = boto3.client("s3")
-    client.create_bucket(Bucket=BUCKET)
-    return client
-
-
-def at_server(monkeypatch: pytest.MonkeyPatch, address: str, tmp_path: Path) -> None:
-    """Fake credentials, and nothing of this machine's own."""
-    for name in [n for n in os.environ if n.startswith("AWS_")]:
-        monkeypatch.delenv(name)
-    settings = {"ACCESS_KEY_ID": "AKIDFAKE", "SECRET_ACCESS_KEY": "s3cr3t-fake", "DEFAULT_REGION": "us-east-1"}
-    for name, value in {**settings, "ENDPOINT_URL": address, "EC2_METADATA_DISABLED": "true"}.items():
-        monkeypatch.setenv(f"AWS_{name}", value)
-    for name in ("CONFIG_FILE", "SHARED_CREDENTIALS_FILE"):
-        monkeypatch.setenv(f"AWS_{name}", str(tmp_path / "none"))
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-
-
-@pytest.fixture(params=["path", "file", "memory", "s3"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """An empty place of each kind."""
-    if request.param == "s3":
-        request.getfixturevalue("s3")
-        return f"s3://{BUCKET}/{tmp_path.name}/run"
-    at = tmp_path / "shared disk" / "run"
-    return {"path": str(at), "file": f"file://{at}", "memory": f"memory://{tmp_path.name}/run"}[request.param]
 
 
 @pytest.mark.parametrize("url", ["path", "memory", "s3"], indirect=True)
@@ -391,114 +320,6 @@ def test_a_mirror_that_ends_behind_is_said_by_a_run_that_succeeds(
 
 def broken(self: Mirror) -> None:
     raise OSError(28, "No space left on device")
-
-
-def test_a_mirror_that_hangs_does_not_hold_up_the_end(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    gate = threading.Event()
-    monkeypatch.setattr(mirror, "LAST_S", 0.2)
-    monkeypatch.setattr(mirror._Store, "size", lambda self, name: gate.wait(30) and 0)
-    with Mirror(folder, str(tmp_path / "shared"), MIRRORED) as ours:
-        pass
-    assert "is behind" in ours.news()
-    gate.set()
-    ours._thread.join(10)
-
-
-def test_s3_that_stops_answering_is_said_and_caught_up_with(folder: Path, s3: Any, tmp_path: Path) -> None:
-    with Mirror(folder, f"s3://{BUCKET}/stops", MIRRORED, every_s=0.02) as ours:
-        wait_for(lambda: ours._held > 0)
-        endpoint = ours._store._fs
-        held, endpoint._s3 = endpoint._s3, None
-        endpoint.set_session, session = refuse, endpoint.set_session
-        with (folder / JOURNAL).open("ab") as file:
-            file.write(line(3))
-        wait_for(lambda: bool(ours.behind))
-        endpoint._s3, endpoint.set_session = held, session
-        wait_for(lambda: not ours.behind)
-    assert ours._store.read(JOURNAL) == (folder / JOURNAL).read_bytes()
-    assert "works again" in ours.news()
-
-
-async def refuse(*arguments: object, **options: object) -> None:
-    raise ConnectionRefusedError(111, "Connection refused")
-
-
-def refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], url: str) -> str:
-    """What the command line says to a job with this sync_to."""
-    job = tmp_path / "job.yaml"
-    data = {**tiny_job().plain(), "sync_to": url}
-    job.write_text(json.dumps(data))
-    started = time.monotonic()
-    assert command_line(["search", str(job), "--out", str(tmp_path / "run")]) == 2
-    assert time.monotonic() - started < 20
-    said = capsys.readouterr().err
-    assert len(said.splitlines()) == 1
-    assert not (tmp_path / "run" / JOURNAL).exists()
-    return said
-
-
-@pytest.mark.parametrize(
-    ("url", "message"),
-    [
-        ("nonsense://a/b", r"sync_to nonsense://a/b cannot be used: .*Protocol not known: nonsense"),
-        ("/proc/nowhere/run", r"sync_to /proc/nowhere/run cannot be used: No such file or directory"),
-        ("job.yaml", r"job.yaml cannot be used: (File exists|Not a directory)"),
-        ("run", r"sync_to .*run is the run folder itself"),
-        ("  ", r"sync_to is empty"),
-        ("s3://", r"sync_to s3:// names no bucket"),
-    ],
-)
-def test_an_unusable_url_is_one_line(
-    url: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if url.startswith("s3"):
-        pytest.importorskip("s3fs", reason="s3fs is not installed")
-        at_server(monkeypatch, "http://127.0.0.1:9", tmp_path)
-    assert re.search(message, refused(tmp_path, capsys, url))
-
-
-def test_s3_that_cannot_be_used_is_one_line(
-    s3: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert "The specified bucket does not exist" in refused(tmp_path, capsys, "s3://no-such-bucket/run")
-    with socket.create_server(("127.0.0.1", 0)) as silent:  # it takes calls and never answers
-        host, port = silent.getsockname()
-        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-        monkeypatch.setattr(mirror, "ANSWER_S", 1.0)
-        assert "nothing answers" in refused(tmp_path, capsys, f"s3://{BUCKET}/run")
-    monkeypatch.undo()
-    at_server(monkeypatch, f"http://{host}:{port}", tmp_path)  # nothing listens there any more
-    said = refused(tmp_path, capsys, f"s3://{BUCKET}/run")
-    assert "Could not connect to the endpoint URL" in said
-    assert "s3cr3t" not in said
-
-
-def test_without_s3fs_the_extra_is_named(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from fsspec.registry import _registry
-
-    monkeypatch.setitem(sys.modules, "s3fs", None)
-    monkeypatch.delitem(_registry, "s3", raising=False)
-    assert "pip install 'autoprune[s3]'" in refused(tmp_path, capsys, f"s3://{BUCKET}/run")
-
-
-def test_no_permission_is_one_line(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def denied(self: object, name: str, content: object) -> None:
-        raise PermissionError(13, "Permission denied", "/mnt/shared/autoprune-probe.part")
-
-    monkeypatch.setattr(mirror._Store, "put", denied)
-    with pytest.raises(InputError, match=r"cannot be used: Permission denied: /mnt/shared/autoprune-probe"):
-        Mirror(folder, str(tmp_path / "shared"), MIRRORED)
-
-
-def test_credentials_of_a_url_are_never_shown(folder: Path) -> None:
-    with pytest.raises(InputError) as caught:
-        Mirror(folder, "nonsense://hunter:p%40ssw0rd@host/run?signature=0123456789", MIRRORED)
-    assert "nonsense://***@host/run" in str(caught.value)
-    assert not any(secret in str(caught.value) for secret in ("hunter", "p%40ss", "p@ss", "0123456789"))
 
 
 def test_a_path_is_relative_to_the_job_file_and_may_change_between_calls(tmp_path: Path) -> None:

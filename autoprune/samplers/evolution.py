@@ -1,7 +1,7 @@
 """Pareto-archive evolution: elites over the whole budget range, budget-neutral exchanges, racing on few samples.
 
-Where there is a sensitivity table, it screens the children, and a third of them are knapsack solutions of a table that
-is refitted to what has been evaluated.
+Of many children one is asked: that of which a Gaussian process, fitted to what has been evaluated, expects the most.
+What the sensitivity table predicts is the mean that it starts from, where there is a table.
 """
 
 from __future__ import annotations
@@ -19,18 +19,23 @@ from autoprune.evaluation import Ask, Evaluation
 from autoprune.policy import IntArray, Policy
 from autoprune.protocols import FloatArray, Problem
 from autoprune.samplers import log_loss
+from autoprune.surrogate import Surrogate
 
 TARGETS = 17  # over the budget range: a front of few points leaves steps in the hypervolume
 TRIES = 32  # children drawn before a duplicate is let through: a tiny space may have no new one
 EXPLORED = 16  # half of the first children are drawn from the whole space, an ever smaller share of later ones
 POOL = 8  # parents are drawn among this many, the better ones more often
+TINY = 1e-12
 MOVED = 4096  # elites at other budgets that are remembered
 ARCHIVE = 400  # elites kept before the worse half goes
 FAR = 0.5  # log loss that a parent must be better by to be taken from the other end of the budget range
 PAIRS = 4  # candidates that go all the way unjudged, to learn what few samples say about all
-SCREENED = 3  # children drawn for each that is asked, where the table can tell them apart
-LEARNT = 48  # elites that the table is refitted to, those nearest to the target
-STIFF = 0.05  # ridge of that fit: how much evidence moves the weight of a group from 1
+PARENTS = 3  # of the children drawn for each that is asked
+LITTER = 64  # children drawn of each parent
+LEARNT = 256  # candidates that the surrogate is fitted to, those nearest to the front
+LEAST_LEARNT = 8  # below it nothing can be said of the children
+HOPE = 1.5  # standard deviations, at most, that a child may be better than expected
+ALLOCATED = 0.2  # share of the litters with a parent from the knapsack
 WOBBLE = 0.25  # spread of the log weights that a knapsack child is drawn with
 DOUBT = 0.2  # what is assumed, before that, to be the standard error of a log loss on few samples
 REACH = 0.08  # how far off, in budget ranges, such a pair still says something
@@ -49,6 +54,16 @@ class _Elite:
         return float(self.costs[0])
 
 
+@dataclass(frozen=True)
+class _Evidence:
+    """The last that was measured of a candidate: its log loss in a round of the race."""
+
+    positions: IntArray
+    cost: float
+    value: float
+    race_round: int
+
+
 @dataclass
 class _Round:
     """What one round of the race (one fraction) has taught: log loss on it less log loss on all samples.
@@ -61,15 +76,15 @@ class _Round:
     errors: list[float] = field(default_factory=list)
     unjudged: int = 0  # candidates on their way to be such a pair
 
-    def expected(self, cost: float) -> tuple[float, float]:
-        """(bias, standard error) of a log loss that was measured in this round at `cost`."""
+    def expected(self, costs: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """(bias, standard error) of log losses that were measured in this round at `costs` [n]."""
         errors = np.array(self.errors)
         usual = float(np.median(errors)) if len(errors) else 0.0
-        weights = np.exp(-0.5 * ((np.array(self.at) - cost) / self.reach) ** 2)
-        near = float(weights.sum())
-        bias = (usual + float(weights @ errors)) / (1.0 + near)
-        squares = PAIRS * DOUBT**2 + float(weights @ (errors - bias) ** 2)
-        return bias, float(np.sqrt(squares / (PAIRS + near)))
+        weights = np.exp(-0.5 * ((np.array(self.at) - costs[:, None]) / self.reach) ** 2)
+        near = weights.sum(axis=1)
+        bias = (usual + weights @ errors) / (1.0 + near)
+        squares = DOUBT**2 + np.sum(weights * (errors - bias[:, None]) ** 2, axis=1)
+        return bias, np.sqrt(squares / (1.0 + near))
 
 
 class Evolution:
@@ -103,7 +118,8 @@ class Evolution:
         self._elites: list[_Elite] = []
         self._at_budget: dict[tuple[bytes, tuple[tuple[str, float], ...]], IntArray] = {}
         self._front: tuple[FloatArray, FloatArray] | None = None
-        self._weights = np.ones(len(problem.structure))
+        self._evidence: dict[Policy, _Evidence] = {}
+        self._surrogate: Surrogate | None = None
         self._seen: set[Policy] = set()
         self._repeats: Counter[Policy] = Counter()
         self._rounds = [_Round(REACH * max(budget.high - budget.low, 1e-9)) for _ in self._fractions[:-1]]
@@ -113,6 +129,7 @@ class Evolution:
         for seed in problem.seeds:
             self._seen.add(seed.ask.policy)
             if seed.ok and seed.ask.fraction == 1.0 and seed.ask.tier == problem.tier:
+                self._learn(seed, len(self._rounds))
                 self._crown(seed)
 
     def ask(self) -> Ask:
@@ -137,6 +154,7 @@ class Evolution:
         values = self._values.pop(policy, {})
         if evaluation.ok:
             values[race_round] = value = self._log(evaluation.loss)
+            self._learn(evaluation, race_round)
             if final:
                 self._crown(evaluation)
             else:
@@ -160,8 +178,8 @@ class Evolution:
                 return
             behind, doubt = -np.inf, 0.0
         else:
-            bias, doubt = state.expected(float(costs[0]))
-            behind = self._values[policy][race_round] - bias - self._best_at(costs)
+            bias, doubts = state.expected(costs[:1])
+            behind, doubt = self._values[policy][race_round] - float(bias[0]) - self._best_at(costs), float(doubts[0])
         if behind > doubt:
             del self._values[policy]
             return
@@ -178,20 +196,14 @@ class Evolution:
             target = float(self._rng.choice(self._targets))
             limits = self._limits(target)
             exploring = self._rng.random() < EXPLORED / (2 * (EXPLORED + len(self._seen)))
-            parent = None if exploring or attempt >= TRIES // 2 else self._parent(target)
-            if parent is None:
+            if exploring or attempt >= TRIES // 2 or not self._elites:
                 positions = self._projector.positions(self._rng.random(len(codec.dense)), limits)
-            elif self._penalties is not None and self._rng.random() < 1 / 3:
-                positions = self._allocated(self._penalties, target, limits)
             else:
-                positions = self._screened([self._mutant(parent, limits) for _ in range(self._n_drawn())])
+                positions = self._most_hoped_of(self._litter(target, limits), limits)
             policy = codec.policy(positions)
             if policy not in self._seen:
                 break
         return policy
-
-    def _n_drawn(self) -> int:
-        return SCREENED if self._penalties is not None else 1
 
     def _limits(self, target: float) -> dict[str, float]:
         """The target, the job's limits and, with several objectives, now and then a limit on another one."""
@@ -206,29 +218,66 @@ class Evolution:
                 limits[name] = limit
         return limits
 
-    def _mutant(self, parent: _Elite, limits: dict[str, float]) -> IntArray:
-        moved = self._moved(parent, limits)
-        return self._exchange(moved, limits) if self._rng.random() < 0.5 else self._difference(moved, limits)
+    def _litter(self, target: float, limits: dict[str, float]) -> IntArray:
+        """Children at the target [n, groups]: of elites moved there, of a difference of two, of the knapsack."""
+        starts = [self._moved(self._parent(target), limits) for _ in range(PARENTS)]
+        starts[-1] = self._difference(starts[-1], limits)
+        if self._penalties is not None and self._rng.random() < ALLOCATED:
+            starts[0] = self._allocated(self._penalties, target, limits)
+        children = np.concatenate([starts, *(self._exchanged(start) for start in starts)])
+        return children[self._projector.fits(children, limits)]
 
-    def _screened(self, drawn: list[IntArray]) -> IntArray:
-        """The child that the table likes best among the new ones."""
-        fresh = [p for p in drawn if self._projector.codec.policy(p) not in self._seen] or drawn[:1]
-        if self._penalties is None or len(fresh) == 1:
-            return fresh[0]
-        return fresh[int(np.argmin(predicted_loss(self._weighted(self._penalties), np.stack(fresh))))]
+    def _most_hoped_of(self, children: IntArray, limits: dict[str, float]) -> IntArray:
+        """The new child with the least expected loss, less some of what is uncertain of it; what is left is filled."""
+        codec = self._projector.codec
+        children = np.unique(children, axis=0)
+        children = children[self._rng.permutation(len(children))]
+        surrogate = self._fitted()
+        if surrogate is not None:
+            mean, deviation = surrogate.predict(codec.ratios(codec.widths(children)))
+            hoped = mean + self._expected(children) - self._rng.uniform(0.0, HOPE) * deviation
+            children = children[np.argsort(hoped, kind="stable")]
+        fresh = (c for c in children if codec.policy(c) not in self._seen)
+        return self._projector.give_back(next(fresh, children[0]), limits)
 
-    def _weighted(self, table: Sequence[FloatArray]) -> list[FloatArray]:
-        return [w * p for w, p in zip(self._weights, table, strict=True)]
+    def _fitted(self) -> Surrogate | None:
+        """The surrogate of the log loss less what the table expects, fitted anew when something was told."""
+        if self._surrogate is None and len(self._evidence) >= LEAST_LEARNT and self._front is not None:
+            codec, known = self._projector.codec, list(self._evidence.values())
+            values, costs = np.array([e.value for e in known]), np.array([e.cost for e in known])
+            noises, rounds = np.zeros(len(known)), np.array([e.race_round for e in known])
+            for i, state in enumerate(self._rounds):
+                bias, noises[rounds == i] = state.expected(costs[rounds == i])
+                values[rounds == i] -= bias
+            behind = values - np.interp(costs, *self._front)
+            near = np.argsort(behind, kind="stable")[:LEARNT]
+            positions = np.stack([known[i].positions for i in near])
+            residuals = values[near] - self._expected(positions)
+            self._surrogate = Surrogate(codec.ratios(codec.widths(positions)), residuals, noises[near])
+        return self._surrogate
+
+    def _expected(self, positions: IntArray) -> FloatArray:
+        """The table's prediction in the unit of the values [n]; zeros without a table."""
+        if self._penalties is None:
+            return np.zeros(len(positions))
+        losses = predicted_loss(self._penalties, positions)
+        return np.asarray(np.log(np.maximum(losses, TINY))) if self._logarithmic else losses
+
+    def _learn(self, evaluation: Evaluation, race_round: int) -> None:
+        """Keep what was measured for the surrogate; a later round replaces an earlier one."""
+        codec, policy = self._projector.codec, evaluation.ask.policy
+        positions = codec.positions(policy.array(codec.structure))
+        cost, value = float(evaluation.costs[self._names[0]]), self._log(evaluation.loss)
+        self._evidence[policy] = _Evidence(positions, cost, value, race_round)
+        self._surrogate = None
 
     def _allocated(self, table: Sequence[FloatArray], target: float, limits: dict[str, float]) -> IntArray:
-        """The knapsack of the refitted table, its weights drawn around the fit."""
+        """The knapsack of the table with its groups' weights drawn around 1."""
         noise = np.exp(self._rng.normal(0.0, WOBBLE, size=len(table)))
-        return self._allocator.solve([n * p for n, p in zip(noise, self._weighted(table), strict=True)], limits)
+        return self._allocator.solve([n * p for n, p in zip(noise, table, strict=True)], limits)
 
-    def _parent(self, target: float) -> _Elite | None:
+    def _parent(self, target: float) -> _Elite:
         """An elite near the front and near the target; the better, the likelier."""
-        if not self._elites or self._front is None:
-            return None
         costs = np.array([e.cost for e in self._elites])
         behind = self._all_behind()
         span = max(self._problem.budget.high - self._problem.budget.low, 1e-9)
@@ -250,7 +299,7 @@ class Evolution:
         codec = self._projector.codec
         pair = self._rng.choice(len(self._elites), size=2)
         elites = sorted((self._elites[int(i)] for i in pair), key=self._behind)
-        better, worse = (codec.ratios(codec.widths(self._moved(e, limits))) for e in elites)
+        better, worse = (codec.ratios(codec.widths(e.positions)) for e in elites)
         taking_part = self._rng.random(len(positions)) < self._rng.choice([0.5, 1.0])
         step = self._rng.uniform(0.2, 1.0) * taking_part * (better - worse)
         return self._projector.positions(codec.ratios(codec.widths(positions)) + step, limits)
@@ -273,28 +322,15 @@ class Evolution:
         values = [e.value for e in self._elites if np.all(e.costs <= costs)]
         return min(values, default=np.inf)
 
-    def _exchange(self, positions: IntArray, limits: dict[str, float]) -> IntArray:
-        """Widen min(U{1..3}, U{1..3}) groups, narrow random others until the budget holds again, fill what is left."""
-        last, start = self._projector.codec.last, positions
-        positions = positions.copy()
-        widened = self._rng.permutation(np.flatnonzero(positions < last))[: min(self._rng.integers(1, 4, size=2))]
-        for group in widened:
-            positions[group] = min(last[group], positions[group] + self._stride(int(last[group])))
-        others = np.setdiff1d(np.arange(len(last)), widened)
-        for group in self._rng.permutation(others):
-            if self._projector.fits(positions[None], limits)[0]:
-                break
-            lowest = max(0, positions[group] - self._stride(int(last[group])))
-            options = np.repeat(positions[None], positions[group] - lowest + 1, axis=0)
-            options[:, group] = np.arange(lowest, positions[group] + 1)
-            positions = options[max(0, int(np.sum(self._projector.fits(options, limits))) - 1)]
-        if not self._projector.fits(positions[None], limits)[0]:
-            return start  # nothing to take from; the caller draws again
-        return self._projector.give_back(positions, limits)
-
-    def _stride(self, n_cells: int) -> int:
-        """Cells to move by: 5 to 50 % of the grid and at least one, small ones likelier."""
-        return max(1, round(n_cells * 10 ** self._rng.uniform(-1.3, -0.3)))
+    def _exchanged(self, start: IntArray) -> IntArray:
+        """Children [LITTER, groups] that widen min(U{1..3}, U{1..3}) groups of `start` and narrow as many others."""
+        last = self._projector.codec.last
+        rank = self._rng.random((LITTER, len(last))).argsort(axis=1)
+        wide, narrow = self._rng.integers(1, 4, size=(2, 2, LITTER, 1)).min(axis=0)
+        sign = np.where(rank < wide, 1, np.where(rank >= len(last) - narrow, -1, 0))
+        # 5 to 50 % of the grid and at least one cell, small steps likelier
+        stride = np.maximum(1, np.rint(last * 10 ** self._rng.uniform(-1.3, -0.3, size=rank.shape)))
+        return np.asarray(np.clip(start + sign * stride.astype(np.int64), 0, last))
 
     def _crown(self, evaluation: Evaluation) -> None:
         """Take a candidate into the archive and redraw the front."""
@@ -309,23 +345,3 @@ class Evolution:
         if len(self._elites) > ARCHIVE:
             keep = np.sort(np.argsort(self._all_behind(), kind="stable")[: ARCHIVE // 2])
             self._elites = [self._elites[i] for i in keep]
-        if self._penalties is not None and self._logarithmic:
-            self._weights = self._refitted(self._penalties)
-
-    def _refitted(self, table: Sequence[FloatArray]) -> FloatArray:
-        """Weights of the groups' penalties [groups] such that their sum is what the elites near the front lost.
-
-        A ridge towards 1 in relative errors: a group's penalty counts more where it goes with more than the sum says.
-        """
-        near = [self._elites[i] for i in np.argsort(self._all_behind(), kind="stable")[:LEARNT]]
-        parts = np.array([[p[i] for p, i in zip(table, e.positions, strict=True)] for e in near])
-        total = parts.sum(axis=1)
-        usable = total > 0
-        if usable.sum() < 4:
-            return np.ones(len(table))
-        shares, gap = parts[usable] / total[usable, None], np.array([e.value for e in near])[usable]
-        gap = gap - np.log(total[usable])
-        gap = gap - np.median(gap)  # a common factor changes no allocation
-        ridge = STIFF * len(gap) / len(table) * np.eye(len(table))
-        step = np.linalg.solve(shares.T @ shares + ridge, shares.T @ gap)
-        return np.asarray(np.exp(np.clip(step - step.mean(), -2.0, 2.0)))
