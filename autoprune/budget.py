@@ -19,6 +19,7 @@ Limits = Mapping[str, float]
 SLACK = 1e-12  # a cost that equals its limit holds, whatever the last bit says
 AHEAD = 8  # cells of one group that are handed out in one round
 LATTICE = 9  # targets spread over the budget range, for a searcher that pays for each
+PROBES = 15  # candidates tried at once where one is bisected for: numpy's calls cost more than their work
 SCANNED = 64  # shifts tried where a cost that is not monotone breaks its limit
 
 
@@ -88,9 +89,11 @@ class Projector:
         bisected = {name: limit for name, limit in limits.items() if self.costs[name].monotone}
         low, high = 0, n  # candidate low fits (or is the narrowest there is), candidate high does not
         while high - low > 1:
-            middle = (low + high) // 2
-            fits = self.fits(positions_at(np.array([middle])), bisected)[0]
-            low, high = (middle, high) if fits else (low, middle)
+            probes = np.unique(np.linspace(low, high, PROBES + 2).astype(np.int64)[1:-1])
+            probes = probes[probes > low]
+            fits = self.fits(positions_at(probes), bisected)
+            n_fitting = len(probes) if fits.all() else int(np.argmin(fits))
+            low, high = ([low, *probes][n_fitting], [*probes, high][n_fitting])
         best = positions_at(np.array([low]))[0]
         if not self.fits(best[None], bisected)[0]:
             best = np.zeros_like(best)

@@ -30,12 +30,12 @@ MOVED = 4096  # elites at other budgets that are remembered
 ARCHIVE = 400  # elites kept before the worse half goes
 FAR = 0.5  # log loss that a parent must be better by to be taken from the other end of the budget range
 PAIRS = 4  # candidates that go all the way unjudged, to learn what few samples say about all
-PARENTS = 3  # of the children drawn for each that is asked
+PARENTS = 2  # of the children drawn for each that is asked
 LITTER = 64  # children drawn of each parent
-LEARNT = 256  # candidates that the surrogate is fitted to, those nearest to the front
+LEARNT = 192  # candidates that the surrogate is fitted to, those nearest to the front
 LEAST_LEARNT = 8  # below it nothing can be said of the children
 HOPE = 1.5  # standard deviations, at most, that a child may be better than expected
-ALLOCATED = 0.2  # share of the litters with a parent from the knapsack
+ALLOCATED = 0.1  # share of the litters with a parent from the knapsack
 WOBBLE = 0.25  # spread of the log weights that a knapsack child is drawn with
 DOUBT = 0.2  # what is assumed, before that, to be the standard error of a log loss on few samples
 REACH = 0.08  # how far off, in budget ranges, such a pair still says something
@@ -230,7 +230,6 @@ class Evolution:
     def _most_hoped_of(self, children: IntArray, limits: dict[str, float]) -> IntArray:
         """The new child with the least expected loss, less some of what is uncertain of it; what is left is filled."""
         codec = self._projector.codec
-        children = np.unique(children, axis=0)
         children = children[self._rng.permutation(len(children))]
         surrogate = self._fitted()
         if surrogate is not None:
