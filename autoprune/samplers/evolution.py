@@ -8,36 +8,32 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
-from autoprune.allocation import Allocator, penalties, predicted_loss
+from autoprune.allocation import Allocator, penalties
 from autoprune.budget import Projector, lattice, reachable
 from autoprune.errors import InputError
 from autoprune.evaluation import Ask, Evaluation
 from autoprune.policy import IntArray, Policy
 from autoprune.protocols import FloatArray, Problem
 from autoprune.samplers import log_loss
-from autoprune.surrogate import Surrogate
+from autoprune.samplers._expectation import Expectation, Round
 
 TARGETS = 17  # over the budget range: a front of few points leaves steps in the hypervolume
 TRIES = 32  # children drawn before a duplicate is let through: a tiny space may have no new one
 EXPLORED = 16  # half of the first children are drawn from the whole space, an ever smaller share of later ones
 POOL = 8  # parents are drawn among this many, the better ones more often
-TINY = 1e-12
 MOVED = 4096  # elites at other budgets that are remembered
 ARCHIVE = 400  # elites kept before the worse half goes
 FAR = 0.5  # log loss that a parent must be better by to be taken from the other end of the budget range
 PAIRS = 4  # candidates that go all the way unjudged, to learn what few samples say about all
 PARENTS = 2  # of the children drawn for each that is asked
 LITTER = 64  # children drawn of each parent
-LEARNT = 192  # candidates that the surrogate is fitted to, those nearest to the front
-LEAST_LEARNT = 8  # below it nothing can be said of the children
 HOPE = 1.5  # standard deviations, at most, that a child may be better than expected
 ALLOCATED = 0.1  # share of the litters with a parent from the knapsack
 WOBBLE = 0.25  # spread of the log weights that a knapsack child is drawn with
-DOUBT = 0.2  # what is assumed, before that, to be the standard error of a log loss on few samples
 REACH = 0.08  # how far off, in budget ranges, such a pair still says something
 # A refit looks at all statistics samples whatever the fraction, so that many short rounds cost more than they save.
 FRACTIONS = {"stitch": (0.125, 0.5, 1.0), "refit": (0.25, 1.0), "tune": (1.0,)}
@@ -52,39 +48,6 @@ class _Elite:
     @property
     def cost(self) -> float:
         return float(self.costs[0])
-
-
-@dataclass(frozen=True)
-class _Evidence:
-    """The last that was measured of a candidate: its log loss in a round of the race."""
-
-    positions: IntArray
-    cost: float
-    value: float
-    race_round: int
-
-
-@dataclass
-class _Round:
-    """What one round of the race (one fraction) has taught: log loss on it less log loss on all samples.
-
-    Policies of like cost err alike, by more than they differ: an error counts less the farther off it was made.
-    """
-
-    reach: float  # of an error, in the budget's cost
-    at: list[float] = field(default_factory=list)
-    errors: list[float] = field(default_factory=list)
-    unjudged: int = 0  # candidates on their way to be such a pair
-
-    def expected(self, costs: FloatArray) -> tuple[FloatArray, FloatArray]:
-        """(bias, standard error) of log losses that were measured in this round at `costs` [n]."""
-        errors = np.array(self.errors)
-        usual = float(np.median(errors)) if len(errors) else 0.0
-        weights = np.exp(-0.5 * ((np.array(self.at) - costs[:, None]) / self.reach) ** 2)
-        near = weights.sum(axis=1)
-        bias = (usual + weights @ errors) / (1.0 + near)
-        squares = DOUBT**2 + np.sum(weights * (errors - bias[:, None]) ** 2, axis=1)
-        return bias, np.sqrt(squares / (1.0 + near))
 
 
 class Evolution:
@@ -110,7 +73,6 @@ class Evolution:
         self._projector.check({**budget.limits, budget.cost: budget.low})
         self._targets = lattice(budget, TARGETS)
         self._log = log_loss(problem.seeds)
-        self._logarithmic = all(e.loss > 0 for e in problem.seeds if e.ok)
         self._names = (budget.cost, *(c for c in problem.objectives if c != budget.cost))
         self._least = {c: reachable(problem.structure, problem.costs[c])[0] for c in self._names[1:]}
         self._penalties = penalties(problem) if problem.table is not None else None
@@ -118,11 +80,11 @@ class Evolution:
         self._elites: list[_Elite] = []
         self._at_budget: dict[tuple[bytes, tuple[tuple[str, float], ...]], IntArray] = {}
         self._front: tuple[FloatArray, FloatArray] | None = None
-        self._evidence: dict[Policy, _Evidence] = {}
-        self._surrogate: Surrogate | None = None
         self._seen: set[Policy] = set()
         self._repeats: Counter[Policy] = Counter()
-        self._rounds = [_Round(REACH * max(budget.high - budget.low, 1e-9)) for _ in self._fractions[:-1]]
+        self._rounds = [Round(REACH * max(budget.high - budget.low, 1e-9)) for _ in self._fractions[:-1]]
+        logarithmic = all(e.loss > 0 for e in problem.seeds if e.ok)
+        self._expectation = Expectation(self._projector.codec, self._penalties, logarithmic, self._rounds)
         self._values: dict[Policy, dict[int, float]] = {}  # of those still in the race, by round
         self._held: deque[tuple[Policy, int, FloatArray]] = deque()  # wait until their round has its first pairs
         self._promoted: deque[tuple[Policy, int]] = deque()
@@ -189,8 +151,12 @@ class Evolution:
             for earlier in self._values[policy]:
                 self._rounds[earlier].unjudged += 1
 
+    def _learn(self, evaluation: Evaluation, race_round: int) -> None:
+        cost = float(evaluation.costs[self._names[0]])
+        self._expectation.learn(evaluation.ask.policy, cost, self._log(evaluation.loss), race_round)
+
     def _child(self) -> Policy:
-        """A new policy: an elite moved to a target and mutated there, or the knapsack's of a refitted table."""
+        """A new policy: the most hoped-of of many near the elites at a target, now and then one from anywhere."""
         codec = self._projector.codec
         for attempt in range(TRIES):
             target = float(self._rng.choice(self._targets))
@@ -231,44 +197,12 @@ class Evolution:
         """The new child with the least expected loss, less some of what is uncertain of it; what is left is filled."""
         codec = self._projector.codec
         children = children[self._rng.permutation(len(children))]
-        surrogate = self._fitted()
-        if surrogate is not None:
-            mean, deviation = surrogate.predict(codec.ratios(codec.widths(children)))
-            hoped = mean + self._expected(children) - self._rng.uniform(0.0, HOPE) * deviation
-            children = children[np.argsort(hoped, kind="stable")]
+        predicted = None if self._front is None else self._expectation.predict(children, self._front)
+        if predicted is not None:
+            mean, deviation = predicted
+            children = children[np.argsort(mean - self._rng.uniform(0.0, HOPE) * deviation, kind="stable")]
         fresh = (c for c in children if codec.policy(c) not in self._seen)
         return self._projector.give_back(next(fresh, children[0]), limits)
-
-    def _fitted(self) -> Surrogate | None:
-        """The surrogate of the log loss less what the table expects, fitted anew when something was told."""
-        if self._surrogate is None and len(self._evidence) >= LEAST_LEARNT and self._front is not None:
-            codec, known = self._projector.codec, list(self._evidence.values())
-            values, costs = np.array([e.value for e in known]), np.array([e.cost for e in known])
-            noises, rounds = np.zeros(len(known)), np.array([e.race_round for e in known])
-            for i, state in enumerate(self._rounds):
-                bias, noises[rounds == i] = state.expected(costs[rounds == i])
-                values[rounds == i] -= bias
-            behind = values - np.interp(costs, *self._front)
-            near = np.argsort(behind, kind="stable")[:LEARNT]
-            positions = np.stack([known[i].positions for i in near])
-            residuals = values[near] - self._expected(positions)
-            self._surrogate = Surrogate(codec.ratios(codec.widths(positions)), residuals, noises[near])
-        return self._surrogate
-
-    def _expected(self, positions: IntArray) -> FloatArray:
-        """The table's prediction in the unit of the values [n]; zeros without a table."""
-        if self._penalties is None:
-            return np.zeros(len(positions))
-        losses = predicted_loss(self._penalties, positions)
-        return np.asarray(np.log(np.maximum(losses, TINY))) if self._logarithmic else losses
-
-    def _learn(self, evaluation: Evaluation, race_round: int) -> None:
-        """Keep what was measured for the surrogate; a later round replaces an earlier one."""
-        codec, policy = self._projector.codec, evaluation.ask.policy
-        positions = codec.positions(policy.array(codec.structure))
-        cost, value = float(evaluation.costs[self._names[0]]), self._log(evaluation.loss)
-        self._evidence[policy] = _Evidence(positions, cost, value, race_round)
-        self._surrogate = None
 
     def _allocated(self, table: Sequence[FloatArray], target: float, limits: dict[str, float]) -> IntArray:
         """The knapsack of the table with its groups' weights drawn around 1."""
