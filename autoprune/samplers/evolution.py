@@ -200,7 +200,9 @@ class Evolution:
         predicted = None if self._front is None else self._expectation.predict(children, self._front)
         if predicted is not None:
             mean, deviation = predicted
-            children = children[np.argsort(mean - self._rng.uniform(0.0, HOPE) * deviation, kind="stable")]
+            hoped = mean - self._rng.uniform(0.0, HOPE) * deviation
+            # rounded, as a run must go on alike on a machine whose arithmetic differs in the last bits
+            children = children[np.argsort(hoped.round(6), kind="stable")]
         fresh = (c for c in children if codec.policy(c) not in self._seen)
         return self._projector.give_back(next(fresh, children[0]), limits)
 
