@@ -16,10 +16,10 @@ from autoprune.allocation import Allocator, penalties
 from autoprune.budget import Projector, lattice, reachable
 from autoprune.errors import InputError
 from autoprune.evaluation import Ask, Evaluation
+from autoprune.expectation import Expectation, Round
 from autoprune.policy import IntArray, Policy
 from autoprune.protocols import FloatArray, Problem
 from autoprune.samplers import log_loss
-from autoprune.samplers._expectation import Expectation, Round
 
 TARGETS = 17  # over the budget range: a front of few points leaves steps in the hypervolume
 TRIES = 32  # children drawn before a duplicate is let through: a tiny space may have no new one
