@@ -89,8 +89,7 @@ class Projector:
         bisected = {name: limit for name, limit in limits.items() if self.costs[name].monotone}
         low, high = 0, n  # candidate low fits (or is the narrowest there is), candidate high does not
         while high - low > 1:
-            probes = np.unique(np.linspace(low, high, PROBES + 2).astype(np.int64)[1:-1])
-            probes = probes[probes > low]
+            probes = np.unique(np.linspace(low, high, PROBES + 2).astype(np.int64))[1:-1]
             fits = self.fits(positions_at(probes), bisected)
             n_fitting = len(probes) if fits.all() else int(np.argmin(fits))
             low, high = ([low, *probes][n_fitting], [*probes, high][n_fitting])

@@ -30,6 +30,11 @@ class Round:
     errors: list[float] = field(default_factory=list)
     unjudged: int = 0  # candidates on their way to be such a pair
 
+    def learn(self, cost: float, error: float) -> None:
+        """Take the error of a candidate of this cost that was measured on all samples too."""
+        self.at.append(cost)
+        self.errors.append(error)
+
     def expected(self, costs: FloatArray) -> tuple[FloatArray, FloatArray]:
         """(bias, standard error) of log losses that were measured in this round at `costs` [n]."""
         errors = np.array(self.errors)

@@ -6,22 +6,24 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # on loopback, and no token is left in a developer's home
 ROOT = Path(__file__).parents[1]
-RAY_FILES = ("test_ray_executor", "test_tune", "test_finetune")
+RAY = pytest.mark.xdist_group("ray")
+"""Tests that start Ray run one after the other: agents of two Rays on one machine claim the same ports."""
 SHORT = ("--trials", "16", "--workers", "1", "--set", "evaluator.finetune_steps=5", "--set", "evaluator.finalists=2")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A file's tests share fixtures and so a process; so do all that start Ray, whose agents claim the same ports."""
+    """A file's tests share fixtures and so a process, unless they say otherwise."""
     for item in items:
-        group = "ray" if item.path.stem in RAY_FILES or "[ray" in item.nodeid else item.path.name
-        item.add_marker(pytest.mark.xdist_group(group))
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(item.path.name))
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +46,14 @@ def autoprune_process(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(
         command, cwd=cwd, env=environment, stdout=pipe, stderr=pipe, text=True, preexec_fn=hear_interrupts
     )
+
+
+def until(condition: Callable[[], object], seconds: float = 20.0) -> None:
+    """Wait for `condition`; AssertionError where it does not come."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.02)
 
 
 def hear_interrupts() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,14 +33,6 @@ def stop_cluster(cluster: Cluster) -> None:
     """Leave it and end all of its processes."""
     ray.shutdown()
     cluster.shutdown()
-
-
-def until(condition: Callable[[], object], seconds: float = 60.0) -> None:
-    """Wait for `condition`; AssertionError where it does not come."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.05)
 
 
 @dataclass(frozen=True)

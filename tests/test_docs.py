@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import RAY, ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SNIPPETS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
@@ -73,6 +73,7 @@ def test_a_stock_agent_searches_in_the_environment(tmp_path: Path) -> None:
     assert "of the MACs, KL" in output
 
 
+@RAY
 def test_a_users_own_tuner_searches(tmp_path: Path) -> None:
     output = python(tmp_path, str(ROOT / "examples" / "tune_search.py"), "run", "4")
     assert re.search(r"^0\.\d+ of the MACs, KL", output, re.MULTILINE)

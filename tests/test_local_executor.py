@@ -6,12 +6,12 @@ import contextlib
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
 import pytest
+from conftest import until
 from synthetic import Hills, MakeHills, chain
 
 from autoprune.errors import InputError
@@ -88,10 +88,10 @@ def script(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
 def test_workers_die_with_a_parent_that_was_killed(script: subprocess.Popen[bytes], tmp_path: Path) -> None:
     assert script.stdout is not None
     pids = [int(pid) for pid in script.stdout.readline().split()]
-    _until(lambda: (tmp_path / "log").exists() and len((tmp_path / "log").read_text().splitlines()) == 2)
+    until(lambda: (tmp_path / "log").exists() and len((tmp_path / "log").read_text().splitlines()) == 2)
     script.kill()
     script.wait()
-    _until(lambda: not any(_alive(pid) for pid in pids))
+    until(lambda: not any(_alive(pid) for pid in pids))
     assert not any(_alive(pid) for pid in pids)
 
 
@@ -101,9 +101,3 @@ def _alive(pid: int) -> bool:
     except (FileNotFoundError, ProcessLookupError):
         return False
     return state != "Z"
-
-
-def _until(condition: object, seconds: float = 20.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition() and time.monotonic() < deadline:  # type: ignore[operator]
-        time.sleep(0.02)

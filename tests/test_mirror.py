@@ -15,8 +15,8 @@ from typing import Any
 
 import killable_mirror
 import pytest
-from conftest import ROOT, autoprune_process
-from mirrors import BUCKET, folder, line, s3, server, url, wait_for  # noqa: F401 - fixtures among them
+from conftest import ROOT, autoprune_process, until
+from mirrors import BUCKET, folder, line, s3, server, url  # noqa: F401 - fixtures among them
 
 from autoprune import mirror
 from autoprune.cli import run as command_line
@@ -150,7 +150,7 @@ def test_an_interrupted_command_mirrors_all_that_it_has(tmp_path: Path) -> None:
     job = tmp_path / "job.yaml"
     job.write_text(tiny_job(search={"trials": 5000}, sync_to=str(shared)).dump())
     process = autoprune_process("search", str(job), "--out", str(run), cwd=ROOT)
-    wait_for(lambda: (run / JOURNAL).exists() and (run / JOURNAL).read_bytes().count(b'"search"') > 12, 60)
+    until(lambda: (run / JOURNAL).exists() and (run / JOURNAL).read_bytes().count(b'"search"') > 12, 60)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
@@ -197,7 +197,7 @@ def test_only_what_changed_is_sent_and_in_an_order_that_can_be_resumed(
 
     monkeypatch.setattr(mirror._Store, "put", noted)
     with Mirror(folder, str(tmp_path / "shared"), MIRRORED, every_s=0.01):
-        wait_for(lambda: "policy.json" in sent)
+        until(lambda: "policy.json" in sent)
         time.sleep(0.1)
         first = list(sent)
         (folder / "policy.json").write_text('{"points": []}')
@@ -243,12 +243,12 @@ def test_the_trials_of_another_run_are_never_written_over(folder: Path, tmp_path
     url = str(tmp_path / "shared")
     with Mirror(folder, url, MIRRORED, every_s=0.01) as ours:
         kept = tmp_path / "shared" / JOURNAL
-        wait_for(kept.exists)
+        until(kept.exists)
         theirs = kept.read_bytes() + line(3, "b")
         kept.write_bytes(theirs)
         with (folder / JOURNAL).open("ab") as file:
             file.write(line(3, "a"))
-        wait_for(lambda: bool(ours.behind))
+        until(lambda: bool(ours.behind))
     assert kept.read_bytes() == theirs
     assert "another run writes there too" in ours.news()
 
@@ -292,10 +292,10 @@ def test_a_mirror_that_fails_in_the_middle_is_said_and_the_search_goes_on(
     for i, _ in enumerate(run):
         notes += [run.note] if run.note not in notes else []
         if i == 3:
-            wait_for((shared / JOURNAL).exists)
+            until((shared / JOURNAL).exists)
             shared.rename(away)
         elif i == 8:
-            wait_for(lambda: "failed" in events(run.path))
+            until(lambda: "failed" in events(run.path))
         elif i == 15:
             away.rename(shared)
     assert figures(run.front) == figures(plain.front)

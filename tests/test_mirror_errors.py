@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mirrors import BUCKET, at_server, folder, line, s3, server, wait_for  # noqa: F401 - fixtures among them
+from conftest import until
+from mirrors import BUCKET, at_server, folder, line, s3, server  # noqa: F401 - fixtures among them
 
 from autoprune import mirror
 from autoprune.cli import run as command_line
@@ -38,15 +39,15 @@ def test_a_mirror_that_hangs_does_not_hold_up_the_end(
 
 def test_s3_that_stops_answering_is_said_and_caught_up_with(folder: Path, s3: Any, tmp_path: Path) -> None:
     with Mirror(folder, f"s3://{BUCKET}/stops", MIRRORED, every_s=0.02) as ours:
-        wait_for(lambda: ours._held > 0)
+        until(lambda: ours._held > 0)
         endpoint = ours._store._fs
         held, endpoint._s3 = endpoint._s3, None
         endpoint.set_session, session = refuse, endpoint.set_session
         with (folder / JOURNAL).open("ab") as file:
             file.write(line(3))
-        wait_for(lambda: bool(ours.behind))
+        until(lambda: bool(ours.behind))
         endpoint._s3, endpoint.set_session = held, session
-        wait_for(lambda: not ours.behind)
+        until(lambda: not ours.behind)
     assert ours._store.read(JOURNAL) == (folder / JOURNAL).read_bytes()
     assert "works again" in ours.news()
 

@@ -18,10 +18,10 @@ import killable_run
 import pytest
 import ray
 import torch
-from conftest import ROOT, autoprune_process
+from conftest import RAY, ROOT, autoprune_process, until
 from ray import cloudpickle
 from ray.cluster_utils import Cluster
-from ray_clusters import SLOT, OnNode, Shared, add_node, node_number, start_cluster, stop_cluster, until
+from ray_clusters import SLOT, OnNode, Shared, add_node, node_number, start_cluster, stop_cluster
 from small import RandomTask
 from synthetic import MakeHills, chain
 from test_resume import n_lines_of, recorded
@@ -36,6 +36,7 @@ from autoprune.storage import JOURNAL
 from tests.contracts.test_executors import ASKS, Crash
 from tests.families import FAMILIES
 
+pytestmark = RAY
 STRUCTURE = chain(4)
 ASK = Ask(Policy.dense(STRUCTURE), "refit")
 
@@ -119,7 +120,7 @@ def test_a_scrape_of_the_nodes_metrics_tells_answers_and_retries(tmp_path: Path)
         answers(executor, 5)
         name = executor.workers()[0].name
         expected = {"answers": 6.0, "retries": 1.0}  # an answer that says "raised" is one too
-        until(lambda: {k: scraped(f"autoprune_{k}", name) for k in expected} == expected)
+        until(lambda: {k: scraped(f"autoprune_{k}", name) for k in expected} == expected, seconds=60)
         assert scraped("autoprune_busy_seconds", name) > 0
 
 
@@ -137,7 +138,10 @@ def scraped(metric: str, worker: str) -> float:
 def test_a_killed_node_costs_no_answer_and_a_new_one_is_used(cluster: Cluster) -> None:
     doomed = add_node(cluster, 2)
     with closing(Ray(OnNode(STRUCTURE, seconds=1.0), 6, resources=SLOT)) as executor:
-        until(lambda: executor.next_done(timeout=0.1) or all(w.state != "starting" for w in starting(executor)))
+        until(
+            lambda: executor.next_done(timeout=0.1) or all(w.state != "starting" for w in starting(executor)),
+            seconds=60,
+        )
         for index in range(24):
             executor.submit(index, ASK)
         first = answers(executor, 6)

@@ -40,7 +40,6 @@ class _Sent:
 @dataclass(eq=False)
 class _Worker:
     actor: Any
-    number: int
     name: str
     sent: deque[_Sent]  # it is at the first; what follows is there already when that one is answered
     since: float = field(default_factory=time.monotonic)
@@ -247,11 +246,11 @@ class Ray:
         worker.sent.append(_Sent(reference, task))
 
     def _start(self) -> None:
-        number, self._started = self._started, self._started + 1
-        name = f"autoprune-{self._label}-{number}"
+        name = f"autoprune-{self._label}-{self._started}"
+        self._started += 1
         actor = self._actor.options(name=name, max_restarts=0, max_task_retries=0, **self._demand).remote(name)
         begun = _Sent(actor.build.remote([self._parcel], sys.path))
-        self._workers.append(_Worker(actor, number, name, deque([begun])))
+        self._workers.append(_Worker(actor, name, deque([begun])))
 
     def _stop(self, worker: _Worker) -> None:
         self._workers.remove(worker)

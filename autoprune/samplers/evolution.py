@@ -126,8 +126,7 @@ class Evolution:
             for earlier in values.keys() - {race_round}:
                 self._rounds[earlier].unjudged -= 1
                 if evaluation.ok:
-                    self._rounds[earlier].at.append(evaluation.costs[self._names[0]])
-                    self._rounds[earlier].errors.append(values[earlier] - value)
+                    self._rounds[earlier].learn(evaluation.costs[self._names[0]], values[earlier] - value)
         for _ in range(len(self._held)):
             self._judge(*self._held.popleft())
 
@@ -197,7 +196,8 @@ class Evolution:
         """The new child with the least expected loss, less some of what is uncertain of it; what is left is filled."""
         codec = self._projector.codec
         children = children[self._rng.permutation(len(children))]
-        predicted = None if self._front is None else self._expectation.predict(children, self._front)
+        assert self._front is not None  # there are elites, or there would be no children
+        predicted = self._expectation.predict(children, self._front)
         if predicted is not None:
             mean, deviation = predicted
             hoped = mean - self._rng.uniform(0.0, HOPE) * deviation
@@ -241,12 +241,13 @@ class Evolution:
 
     def _behind(self, elite: _Elite) -> float:
         """Log loss above the front at the elite's costs."""
-        return elite.value - self._best_at(elite.costs) if self._front is not None else 0.0
+        return elite.value - self._best_at(elite.costs)
 
     def _all_behind(self) -> FloatArray:
         """`_behind` of all elites [n]."""
-        if self._front is None or len(self._names) > 1:
+        if len(self._names) > 1:
             return np.array([self._behind(e) for e in self._elites])
+        assert self._front is not None
         return np.array([e.value for e in self._elites]) - np.interp([e.cost for e in self._elites], *self._front)
 
     def _best_at(self, costs: FloatArray) -> float:

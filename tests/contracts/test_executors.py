@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from conftest import RAY
 from synthetic import Hills, MakeHills, chain, single_steps
 
 from autoprune import plugins
@@ -21,10 +22,11 @@ from autoprune.protocols import Evaluator, EvaluatorFactory, Executor
 STRUCTURE = chain()
 ASKS = [Ask(p, "refit") for p in single_steps(STRUCTURE, Policy.of({g.name: g.grid[0] for g in STRUCTURE.groups}))]
 Build = Callable[..., Executor]
-WITH_WORKERS = [name for name in plugins.names("executors") if name != "inline"]
+EXECUTORS = [pytest.param(name, marks=RAY if name == "ray" else ()) for name in plugins.names("executors")]
+WITH_WORKERS = [param for param in EXECUTORS if param.values != ("inline",)]
 
 
-@pytest.fixture(params=plugins.names("executors"))
+@pytest.fixture(params=EXECUTORS)
 def build(request: pytest.FixtureRequest) -> Iterator[Build]:
     yield from builder(request)
 

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import ray
 import torch
+from conftest import RAY
 from safetensors.torch import load_file
 
 from autoprune.errors import InputError, RunError
@@ -30,7 +31,7 @@ from autoprune.search_ import Run, search
 from autoprune.setting import Setting
 from tests.conftest import autoprune_process
 
-pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning:ray")
+pytestmark = [RAY, pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning:ray")]
 
 JOB: dict[str, Any] = {
     "task": {"name": "digits"},

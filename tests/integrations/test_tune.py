@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import ray
+from conftest import RAY
 from ray import tune
 from ray.tune.search.optuna import OptunaSearch
 
@@ -22,7 +23,7 @@ from autoprune.job import Job
 from autoprune.samplers.optuna_bridge import Knobs
 from autoprune.setting import prepare
 
-pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning:ray")
+pytestmark = [RAY, pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning:ray")]
 
 JOB: dict[str, Any] = {
     "task": {"name": "digits"},
