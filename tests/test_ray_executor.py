@@ -234,3 +234,16 @@ def test_no_cluster_at_the_address_is_one_line_within_seconds(tmp_path: Path, ad
     assert len(errors.strip().splitlines()) == 1
     assert time.monotonic() - started < 20
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_runtime_env_that_cannot_be_brought_to_workers_is_named(tmp_path: Path) -> None:
+    job = str(ROOT / "search_spaces" / "digits.yaml")
+    lacking = f"executor.runtime_env.working_dir={tmp_path}/nowhere"
+    process = autoprune_process("search", job, "--ray", "local", "--set", lacking, cwd=tmp_path)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert errors.startswith(
+        f"autoprune: executor.runtime_env cannot be used: ValueError: directory {tmp_path}/nowhere"
+    )
+    assert len(errors.strip().splitlines()) == 1
+    assert not (tmp_path / "runs").exists()

@@ -29,7 +29,7 @@ def connect(address: str, runtime_env: Mapping[str, Any] | None = None, cores: i
     Ray's own waiting for a cluster that is not there takes minutes, so the door is tried first.
 
     Raises:
-        InputError: there is none, in one line that says what to try.
+        InputError: there is none, or it cannot take the runtime_env, in one line that says what to try.
     """
     if address.startswith("ray://"):
         raise InputError(
@@ -47,6 +47,8 @@ def connect(address: str, runtime_env: Mapping[str, Any] | None = None, cores: i
     try:
         ray.init(address, **options)
     except (RuntimeError, ValueError, TypeError, OSError, RayError) as error:
+        if runtime_env and isinstance(error, ValueError | TypeError):
+            raise InputError(f"executor.runtime_env cannot be used: {one_line(error)}") from error
         raise InputError(
             f"executor: cannot join a Ray cluster at {address!r}: {one_line(error)}; start one with `ray start "
             f"--head`, name its host:port, or use --ray local for this machine alone"
