@@ -15,6 +15,7 @@ from autoprune.bootstrap import loss_interval
 from autoprune.errors import RunError
 from autoprune.evaluation import Ask, Evaluation
 from autoprune.files import write_whole
+from autoprune.finals import SLACK, reranked
 from autoprune.front import hypervolume, pareto_front
 from autoprune.job import Job
 from autoprune.policy import Policy
@@ -25,7 +26,6 @@ FORMAT = 1
 LEAST_LOSS = 1e-6
 REFERENCE = (1.0, float(np.log(10.0)))
 """Reference point of the hypervolume: macs_ratio 1 and a loss of 10, as its logarithm."""
-SLACK = 1e-9
 SHARED_STAGES = ("table", "proxy")
 """Measured once for all cells, so no cell's figures count them."""
 CHARGED_STAGES = ("seed", "search")
@@ -122,15 +122,16 @@ def searched_cell(
 ) -> Cell:
     """The cell of a sampler from the record of its search; `points` are the policies of its front.
 
-    At each budget stands the point of least held-back loss within it: chosen on other samples than those that judge.
+    At each budget stands the point of least re-ranked loss within it: chosen on other samples than those that judge.
     """
     on_front, tier = set(points), setting.tier
     final = [e for e in evaluations.values() if e.ok and e.ask.tier == tier and e.ask.policy in on_front]
     scored = {e.ask.policy: e for e in final if e.ask.split == "validation"}
-    held = [e for e in final if e.ask.split == "heldback" and e.ask.policy in scored]
+    held = (e for e in final if e.ask.split == "heldback" and e.ask.policy in scored)
+    ranked = reranked(setting, evaluations.values(), held)
     cost, chosen = setting.problem.budget.cost, list[Scored | None]()
     for at in setting.problem.budget.at:
-        fitting = [e for e in held if e.costs[cost] <= at + SLACK]
+        fitting = [e for e in ranked if e.costs[cost] <= at + SLACK]
         best = min(fitting, key=lambda e: (e.loss, e.costs[cost]), default=None)
         chosen.append(None if best is None else Scored.of(scored[best.ask.policy]))
     front = pareto_front(scored.values(), ("macs",))

@@ -34,7 +34,8 @@ ABOUT = {
     "ledger": "what the search was charged, in full evaluations at the fitness tier",
     "seeds": "a closed-form strategy is the same for every seed: measured once, its figures stand at each seed",
     "options": "search.options go to the job's own sampler; every other one has its defaults",
-    "chosen": "a sampler's point at a budget is its front's point of least held-back loss, scored on validation",
+    "chosen": "a sampler's point at a budget is its front's point of least loss on fitness and held-back samples "
+    "together, scored on validation",
     "spread": "standard deviation over the seeds; intervals are bootstraps over the validation samples, at 95 %",
 }
 Cells = Mapping[tuple[str, int], Cell]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, Literal
 
 import torch
@@ -40,12 +40,26 @@ def has_bfloat16(device: torch.device) -> bool:
 def computing(model: nn.Module, precision: Precision) -> Iterator[None]:
     """Inside, the forward of `model` runs in `precision` and returns float32; what surrounds it computes as ever.
 
-    Weights stay in float32 and are cast call by call, so that a mode above sees them as they are.
+    Weights stay in float32 and are cast call by call, so that a mode above sees them as they are. On a GPU the same
+    call gives the same figures each time, and float32 is float32 (cuDNN takes TF32 for convolutions if it may).
     """
+    device = next((p.device.type for p in model.parameters()), "cpu")
+    with _repeatable() if device == "cuda" else nullcontext(), _cast(model, device, precision):
+        yield
+
+
+@contextmanager
+def _repeatable() -> Iterator[None]:
+    cudnn = torch.backends.cudnn
+    with cudnn.flags(enabled=cudnn.enabled, benchmark=False, deterministic=True, allow_tf32=False):
+        yield
+
+
+@contextmanager
+def _cast(model: nn.Module, device: str, precision: Precision) -> Iterator[None]:
     if precision == "fp32":
         yield
         return
-    device = next((p.device.type for p in model.parameters()), "cpu")
     entered: list[torch.autocast] = []
 
     def enter(*_: Any) -> None:

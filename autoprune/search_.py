@@ -259,8 +259,9 @@ class Run:
         chosen = finals.contenders(s, told, finals.n_finalists(s, spent))
         yield from evaluated("held back", finals.heldback_asks(s, told, chosen), held)
         yield from evaluated("finalists", finals.finalist_asks(chosen), tuned)
-        winners = finals.winners(s, held, tuned)
-        yield from evaluated("validation", finals.validation_asks(s, held, winners, controls), scored)
+        ranked = finals.reranked(s, told, held)
+        winners = finals.winners(s, ranked, tuned)
+        yield from evaluated("validation", finals.validation_asks(s, ranked, winners, controls), scored)
         yield from evaluated("fine-tuned", finals.tuned_asks(s, winners, controls), final)
         full = [(i, e) for i, e in enumerate(told) if e.ask.fraction == 1.0 and e.ask.tier == s.tier]
         trials = {e.ask.policy: i for i, e in reversed(full)}

@@ -156,7 +156,7 @@ def job(
             "budget": {"macs": [0.25, 0.9], "at": list(BUDGETS)},
             "search": {"sampler": sampler, "trials": args.trials, "seed": seed, "options": dict(options or {})},
             "evaluator": {
-                **{"calibration": 3072, "validation": 1024, "fitness": "refit"},
+                **{"calibration": 3072, "validation": 1024, "fitness": "refit", "precision": "fp32"},
                 **{"finalists": 0, "finetune_steps": args.steps},
             },
             "executor": {"workers": args.workers, "timeout_s": 3600},
