@@ -24,7 +24,7 @@ from autoprune.policy import Policy
 from autoprune.protocols import Batch
 from tests.small import RandomTask, World, world, world_of
 
-SETTINGS = Settings(calibration=64, validation=32, finetune_steps=3, batch_size=16)
+SETTINGS = Settings(calibration=64, validation=32, finetune_steps=3, batch_size=16, device="cpu")
 
 
 def evaluator(w: World, **changes: object) -> TieredEvaluator:
