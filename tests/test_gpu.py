@@ -42,26 +42,26 @@ def test_on_a_gpu_the_dense_policy_costs_nothing_in_either_precision() -> None:
 
 @pytest.fixture
 def little_memory() -> Iterator[None]:
-    """What is in use now and 6 MiB more."""
+    """What is in use now and 48 MiB more; a batch of 8 192 takes 32 MiB for each of its activations."""
     gc.collect()
     torch.cuda.empty_cache()
-    room = torch.cuda.memory_reserved() + (6 << 20)
+    room = torch.cuda.memory_reserved() + (48 << 20)
     torch.cuda.set_per_process_memory_fraction(room / torch.cuda.get_device_properties(0).total_memory)
     yield
     torch.cuda.set_per_process_memory_fraction(1.0)
 
 
 def test_where_gpu_memory_ends_the_batch_is_halved(request: pytest.FixtureRequest) -> None:
-    w = world("projection", samples=2048)
-    roomy = evaluator(w, device="cuda", calibration=2048, batch_size=1024)
-    expected = roomy(Ask(narrow(w), "stitch"))
-    tight = evaluator(w, device="cuda", calibration=2048, batch_size=1024)
-    del roomy
+    w = world("projection", samples=16_384)
+    tight = evaluator(w, device="cuda", calibration=16_384, batch_size=8_192)
     request.getfixturevalue("little_memory")
     found = tight(Ask(narrow(w), "stitch"))
     assert found.ok, found.error
-    assert max(size(b) for b in tight.batches("fitness")) < 1024
-    assert found.loss == pytest.approx(expected.loss, rel=0.1)  # each batch has repaired itself
+    largest = max(size(b) for b in tight.batches("fitness"))
+    assert largest < 8_192
+    torch.cuda.set_per_process_memory_fraction(1.0)
+    small = evaluator(w, device="cuda", calibration=16_384, batch_size=largest)
+    assert found.loss == pytest.approx(small(Ask(narrow(w), "stitch")).loss, rel=1e-3)
 
 
 def test_a_search_takes_the_gpu_by_itself_and_its_point_applies_on_the_cpu(tmp_path: Path) -> None:
