@@ -17,7 +17,10 @@ from autoprune.structure import Structure
 T = TypeVar("T")
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-_NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")
+_NO_MEMORY = (
+    *("out of memory", "not enough memory", "can't allocate memory"),
+    *("unable to find an engine", "STATUS_ALLOC_FAILED"),  # cuDNN without room for its workspace (pytorch #108645)
+)
 
 
 class NoRoomError(RuntimeError):
@@ -46,7 +49,7 @@ def with_room(attempt: Callable[[], T], make_room: Callable[[], bool]) -> T:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a GPU or the CPU's allocator had no memory left; the latter says so in words only."""
+    """Whether a GPU or the CPU's allocator had no memory left; the latter and cuDNN say so in words only."""
     if isinstance(error, NoRoomError):
         return False
     if isinstance(error, torch.OutOfMemoryError | MemoryError):

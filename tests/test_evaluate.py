@@ -259,6 +259,8 @@ def test_statistics_that_do_not_fit_are_halved_and_that_is_said() -> None:
 def test_only_a_lack_of_memory_is_met_with_smaller_batches() -> None:
     assert is_out_of_memory(RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to"))
     assert is_out_of_memory(RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes."))
+    assert is_out_of_memory(RuntimeError("GET was unable to find an engine to execute this computation"))
+    assert is_out_of_memory(RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"))
     assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
     with pytest.raises(NoRoomError):
         with_room(lambda: torch.empty(1 << 60), lambda: False)

@@ -29,7 +29,7 @@ def test_a_gpu_measures_what_the_cpu_does_and_the_same_each_time(family: str, ti
         ask = Ask(narrow(w), tier, split=split)  # type: ignore[arg-type]
         a, b, again = there(ask), here(ask), here(ask)
         assert b.ok, b.error
-        assert b.loss == pytest.approx(a.loss, rel=2e-3)
+        assert b.loss == pytest.approx(a.loss, rel=1e-2, abs=1e-6)
         assert (again.loss, again.metrics) == (b.loss, b.metrics)
 
 
