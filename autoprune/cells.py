@@ -9,23 +9,17 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from autoprune.bootstrap import loss_interval
 from autoprune.errors import RunError
 from autoprune.evaluation import Ask, Evaluation
 from autoprune.files import write_whole
 from autoprune.finals import SLACK, reranked
-from autoprune.front import hypervolume, pareto_front
-from autoprune.job import Job
+from autoprune.front import front_volume, pareto_front
 from autoprune.policy import Policy
 from autoprune.setting import Setting
 from autoprune.study import Stage
 
 FORMAT = 1
-LEAST_LOSS = 1e-6
-REFERENCE = (1.0, float(np.log(10.0)))
-"""Reference point of the hypervolume: macs_ratio 1 and a loss of 10, as its logarithm."""
 SHARED_STAGES = ("table", "proxy")
 """Measured once for all cells, so no cell's figures count them."""
 CHARGED_STAGES = ("seed", "search")
@@ -142,11 +136,6 @@ def searched_cell(
     return _cell(_Of(key, strategy, setting), tuple(chosen), front, dense, [e for _, e in own], ledger)
 
 
-def is_log(job: Job) -> bool:
-    """Whether losses compare by their logarithm: a fidelity does, a task's own metric counts as it is."""
-    return isinstance(job.objectives.loss, str)
-
-
 @dataclass(frozen=True)
 class _Of:
     """Whose cell it is."""
@@ -179,15 +168,8 @@ def _cell(
         sum(e.seconds for e in ran),
         sum(e.passes for e in ran),
         ledger,
-        _volume(of.setting.job, points),
+        front_volume((((p.macs_ratio,), p.loss) for p in points), of.setting.job.objectives.logarithmic),
     )
-
-
-def _volume(job: Job, points: Sequence[Scored]) -> float:
-    """Hypervolume of (macs_ratio, log-loss) up to the reference point; a task metric counts as it is."""
-    losses = [np.log(max(p.loss, LEAST_LOSS)) if is_log(job) else p.loss for p in points]
-    values = np.array([[p.macs_ratio, loss] for p, loss in zip(points, losses, strict=True)]).reshape(-1, 2)
-    return hypervolume(values, np.array(REFERENCE))
 
 
 def _scored(values: Mapping[str, Any]) -> Scored:

@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from autoprune.cells import REFERENCE, Cell, Scored, is_log
+from autoprune.cells import Cell, Scored
 from autoprune.compare_input import is_closed_form
+from autoprune.front import reference_point
 from autoprune.setting import Setting
 from autoprune.verdict import RULE, judge
 
@@ -50,10 +51,13 @@ def document_of(setting: Setting, cells: Cells, budgets: Sequence[float]) -> dic
         "summary": [_summary(_of(cells, name, seeds), i) for i in range(len(budgets)) for name in names],
         "verdicts": [asdict(v) for v in judge(cells, names, budgets, seeds)],
         "rule": RULE,
-        "reference": {"macs_ratio": REFERENCE[0], "log_loss": REFERENCE[1], "of": "the front on validation"},
+        "reference": {
+            **dict(zip(("macs_ratio", "log_loss"), reference_point(1), strict=True)),
+            "of": "the front on validation",
+        },
         "about": ABOUT,
         **{"cost": setting.problem.budget.cost, "tier": setting.tier, "trials": setting.job.search.trials},
-        **{"log": is_log(setting.job), "table": _table(setting), "dense": dict(ordered[0].dense)},
+        **{"log": setting.job.objectives.logarithmic, "table": _table(setting), "dense": dict(ordered[0].dense)},
         "cells": [_facts(cell) for cell in ordered],
     }
 

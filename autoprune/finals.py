@@ -22,7 +22,7 @@ from autoprune.constraints import Constraint, kept
 from autoprune.errors import RunError
 from autoprune.evaluate import COSTS, Settings, prepared_model
 from autoprune.evaluation import Ask, Evaluation, Labelled, Split, Tier
-from autoprune.front import Front, Point, pareto_front
+from autoprune.front import Front, Point, front_volume, pareto_front, reference_point
 from autoprune.latency.calibrate import remeasure
 from autoprune.policy import Policy
 from autoprune.setting import Setting
@@ -192,7 +192,7 @@ def export_front(
         if policy in latencies:
             costs["latency"] = dict(latencies[policy])
         made.append(Point(f"p{len(made):02d}", policy, keep, costs, metrics, trials[policy], base))
-    return Front(tuple(made), base, measured_on(setting), _provenance(setting))
+    return Front(tuple(made), base, measured_on(setting), _provenance(setting) | _volume(setting, made))
 
 
 def measured_latencies(setting: Setting, points: Sequence[Evaluation]) -> dict[Policy, dict[str, float]]:
@@ -235,10 +235,14 @@ def _verdict(setting: Setting, told: Told, at: float, arms: Mapping[str, Policy]
     what = f"loss on validation{', fine-tuned' if tuned else ''}"
     seen = [(name, told.find(arms["search"], split, setting.tier)) for name, split in GAP]
     gap = ", ".join(f"{name} {e.loss:.4g}" for name, e in seen if e is not None)
-    verdict = (
-        f"search {ours:.4g} against {rest}" if not better else f"the search did NOT beat {rest}: it has {ours:.4g}"
-    )
-    return f"at {at:g}: {verdict} ({what}); before fine-tuning, the search's point: {gap}"
+    same = [arm for arm in losses if arms[arm] == arms["search"]]
+    if same:
+        verdict = f"the search did NOT beat {' and '.join(same)}, whose policy it kept: {ours:.4g}"
+    elif better:
+        verdict = f"the search did NOT beat {rest}: it has {ours:.4g}"
+    else:
+        verdict = f"search {ours:.4g} against {rest}"
+    return f"at {at:g}: {verdict} ({what}); {'before fine-tuning, ' if tuned else ''}the search's point: {gap}"
 
 
 GAP: tuple[tuple[str, Split], ...] = (("fitness", "fitness"), ("held back", "heldback"), ("validation", "validation"))
@@ -246,9 +250,10 @@ GAP: tuple[tuple[str, Split], ...] = (("fitness", "fitness"), ("held back", "hel
 
 def _row(plain: Evaluation | None, fine: Evaluation | None) -> dict[str, Any]:
     if plain is None:
-        return {"macs_ratio": None, "loss": None, "metrics": {}, "finetuned": None}
+        return {"macs_ratio": None, "costs": {}, "loss": None, "metrics": {}, "finetuned": None}
     tuned = {**fine.metrics, "loss": fine.loss} if fine is not None else None
-    return {"macs_ratio": plain.costs["macs"], "loss": plain.loss, "metrics": dict(plain.metrics), "finetuned": tuned}
+    costs = {"macs_ratio": plain.costs["macs"], "costs": dict(plain.costs)}
+    return {**costs, "loss": plain.loss, "metrics": dict(plain.metrics), "finetuned": tuned}
 
 
 def figures(setting: Setting, e: Evaluation) -> dict[str, float]:
@@ -321,6 +326,17 @@ def measured_on(setting: Setting) -> dict[str, Any]:
     device = torch.cuda.get_device_name() if on_gpu else platform.processor() or platform.machine()
     runtime = setting.latency.runtime if setting.latency is not None else "eager"
     return {"device": device, "threads": 1, "runtime": runtime, "versions": versions}
+
+
+def _volume(setting: Setting, points: Sequence[Point]) -> dict[str, Any]:
+    """The objectives and the hypervolume on validation, latencies as measured anew."""
+    costs, log = setting.problem.objectives, setting.job.objectives.logarithmic
+    ratios = [[p.ratio(c) for c in costs] for p in points]
+    losses = (p.metrics["validation"]["loss"] for p in points)
+    value = front_volume(zip(ratios, losses, strict=True), log)
+    names = (*costs, "log loss" if log else "loss")
+    reference = dict(zip(names, reference_point(len(costs)), strict=True))
+    return {"objectives": list(costs), "hypervolume": {"value": value, "reference": reference}}
 
 
 def _provenance(setting: Setting) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -39,6 +40,20 @@ def hypervolume(points: npt.NDArray[np.float64], reference: npt.NDArray[np.float
 
     inside = points[np.all(points < reference, axis=1)] if len(points) else points
     return float(moocore.hypervolume(inside, ref=reference)) if len(inside) else 0.0
+
+
+LEAST_LOSS, MOST_LOSS = 1e-6, 10.0
+
+
+def reference_point(n_costs: int) -> tuple[float, ...]:
+    """Where hypervolumes of fronts end: the dense model's cost in every cost, and the logarithm of a loss of 10."""
+    return (*(1.0 for _ in range(n_costs)), math.log(MOST_LOSS))
+
+
+def front_volume(points: Iterable[tuple[Sequence[float], float]], logarithmic: bool = True) -> float:
+    """Hypervolume of (cost ratios, loss) up to `reference_point`; without `logarithmic` the loss counts as it is."""
+    found = [[*costs, math.log(max(loss, LEAST_LOSS)) if logarithmic else loss] for costs, loss in points]
+    return hypervolume(np.array(found), np.array(reference_point(len(found[0]) - 1))) if found else 0.0
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
+from autoprune.allocation import Allocator, penalties, predicted_loss
+from autoprune.codec import Codec
 from autoprune.evaluation import Evaluation, Labelled
 from autoprune.job import Job
 from autoprune.opening import with_table
@@ -45,6 +50,14 @@ class Inspection:
                     yield evaluation
         finally:
             executor.close()
+
+    def predicted(self) -> list[tuple[float, float]]:
+        """(ratio of the budget's cost, predicted loss), narrow to dense: one sweep of the knapsack over the table."""
+        problem = replace(self._setting.problem, table=self.table)
+        budget, prices, codec = problem.budget, penalties(problem), Codec(problem.structure)
+        positions = np.stack(Allocator(problem.structure, problem.costs).front(prices, budget.cost, budget.limits))
+        costs = problem.costs[budget.cost](codec.widths(positions))
+        return [(float(c), float(loss)) for c, loss in zip(costs, predicted_loss(prices, positions), strict=True)]
 
     @property
     def table(self) -> Table:

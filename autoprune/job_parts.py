@@ -102,6 +102,11 @@ class ObjectivesPart(Part):
     loss: Loss = "kl"
     costs: tuple[str, ...] = Field(default=("macs",), min_length=1)
 
+    @property
+    def logarithmic(self) -> bool:
+        """Whether losses compare by their logarithm: a fidelity does, a task's own metric counts as it is."""
+        return isinstance(self.loss, str)
+
     @model_validator(mode="after")
     def _known_costs(self) -> ObjectivesPart:
         for cost in self.costs:

@@ -90,7 +90,7 @@ def seed_asks(setting: Setting, alone: bool = False) -> Labelled:
         policies += [(f"knapsack@{t:g}", p) for t, p in knapsack_front(problem, setting.job)]
     policies += _warm(setting)
     if alone:
-        policies = _thinned(policies, max(1, int(setting.job.search.trials * SEED_SHARE)))
+        policies = _thinned(policies, max(1, int(setting.job.search.trials * SEED_SHARE)), problem.budget.at)
     dense = [] if alone else [("dense", Policy.dense(setting.structure))]
     return [(label, Ask(policy, tier)) for label, policy in (*dense, *policies)]
 
@@ -136,7 +136,12 @@ def _warm(setting: Setting) -> list[tuple[str, Policy]]:
     return [(f"warm {p.id}", codec.policy(codec.floor(codec.ratios(p.policy.array(structure))))) for p in front]
 
 
-def _thinned(policies: Sequence[tuple[str, Policy]], n: int) -> list[tuple[str, Policy]]:
+def _thinned(policies: Sequence[tuple[str, Policy]], n: int, asked: Sequence[float]) -> list[tuple[str, Policy]]:
+    """`n` of them in their order: those at the asked budgets first, the rest evenly."""
     if len(policies) <= n:
         return list(policies)
-    return [policies[round(i)] for i in np.linspace(0, len(policies) - 1, n)]
+    wanted = {f"@{at:g}" for at in asked}
+    first = [i for i, (label, _) in enumerate(policies) if label[label.find("@") :] in wanted][:n]
+    rest = [i for i in range(len(policies)) if i not in first]
+    spread = [rest[round(i)] for i in np.linspace(0, len(rest) - 1, n - len(first))]
+    return [policies[i] for i in sorted([*first, *spread])]

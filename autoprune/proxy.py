@@ -104,8 +104,12 @@ def _choose(by_tier: Mapping[str, TierQuality], qualities: tuple[TierQuality, ..
     top = max(by_tier[tier].correlation for tier in CHEAP)
     adequate = [t for t in CHEAP if by_tier[t].correlation >= max(ENOUGH, top - CLOSE)]
     tier = adequate[0] if adequate else max(reversed(CHEAP), key=lambda t: by_tier[t].correlation)
-    said = ", ".join(f"{q.tier} {q.correlation:.2f} ({q.better_half:.2f} in the better half)" for q in qualities[:-1])
-    what = f"rank correlation with {qualities[-1].tier} over {n} candidates: {said}"
+    ranks = (f"{q.tier} {q.correlation:.2f} ({q.better_half:.2f} in the better half)" for q in qualities[:-1])
+    prices = (f"{q.tier} {q.seconds:.2g} s and {q.passes:.3g} passes" for q in qualities)
+    what = (
+        f"rank correlation with {qualities[-1].tier} over {n} candidates: {', '.join(ranks)}; "
+        f"an evaluation takes: {', '.join(prices)}"
+    )
     if top < DEAD:
         verdict = (
             f"no cheap tier ranks candidates as the fine-tune does ({what}); the search will be hardly better "
@@ -113,7 +117,8 @@ def _choose(by_tier: Mapping[str, TierQuality], qualities: tuple[TierQuality, ..
             f"evaluator.fitness: tune may help"
         )
         return Calibrated("refit", qualities, True, verdict)
-    return Calibrated(tier, qualities, False, f"fitness is {tier}; {what}")
+    doubt = "" if adequate else f", although no cheap tier reaches a rank correlation of {ENOUGH:g}"
+    return Calibrated(tier, qualities, False, f"fitness is {tier}{doubt}; {what}")
 
 
 def _within_strata(evaluations: Sequence[Evaluation], strata: FloatArray, alive: FloatArray) -> FloatArray:

@@ -173,9 +173,10 @@ class Run:
 
     def _fail_early(self) -> None:
         """What would only be found wrong after minutes of work."""
-        part, problem = self._setting.job.search, self._setting.problem
-        blank = replace(problem, table=blank_table(problem.structure))
-        build_sampler(part.sampler, blank, np.random.default_rng(0), part.options)
+        job, problem = self._setting.job, self._setting.problem
+        part, there_will_be = job.search, job.evaluator.sensitivity > 0
+        blank = replace(problem, table=blank_table(problem.structure) if there_will_be else None)
+        build_sampler(part.sampler, blank, np.random.default_rng(0), part.options).ask()
         seed_asks(self._setting)
 
     def _planned(self) -> dict[str, float]:
@@ -211,12 +212,21 @@ class Run:
             for evaluation in evaluate("seed", seed_asks(self._setting, self._alone)):
                 seeds.append(evaluation)
                 yield evaluation
+        self._warn_of_dense(seeds)
         told = list(seeds)
         for evaluation in self._search(record, executor, seeds):
             told.append(evaluation)
             yield evaluation
         self._plan["search"] = sum(self._setting.price(e.ask) for e in told[len(seeds) :])
         yield from self._finals(record, executor, told)
+
+    def _warn_of_dense(self, seeds: list[Evaluation]) -> None:
+        """Say it before the budget is spent where the dense model itself misses a constraint."""
+        s, dense = self._setting, Policy.dense(self._setting.structure)
+        own = next((e.metrics for e in seeds if e.ok and e.ask.policy == dense), {})
+        missed = [f"{c}, of which it has {own[c.metric]:.4g}" for c in s.constraints if c.miss(own) > 0]
+        if missed:
+            self.note = f"on the fitness samples the dense model itself misses {' and '.join(missed)}"
 
     def _search(self, record: Record, executor: Executor, seeds: list[Evaluation]) -> Iterator[Evaluation]:
         s, part = self._setting, self._setting.job.search

@@ -16,10 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from autoprune.bootstrap import paired
-from autoprune.cells import LEAST_LOSS, REFERENCE
 from autoprune.errors import InputError
 from autoprune.files import whole, write_whole
-from autoprune.front import hypervolume
+from autoprune.front import front_volume, reference_point
 from autoprune.policy import Policy
 
 TIERS = ("refit", "tune")
@@ -156,14 +155,14 @@ class Tables:
         return f"{np.mean(losses):.3f}{spread} / {accuracy:.2%}{partly}"
 
     def volumes(self) -> str:
-        """The hypervolume of each arm, and what its evaluations took."""
-        title = f"**hypervolume** of the validation front (log KL against MACs ratio, reference {REFERENCE})"
-        lines = [title, "", "| arm | seeds | hypervolume ± sd | evaluation seconds |", "|---|---|---|---|"]
+        """The hypervolume of each arm."""
+        end = ", ".join(f"{x:.4g}" for x in reference_point(1))
+        title = f"**hypervolume** of the validation front (MACs ratio and log KL, reference {end})"
+        lines = [title, "", "| arm | seeds | hypervolume ± sd |", "|---|---|---|"]
         for name, own in self.arms.items():
             hv = [volume(a) for a in own]
             spread = f" ± {np.std(hv, ddof=1):.4f}" if len(hv) > 1 else ""
-            figures = f"{np.mean(hv):.4f}{spread} | {np.mean([a.seconds for a in own]):.0f}" if own else "- | -"
-            lines.append(f"| {name} | {len(own)} | {figures} |")
+            lines.append(f"| {name} | {len(own)} | {f'{np.mean(hv):.4f}{spread}' if own else MISSING} |")
         return "\n".join(lines)
 
     def ratios(self) -> str:
@@ -219,5 +218,4 @@ class Tables:
 
 def volume(arm: Arm) -> float:
     """The hypervolume of an arm's validation front."""
-    points = [(ratio, np.log(max(loss, LEAST_LOSS))) for ratio, loss in arm.front]
-    return hypervolume(np.array(points).reshape(-1, 2), np.array(REFERENCE))
+    return front_volume(((ratio,), loss) for ratio, loss in arm.front)

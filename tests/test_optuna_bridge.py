@@ -40,6 +40,19 @@ def test_a_sampler_of_one_objective_says_so_and_takes_the_option() -> None:
     assert len({e.ask.policy for e in told}) > 6
 
 
+def test_a_short_name_takes_the_option_too() -> None:
+    alone = {"multi_objective": False}
+    assert drive("tpe", alone, 15) == drive("optuna.samplers:TPESampler", alone, 15)
+    with pytest.raises(InputError, match="unknown option 'multi_objective'"):
+        drive("cmaes", {"multi_objective": True}, 1)
+
+
+@pytest.mark.parametrize("name", ["cmaes", "spdy", "amc"])
+def test_what_minimises_the_loss_at_one_cost_refuses_several(name: str) -> None:
+    with pytest.raises(InputError, match=rf"{name} minimises the loss at one cost, not 2 \(macs, params\)"):
+        build_sampler(name, replace(PROBLEM, objectives=("macs", "params")), np.random.default_rng(0), {})
+
+
 def test_options_reach_the_optuna_sampler() -> None:
     assert drive("tpe", {"n_startup_trials": 3}, 12) != drive("tpe", {"n_startup_trials": 12}, 12)
 

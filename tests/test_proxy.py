@@ -45,6 +45,10 @@ def test_the_cheapest_adequate_tier_is_chosen() -> None:
     blurred = calibrate(chosen, answers(chosen, {"stitch": 5.0, "refit": 0.01, "tune": 0.0}))
     assert (blurred.tier, blurred.dead) == ("refit", False)
     assert "fitness is refit; rank correlation with tune over 12 candidates" in blurred.verdict
+    assert "an evaluation takes: stitch 0.1 s and 1 passes, refit 0.1 s" in blurred.verdict
+    fair = calibrate(chosen, answers(chosen, {"stitch": 5.0, "refit": 2.0, "tune": 0.0}, seed=3))
+    assert 0.3 < fair.qualities[1].correlation < 0.7
+    assert "fitness is refit, although no cheap tier reaches a rank correlation of 0.7;" in fair.verdict
 
 
 def test_a_dead_proxy_is_said_aloud_with_what_to_change() -> None:

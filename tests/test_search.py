@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,16 @@ import autoprune
 from autoprune import plugins
 from autoprune.compare_ import Comparison
 from autoprune.errors import InputError, RunError
-from autoprune.front import Front
+from autoprune.evaluation import Ask, Evaluation
+from autoprune.front import Front, hypervolume
 from autoprune.job import Job
+from autoprune.opening import seed_asks
+from autoprune.policy import Policy
 from autoprune.policy_file import load_front
+from autoprune.protocols import Problem
 from autoprune.search_ import Run, search
+from autoprune.sensitivity import blank_table
+from autoprune.setting import prepare
 
 JOB: dict[str, Any] = {
     "task": {"name": "digits"},
@@ -145,6 +152,69 @@ def test_the_winner_is_chosen_on_held_back_samples_and_the_gap_is_said(finished:
     assert splits["finalist"] == "heldback"
     assert splits["tuned"] == "validation"
     assert all(re.search(r"fitness [\d.e-]+, held back [\d.e-]+, validation", r["note"]) for r in finished.summary)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"search": {"sampler": "optuna.samplers:CmaEsSampler"}}, "multi_objective: false"),
+        ({"search": {"sampler": "spdy"}, "evaluator": {"sensitivity": 0}}, "sensitivity table"),
+        ({"search": {"sampler": "amc"}, "objectives": {"costs": ["macs", "params"]}}, "amc minimises the loss at one"),
+    ],
+)
+def test_a_sampler_that_cannot_do_the_job_is_refused_before_anything_is_spent(
+    changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=message):
+        search(job(**changes), out=tmp_path / "run")
+    assert not (tmp_path / "run" / "job.yaml").exists()  # so that the corrected job may have the folder
+
+
+def test_a_front_over_two_costs_has_a_hypervolume_over_both(tmp_path: Path) -> None:
+    changes = {"objectives": {"costs": ["macs", "params"]}, "search": {"trials": 4}, "evaluator": {"finalists": 0}}
+    run = search(job(**changes), out=tmp_path).finish()
+    told = run.front.provenance["hypervolume"]
+    assert told["reference"] == {"macs": 1.0, "params": 1.0, "log loss": pytest.approx(np.log(10.0))}
+    points = [[p.ratio("macs"), p.ratio("params"), np.log(p.metrics["validation"]["loss"])] for p in run.front]
+    assert told["value"] == pytest.approx(hypervolume(np.array(points), np.array([1.0, 1.0, np.log(10.0)])))
+    assert all(row["costs"]["params"] <= 1.0 for row in run.summary)
+
+
+def test_a_point_that_is_a_control_arms_is_called_that(tmp_path: Path) -> None:
+    changes = {"search": {"sampler": "tests.test_search:Nothing", "trials": 2}, "evaluator": {"finalists": 0}}
+    run = search(job(**changes), out=tmp_path).finish()
+    arms = {row["arm"] for row in run.summary} - {"search"}
+    kept = [re.search(f"did NOT beat ({'|'.join(arms)}), whose policy it kept", row["note"]) for row in run.summary]
+    assert any(kept)
+    assert not any("before fine-tuning" in row["note"] for row in run.summary)
+
+
+class Nothing:
+    """Asks for the dense model alone."""
+
+    def __init__(self, problem: Problem, rng: np.random.Generator) -> None:
+        self._ask = Ask(Policy.dense(problem.structure), problem.tier)
+
+    def ask(self) -> Ask:
+        return self._ask
+
+    def tell(self, evaluation: Evaluation) -> None:
+        pass
+
+
+def test_a_dense_model_that_misses_a_constraint_is_said_before_the_budget_is_spent(tmp_path: Path) -> None:
+    run, said = search(job(constraints={"accuracy": ">=1.5"}, search={"trials": 4}), out=tmp_path), list[str]()
+    with pytest.raises(RunError, match="no point of the front keeps the constraints"):
+        said.extend(run.note for _ in run if run.stage == "search")
+    assert "the dense model itself misses accuracy >= 1.5, of which it has" in said[0]
+
+
+def test_a_small_ledger_keeps_the_seeds_at_the_asked_budgets(tmp_path: Path) -> None:
+    setting = prepare(job(search={"trials": 9}), tmp_path)
+    setting = replace(setting, problem=replace(setting.problem, table=blank_table(setting.structure)))
+    labels = [label for label, _ in seed_asks(setting, alone=True)]
+    assert len(labels) == 3
+    assert {"knapsack@0.6", "knapsack@0.3"} < set(labels)
 
 
 def test_a_budget_out_of_reach_names_the_reachable_range(tmp_path: Path) -> None:

@@ -104,8 +104,11 @@ def _sensitivity(job: Job, out: Path | None, json_: bool) -> dict[str, Any]:
     folder = Path("runs") / job.name if out is None else out
     inspection = Inspection(job, folder)
     follow(inspection, console(json_))
-    plot = build_sensitivity(inspection.table, folder / "sensitivity.html", job.name)
-    return {"table": inspection.table, "file": str(inspection.path), "plot": str(plot)}
+    predicted, cost = inspection.predicted(), job.budget.plain().cost
+    plot = build_sensitivity(inspection.table, predicted, cost, folder / "sensitivity.html", job.name)
+    rows = [{"ratio": ratio, "loss": loss} for ratio, loss in predicted]
+    files = {"file": str(inspection.path), "plot": str(plot)}
+    return {"table": inspection.table, "cost": cost, "predicted": rows, **files}
 
 
 @app.command()
@@ -147,12 +150,15 @@ def search(  # noqa: PLR0913  # the options of the command line
     if json_:
         extra = {"finetune": tuned} if the_job.finetune is not None else {}
         return {"out": str(done.path), "points": len(done.front), "summary": rows, **extra}
-    print_summary(rows)
+    print_summary(rows, the_job.objectives.costs)
     if tuned:
         print_finetune(tuned)
     names = ("policy.json", "front.csv", "report.html", "study.journal", "finetune.json")
     files = [name for name in names if (Path(done.path) / name).exists()]
-    console(False).print(f"{len(done.front)} points on the front; {done.path}: {', '.join(files)}", soft_wrap=True)
+    volume = done.front.provenance["hypervolume"]
+    end = ", ".join(f"{name} {value:.4g}" for name, value in volume["reference"].items())
+    points = f"{len(done.front)} points on the front, hypervolume {volume['value']:.4g} (reference point {end})"
+    console(False).print(f"{points}; {done.path}: {', '.join(files)}", soft_wrap=True)
     return None
 
 
@@ -184,7 +190,11 @@ def compare(
     follow(comparison, console(json_=True))
     if comparison.kept:
         console(json_=True).print(f"{comparison.kept} of {comparison.n_cells} cells were finished before")
-    return comparison.document if json_ else _shown(print_comparison, comparison.document)
+    if json_:
+        return comparison.document
+    print_comparison(comparison.document)
+    console().print(f"{comparison.path}: compare.csv, compare.html, compare.json", soft_wrap=True)
+    return None
 
 
 @app.command()

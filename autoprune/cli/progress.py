@@ -59,19 +59,37 @@ def _follow_live(run: _Run, console: Console) -> None:
 
 
 def _follow_plain(run: _Run, console: Console) -> None:
-    started = said = time.monotonic()
-    stage = note = ""
+    said, stage, note, pace = time.monotonic(), "", "", _Pace()
     for seen, _ in enumerate(run, start=1):
-        now = time.monotonic()
+        now = pace.now(run)
         note = _say_note(run, note, console)
         if run.stage != stage or now - said > PLAIN_EVERY_S:
             share = run.done / max(run.total, 1e-9)
-            left = (now - started) * (1 - share) / max(share, 1e-9)
-            rate = seen / max(now - started, 1e-9)
-            said_of = f"{seen} evaluations, {rate:.1f}/s, {share:.0%}, about {left:.0f} s left{_workers_line(run)}"
-            console.print(f"{run.stage}: {said_of}", highlight=False)
+            words = f"{seen} evaluation{'s' * (seen > 1)}, {share:.0%}{pace.words(run, seen)}{_workers_line(run)}"
+            console.print(f"{run.stage}: {words}", highlight=False)
             stage, said = run.stage, now
     _say_note(run, note, console)
+
+
+class _Pace:
+    """How fast a run is from its first evaluation on: what workers take to start is no rate."""
+
+    def __init__(self) -> None:
+        self._begun: tuple[float, float] | None = None
+
+    def now(self, run: _Run) -> float:
+        """The time; at the first call the clock starts."""
+        now = time.monotonic()
+        self._begun = self._begun or (now, run.done)
+        return now
+
+    def words(self, run: _Run, seen: int) -> str:
+        """Rate and time left, as soon as there is a rate."""
+        assert self._begun is not None
+        took, done = time.monotonic() - self._begun[0], run.done - self._begun[1]
+        if seen < 2 or done <= 0 or took <= 0:
+            return ""
+        return f", {(seen - 1) / took:.1f}/s, about {took * (run.total - run.done) / done:.0f} s left"
 
 
 def _workers(run: _Run) -> Sequence[WorkerState]:

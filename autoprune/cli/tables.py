@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from autoprune.structure import Structure
 
 PLAIN_WIDTH = 140
+PREDICTED_AT = (0.75, 0.5, 0.25)
 NO_METRICS = ("loss", "loss_low", "loss_high", "kl", "mse", "cosine")
 
 
@@ -82,23 +83,32 @@ def _print_sensitivity(facts: Mapping[str, Any]) -> None:
         cells = [f"{w} [bold]{row[w]:.3g}[/bold]" for w in sorted(row)[:-1]]
         table.add_row(name, *cells)
     console().print(table)
+    rows = facts["predicted"]
+    near = [min(rows, key=lambda row: abs(row["ratio"] - at)) for at in PREDICTED_AT]
+    said = ", ".join(f"{row['loss']:.3g} at {row['ratio']:.2f}" for row in near)
+    console().print(f"summed, a knapsack is predicted a loss of {said} of the {facts['cost']}", soft_wrap=True)
     console().print(
         f"saved in {facts['file']}, which a search in that folder uses; plot: {facts['plot']}", soft_wrap=True
     )
 
 
-def print_summary(rows: Sequence[Mapping[str, Any]]) -> None:
-    """The table of the asked budgets, search beside uniform and global, and what the run says about them."""
+def print_summary(rows: Sequence[Mapping[str, Any]], objectives: Sequence[str] = ()) -> None:
+    """The table of the asked budgets, search beside uniform and global, and what the run says about them.
+
+    `objectives` are costs with a column of their own, as ratios to dense (latencies as predicted).
+    """
     metrics = list(dict.fromkeys(name for row in rows for name in row.get("metrics") or {} if name != "loss"))
     table = Table(title="best point at each asked budget (validation)", title_justify="left")
-    headings = ["budget", "arm", "point", "MACs", "loss", *metrics, *(f"{m} tuned" for m in metrics)]
+    more = [cost for cost in objectives if cost != "macs"]
+    headings = ["budget", "arm", "point", "MACs", *more, "loss", *metrics, *(f"{m} tuned" for m in metrics)]
     for heading in headings:  # a long name of a metric may break where its words do
         table.add_column(heading.replace("_", " "), justify="left" if heading in ("arm", "point") else "right")
     for row in rows:
         ours = row["arm"] == "search"
         plain, tuned = row.get("metrics") or {}, row.get("finetuned") or {}
         cells = [short(row["budget"]), row["arm"], row.get("point") or "", short(row.get("macs_ratio"))]
-        cells += [short(row.get("loss")), *(short(plain.get(m)) for m in metrics)]
+        cells += [*(short(row["costs"].get(cost)) for cost in more), short(row.get("loss"))]
+        cells += [short(plain.get(m)) for m in metrics]
         cells += [short(tuned.get(m)) for m in metrics]
         table.add_row(*(str(cell) for cell in cells), style="bold" if ours else "")
     out = console()
@@ -141,6 +151,8 @@ def print_comparison(document: Mapping[str, Any]) -> None:
         table.add_section()
     out = console()
     out.print(table)
+    end = ", ".join(f"{name} {value:.4g}" for name, value in document["reference"].items() if name != "of")
+    out.print(f"hypervolume: of the front on validation, reference point {end}", highlight=False)
     for verdict in document["verdicts"]:
         out.print(verdict["text"], markup=False, highlight=False, soft_wrap=True)
 
@@ -160,7 +172,8 @@ def _best(rows: Sequence[Mapping[str, Any]], field: str) -> float | None:
 def _spread(row: Mapping[str, Any], field: str, best: float | None) -> Text:
     """A cell such as 0.031 ± 0.002; what is the same at every seed has no spread."""
     mean, sd = row[field], row[f"{field}_sd"]
-    spread = "" if mean is None or sd is None or row["closed_form"] else f" ± {sd:.2g}"
+    same = sd is None or row["closed_form"] or sd <= 1e-9 * abs(mean or 0.0)
+    spread = "" if mean is None or same else f" ± {sd:.2g}"
     return Text(short(mean) + spread, style="bold" if mean is not None and mean == best else "")
 
 

@@ -111,8 +111,10 @@ def _trials_section(trials: Sequence[Trial]) -> str:
 
 def _facts(front: Front, trials: Sequence[Trial]) -> str:
     failed = sum(trial.error is not None for trial in trials)
-    passes = sum(trial.passes for trial in trials)
-    counts = f"{len(trials)} recorded, {failed} failed, {passes:.4g} passes over the calibration set"
+    stages = dict.fromkeys(trial.stage for trial in trials)
+    passes = {stage: sum(trial.passes for trial in trials if trial.stage == stage) for stage in stages}
+    spent = ", ".join(f"{stage} {n:.4g}" for stage, n in passes.items())
+    counts = f"{len(trials)} recorded, {failed} failed; passes over the calibration set: {spent}"
     facts: dict[str, Any] = {"evaluations": counts}
     facts |= dict(front.provenance) | dict(front.measured_on) | {"space": dict(front.base.space)}
     pairs = ((name, v if isinstance(v, str) else json.dumps(v)) for name, v in facts.items())

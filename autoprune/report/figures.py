@@ -26,6 +26,7 @@ def stylesheet() -> str:
 def front_figure(front: Front, rows: Sequence[Mapping[str, Any]]) -> Any:
     """Loss (log) and the first metric against the first cost; control arms at the asked budgets, dense as a line."""
     cost = next(iter(front.base.costs))
+    one_cost = len(front.provenance.get("objectives", ())) < 2  # points of a surface are not joined by a line
     dense = front.base.metrics.get("validation", {})
     metric = next((name for name in dense if name not in ("kl", "loss")), None)
     panels = [("loss", "loss (log scale)"), *([(metric, metric)] if metric else [])]
@@ -35,7 +36,7 @@ def front_figure(front: Front, rows: Sequence[Mapping[str, Any]]) -> Any:
     for column, (name, title) in enumerate(panels, start=1):
         y = [_drawable(point.metrics["validation"].get(name), name) for point in front]
         look = {"name": "search", "text": hover, "line": {"color": COLOURS["search"], "width": 2}}
-        _add(figure, column, x, y, {**look, "mode": "lines+markers" if name == "loss" else "markers"})
+        _add(figure, column, x, y, {**look, "mode": "lines+markers" if name == "loss" and one_cost else "markers"})
         _add_arms(figure, column, rows, name)
         figure.update_yaxes(title_text=title, row=1, col=column)
         figure.update_xaxes(title_text=f"{_cost_word(cost)} / dense", row=1, col=column)

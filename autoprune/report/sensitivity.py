@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import plotly.graph_objects as go
 from plotly.colors import sample_colorscale
 
 from autoprune.files import write_whole
-from autoprune.report.figures import SMALLEST_LOSS, to_html
+from autoprune.report.figures import COLOURS, SMALLEST_LOSS, to_html
 from autoprune.sensitivity import Table
 
 PAGE = (
@@ -17,15 +18,27 @@ PAGE = (
     "<style>body{{font:15px/1.5 system-ui,sans-serif;max-width:1080px;margin:2em auto;padding:0 1em;color:#1d2530}}"
     "h1{{font-size:1.5em}}p{{color:#4b5a73}}</style><h1>Sensitivity of {name}</h1><p>Loss of the repaired model with "
     "one group alone narrowed; one whose line stays low can be pruned hard. Dark lines are early in the network.</p>"
-    "{figure}</html>"
+    "{figure}<h1>What it predicts</h1><p>The summed losses of the knapsack's policies, from which a search starts. "
+    "Losses of several groups at once rarely add up: read the order, not the height.</p>{predicted}</html>"
 )
 
 
-def build_sensitivity(table: Table, path: Path, name: str) -> Path:
-    """Write the plot of a sensitivity table to the file `path`; returns it."""
-    page = PAGE.format(name=name, figure=to_html(sensitivity_figure(table), inline_library=True))
-    write_whole(path, page)
+def build_sensitivity(table: Table, predicted: Sequence[tuple[float, float]], cost: str, path: Path, name: str) -> Path:
+    """Write the plots of a sensitivity table and of its `predicted` (cost, loss) to the file `path`; returns it."""
+    first, second = sensitivity_figure(table), predicted_figure(predicted, cost)
+    write_whole(path, PAGE.format(name=name, figure=to_html(first, inline_library=True), predicted=to_html(second)))
     return path
+
+
+def predicted_figure(predicted: Sequence[tuple[float, float]], cost: str) -> Any:
+    """Predicted loss against the budget's cost."""
+    figure = go.Figure()
+    costs, losses = zip(*predicted, strict=True)
+    figure.add_scatter(x=costs, y=losses, mode="lines+markers", line={"color": COLOURS["search"], "width": 2})
+    figure.update_yaxes(title_text="predicted loss")
+    figure.update_xaxes(title_text=f"{cost} / dense")
+    figure.update_layout(template="plotly_white", height=380, margin={"t": 20, "r": 10}, font={"size": 13})
+    return figure
 
 
 def sensitivity_figure(table: Table) -> Any:

@@ -21,10 +21,17 @@ LEAST_LOSS = 1e-9  # below this, differences of losses are rounding
 def build_sampler(name: str, problem: Problem, rng: np.random.Generator, options: Mapping[str, Any]) -> Sampler:
     """The sampler called `name`; "module:Class" may also be an Optuna or OptunaHub sampler, which is then bridged.
 
+    A sampler that declares `one_objective` minimises the loss at the budget's cost.
+
     Raises:
-        InputError: no such sampler, or it does not take these options.
+        InputError: no such sampler, or it does not take these options, or not so many objectives.
     """
     make = plugins.load("samplers", name)
+    if getattr(make, "one_objective", False) and len(problem.objectives) > 1:
+        raise InputError(
+            f"search.sampler: {name} minimises the loss at one cost, not {len(problem.objectives)} "
+            f"({', '.join(problem.objectives)}); take evolution, nsga2, nsga3 or tpe, or name one in objectives.costs"
+        )
     if isinstance(make, type) and any(base.__qualname__ == "BaseSampler" for base in make.__mro__):
         from autoprune.samplers.optuna_bridge import bridged
 

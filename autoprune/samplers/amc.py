@@ -53,6 +53,8 @@ class Amc:
         InputError: unknown agent or profile, an option out of range, a budget out of reach, or no table.
     """
 
+    one_objective = True
+
     @staticmethod
     def uses(options: Mapping[str, Any]) -> tuple[bool, bool]:
         """Whether it wants the sensitivity table and seeds: the paper's profile knows neither."""

@@ -127,18 +127,29 @@ def _make(make: Callable[..., BaseSampler], rng: np.random.Generator, options: M
 def _named(
     make: Callable[..., BaseSampler],
     fixed: Mapping[str, Any],
-    multi_objective: bool,
     problem: Problem,
     rng: np.random.Generator,
+    *,
+    multi_objective: bool = True,
     **options: Any,
 ) -> Sampler:
     return Bridge(problem, _make(make, rng, {**fixed, **options}), multi_objective)
 
 
-def _single(make: Callable[..., BaseSampler], fixed: Mapping[str, Any]) -> Callable[..., Sampler]:
+def _single(
+    make: Callable[..., BaseSampler],
+    fixed: Mapping[str, Any],
+    problem: Problem,
+    rng: np.random.Generator,
+    **options: Any,
+) -> Sampler:
+    return Bridge(problem, _make(make, rng, {**fixed, **options}), multi_objective=False)
+
+
+def _of_one_objective(make: Callable[..., BaseSampler], fixed: Mapping[str, Any]) -> Callable[..., Sampler]:
     """A sampler of one objective, which works from the seeds."""
-    built = partial(_named, make, fixed, False)
-    built.uses_seeds = True  # type: ignore[attr-defined]  # a partial is an object like any other
+    built = partial(_single, make, fixed)
+    built.uses_seeds = built.one_objective = True  # type: ignore[attr-defined]  # an object like any other
     return cast("Callable[..., Sampler]", built)
 
 
@@ -156,7 +167,7 @@ def _reference(problem: Problem, log: Callable[[float], float]) -> tuple[FloatAr
 _QUIET_QMC = {"scramble": True, "warn_independent_sampling": False, "warn_asynchronous_seeding": False}
 
 SAMPLERS: Mapping[str, Callable[..., Sampler]] = {
-    name: cast("Callable[..., Sampler]", partial(_named, make, fixed, True))
+    name: cast("Callable[..., Sampler]", partial(_named, make, fixed))
     for name, make, fixed in (
         ("random", optuna.samplers.RandomSampler, {}),
         ("tpe", optuna.samplers.TPESampler, {}),
@@ -165,4 +176,4 @@ SAMPLERS: Mapping[str, Callable[..., Sampler]] = {
         ("gp", optuna.samplers.GPSampler, {"warn_independent_sampling": False}),
         ("qmc", optuna.samplers.QMCSampler, _QUIET_QMC),
     )
-} | {"cmaes": _single(optuna.samplers.CmaEsSampler, {"warn_independent_sampling": False})}
+} | {"cmaes": _of_one_objective(optuna.samplers.CmaEsSampler, {"warn_independent_sampling": False})}

@@ -37,6 +37,7 @@ class Spdy:
 
     uses_table = True
     uses_seeds = True
+    one_objective = True
 
     def __init__(self, problem: Problem, rng: np.random.Generator, *, sigma: float = 0.5, reach: float = 3.0) -> None:
         for name, value in (("sigma", sigma), ("reach", reach)):
