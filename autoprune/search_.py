@@ -276,7 +276,13 @@ class Run:
         full = [(i, e) for i, e in enumerate(told) if e.ask.fraction == 1.0 and e.ask.tier == s.tier]
         trials = {e.ask.policy: i for i, e in reversed(full)}
         points = finals.exported(s, scored, final, winners, controls)
-        front = finals.export_front(s, points, scored[0], final, trials, finals.measured_latencies(s, points))
+        latencies = finals.measured_latencies(s, points)
+        fastest = min((found["ratio"] for found in latencies.values()), default=0.0)
+        if fastest >= 1.0:
+            self.note = (
+                f"no point of the front is faster than the dense model: the fastest takes {fastest:.2f} of its time"
+            )
+        front = finals.export_front(s, points, scored[0], final, trials, latencies)
         rows = finals.summarise(s, finals.Told(front, winners, controls, (*told, *held, *scored, *final)))
         self._result = (front, rows)
         self._export(front, rows)

@@ -153,6 +153,22 @@ def test_search_leaves_its_files_and_a_table_of_the_asked_budgets(finished_run: 
         assert [row["id"] for row in csv.DictReader(file)] == [point.id for point in front]
 
 
+def test_inspect_measures_the_sensitivity_table_and_says_what_it_predicts(
+    finished_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = finished_run / "sensitivity"
+    wanted = ["inspect", DIGITS, "--sensitivity", "--json", "--out", str(out), "--set", "evaluator.sensitivity=1"]
+    assert run([*wanted, "--set", "evaluator.calibration=64"]) == 0
+    facts = json.loads(capsys.readouterr().out)["sensitivity"]
+    ratios, losses = ([row[key] for row in facts["predicted"]] for key in ("ratio", "loss"))
+    assert ratios == sorted(ratios)
+    assert losses == sorted(losses, reverse=True)
+    assert (ratios[-1], losses[-1], facts["cost"]) == (1.0, 0.0, "macs")
+    assert Path(facts["plot"]).stat().st_size > 100_000
+    assert run([w for w in wanted if w != "--json"] + ["--set", "evaluator.calibration=64"]) == 0
+    assert re.search(r"a knapsack is predicted a loss of [\d.e-]+ at 0\.\d+", capsys.readouterr().out)
+
+
 def test_a_second_search_refuses_a_changed_job_and_names_the_keys(
     finished_run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

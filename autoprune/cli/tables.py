@@ -86,7 +86,7 @@ def _print_sensitivity(facts: Mapping[str, Any]) -> None:
     rows = facts["predicted"]
     near = [min(rows, key=lambda row: abs(row["ratio"] - at)) for at in PREDICTED_AT]
     said = ", ".join(f"{row['loss']:.3g} at {row['ratio']:.2f}" for row in near)
-    console().print(f"summed, a knapsack is predicted a loss of {said} of the {facts['cost']}", soft_wrap=True)
+    console().print(f"summed, a knapsack is predicted a loss of {said} of the dense {facts['cost']}", soft_wrap=True)
     console().print(
         f"saved in {facts['file']}, which a search in that folder uses; plot: {facts['plot']}", soft_wrap=True
     )

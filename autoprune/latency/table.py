@@ -62,10 +62,12 @@ class LatencyTable:
 
     def verdict(self) -> str:
         """One sentence: how well the table predicts models that it has not seen."""
+        worse = self.rank_correlation < self.macs_correlation
+        advice = "; raise latency.models, or leave latency out of objectives.costs: MACs rank better" if worse else ""
         return (
             f"latency on {self.runtime}, {self.batch_size} at a time: predicted within {self.held_out_error:.1%} "
             f"(held out), rank correlation {self.rank_correlation:.2f} against {self.macs_correlation:.2f} of "
-            f"MACs alone; dense {self.dense_ms:.3g} ms"
+            f"MACs alone; dense {self.dense_ms:.3g} ms{advice}"
         )
 
     def to_json(self) -> str:

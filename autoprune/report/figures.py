@@ -39,7 +39,7 @@ def front_figure(front: Front, rows: Sequence[Mapping[str, Any]]) -> Any:
         _add(figure, column, x, y, {**look, "mode": "lines+markers" if name == "loss" and one_cost else "markers"})
         _add_arms(figure, column, rows, name)
         figure.update_yaxes(title_text=title, row=1, col=column)
-        figure.update_xaxes(title_text=f"{_cost_word(cost)} / dense", row=1, col=column)
+        figure.update_xaxes(title_text=f"{cost_word(cost)} / dense", row=1, col=column)
     figure.update_yaxes(type="log", dtick="D2", exponentformat="power", row=1, col=1)
     if metric:
         _add_tuned(figure, len(panels), front, cost, metric)
@@ -62,7 +62,7 @@ def heatmap_figure(front: Front) -> Any:
     heat.update(colorscale="Blues", zmin=0, zmax=1, colorbar=bar, xgap=1, ygap=1)
     figure = go.Figure(heat)
     figure.update_yaxes(autorange="reversed", automargin=True)
-    figure.update_xaxes(title_text=f"point and its {_cost_word(cost)} / dense", type="category")
+    figure.update_xaxes(title_text=f"point and its {cost_word(cost)} / dense", type="category")
     return _styled(figure, 170 + 24 * len(groups))
 
 
@@ -82,7 +82,7 @@ def trials_figure(trials: Sequence[Trial]) -> Any:
         mark = {"color": COLOURS[arm], "symbol": SYMBOLS[arm], "size": 9}
         _add(figure, 1, *_points(seeds, cost), {"name": arm, "marker": mark, "text": [t.label for t in seeds]})
     figure.update_yaxes(type="log", dtick="D2", exponentformat="power", title_text="fitness loss (log scale)")
-    figure.update_xaxes(title_text=f"{_cost_word(cost)} / dense")
+    figure.update_xaxes(title_text=f"{cost_word(cost)} / dense")
     return _styled(figure, 400)
 
 
@@ -132,7 +132,8 @@ def _drawable(value: float | None, name: str) -> float | None:
     return None if value is None or (name == "loss" and value < SMALLEST_LOSS) else value
 
 
-def _cost_word(cost: str) -> str:
+def cost_word(cost: str) -> str:
+    """How a cost is written on an axis."""
     return "MACs" if cost == "macs" else cost
 
 

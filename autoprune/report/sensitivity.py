@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from plotly.colors import sample_colorscale
 
 from autoprune.files import write_whole
-from autoprune.report.figures import COLOURS, SMALLEST_LOSS, to_html
+from autoprune.report.figures import COLOURS, SMALLEST_LOSS, cost_word, to_html
 from autoprune.sensitivity import Table
 
 PAGE = (
@@ -31,14 +31,12 @@ def build_sensitivity(table: Table, predicted: Sequence[tuple[float, float]], co
 
 
 def predicted_figure(predicted: Sequence[tuple[float, float]], cost: str) -> Any:
-    """Predicted loss against the budget's cost."""
-    figure = go.Figure()
-    costs, losses = zip(*predicted, strict=True)
+    """Predicted loss (log where it can be) against the budget's cost, without the dense model, which loses nothing."""
+    costs, losses = zip(*(predicted[:-1] or predicted), strict=True)
+    figure, positive = go.Figure(), min(losses) > 0
     figure.add_scatter(x=costs, y=losses, mode="lines+markers", line={"color": COLOURS["search"], "width": 2})
-    figure.update_yaxes(title_text="predicted loss")
-    figure.update_xaxes(title_text=f"{cost} / dense")
-    figure.update_layout(template="plotly_white", height=380, margin={"t": 20, "r": 10}, font={"size": 13})
-    return figure
+    figure.update_xaxes(title_text=f"{cost_word(cost)} / dense")
+    return _styled(figure, "predicted loss", positive, 420)
 
 
 def sensitivity_figure(table: Table) -> Any:
@@ -55,8 +53,13 @@ def sensitivity_figure(table: Table) -> Any:
         figure.add_scatter(
             x=x, y=y, text=hover, name=name, mode="lines+markers", line=line, hovertemplate="%{text}: %{y:.4g}"
         )
-    figure.update_yaxes(title_text="loss (log scale)" if positive else "loss", type="log" if positive else "linear")
-    figure.update_yaxes(dtick="D2" if positive else None, exponentformat="power")
     figure.update_xaxes(title_text="width / dense width", autorange="reversed")
-    figure.update_layout(template="plotly_white", height=520, margin={"t": 20, "r": 10}, font={"size": 13})
+    return _styled(figure, "loss", positive, 520)
+
+
+def _styled(figure: Any, what: str, logarithmic: bool, height: int) -> Any:
+    scale = "log" if logarithmic else "linear"
+    figure.update_yaxes(title_text=f"{what} (log scale)" if logarithmic else what, type=scale)
+    figure.update_yaxes(dtick="D2" if logarithmic else None, exponentformat="power")
+    figure.update_layout(template="plotly_white", height=height, margin={"t": 20, "r": 10}, font={"size": 13})
     return figure
