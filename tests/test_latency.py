@@ -6,6 +6,7 @@ import copy
 import importlib.util
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
