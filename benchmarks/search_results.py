@@ -130,8 +130,17 @@ class Tables:
 
     def text(self) -> str:
         """All tables."""
-        parts = [*(self.losses(tier) for tier in TIERS), self.volumes(), self.ratios(), self.differences()]
+        parts = [self.overview(), *map(self.losses, TIERS), self.volumes(), self.ratios(), self.differences()]
         return "\n\n".join(parts) + "\n"
+
+    def overview(self) -> str:
+        """What the README shows."""
+        heads = ["arm (seeds)", *(f"{b:.0%}" for b in self.budgets), "50%, fine-tuned", "hypervolume"]
+        lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+        for name, own in self.arms.items():
+            cells = [*self._cells(name, "refit"), self._cell(name, 0.5, "tune"), self._volume(own)]
+            lines.append(f"| {name} ({len(own)}) | {' | '.join(cells)} |")
+        return "\n".join(lines)
 
     def losses(self, tier: str) -> str:
         """KL and accuracy at the budgets; (k) where only k of the row's seeds are scored."""
@@ -160,10 +169,14 @@ class Tables:
         title = f"**hypervolume** of the validation front (MACs ratio and log KL, reference {end})"
         lines = [title, "", "| arm | seeds | hypervolume ± sd |", "|---|---|---|"]
         for name, own in self.arms.items():
-            hv = [volume(a) for a in own]
-            spread = f" ± {np.std(hv, ddof=1):.4f}" if len(hv) > 1 else ""
-            lines.append(f"| {name} | {len(own)} | {f'{np.mean(hv):.4f}{spread}' if own else MISSING} |")
+            lines.append(f"| {name} | {len(own)} | {self._volume(own)} |")
         return "\n".join(lines)
+
+    @staticmethod
+    def _volume(own: Sequence[Arm]) -> str:
+        volumes = [volume(a) for a in own]
+        spread = f" ± {np.std(volumes, ddof=1):.3f}" if len(volumes) > 1 else ""
+        return f"{np.mean(volumes):.3f}{spread}" if own else MISSING
 
     def ratios(self) -> str:
         """Ours over uniform at 50 %: KL, and the fall of accuracy."""
