@@ -19,7 +19,7 @@ FloatArray = npt.NDArray[np.float64]
 COLOURS = ("#7b8494", "#d97b1c", "#2d9a5f", "#a05ab8", "#c23b4e", "#0f9bb0")
 OURS = "#2457d6"
 STEPS = 150
-TICKS = (1.0, 2.0, 5.0)
+TICKS = (1, 1.5, 2, 3, 4, 5, 7)
 LEFT, TOP, WIDTH, HEIGHT, GAP = 52, 64, 268, 250, 48
 
 
@@ -92,7 +92,7 @@ class Panel:
         return " ".join(f"{a:.1f},{d:.1f}" for a, d in zip(across, down, strict=True))
 
     def axes(self) -> list[str]:
-        """Ticks at 1, 2 and 5 times a power of ten; words."""
+        """Ticks at round multiples of a power of ten; words."""
         parts = []
         for tick in (t for t in (m * 10.0**e for e in range(-6, 3) for m in TICKS) if self.low < t < self.high):
             y = float(self.place(np.zeros(1), np.array([tick])).split(",")[1])

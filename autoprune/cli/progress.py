@@ -45,13 +45,11 @@ def _follow_live(run: _Run, console: Console) -> None:
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[count]}"))
     bar = Progress(*columns, TextColumn("ETA"), TimeRemainingColumn(elapsed_when_finished=True))
     task = bar.add_task("starting", total=None, count="")
-    view, started, seen, note = _FrontSoFar(), time.monotonic(), 0, ""
+    view, pace, note = _FrontSoFar(), _Pace(), ""
     with Live(Group(bar, view.table()), console=console, refresh_per_second=4, transient=True) as live:
         for evaluation in run:
             view.add(evaluation)
-            seen += 1
-            rate = seen / max(time.monotonic() - started, 1e-9)
-            count = f"{seen} evaluations, {rate:.1f}/s"
+            count = pace.tick(run)
             bar.update(task, description=run.stage, total=run.total, completed=run.done, count=count)
             live.update(Group(bar, _workers_table(run), view.table()))
             note = _say_note(run, note, live.console)
@@ -60,12 +58,12 @@ def _follow_live(run: _Run, console: Console) -> None:
 
 def _follow_plain(run: _Run, console: Console) -> None:
     said, stage, note, pace = time.monotonic(), "", "", _Pace()
-    for seen, _ in enumerate(run, start=1):
-        now = pace.now(run)
+    for _ in run:
+        count, now = pace.tick(run), time.monotonic()
         note = _say_note(run, note, console)
         if run.stage != stage or now - said > PLAIN_EVERY_S:
             share = run.done / max(run.total, 1e-9)
-            words = f"{seen} evaluation{'s' * (seen > 1)}, {share:.0%}{pace.words(run, seen)}{_workers_line(run)}"
+            words = f"{count}, {share:.0%}{pace.left(run)}{_workers_line(run)}"
             console.print(f"{run.stage}: {words}", highlight=False)
             stage, said = run.stage, now
     _say_note(run, note, console)
@@ -75,21 +73,22 @@ class _Pace:
     """How fast a run is from its first evaluation on: what workers take to start is no rate."""
 
     def __init__(self) -> None:
-        self._begun: tuple[float, float] | None = None
+        self._seen, self._began, self._done = 0, 0.0, 0.0
 
-    def now(self, run: _Run) -> float:
-        """The time; at the first call the clock starts."""
-        now = time.monotonic()
-        self._begun = self._begun or (now, run.done)
-        return now
+    def tick(self, run: _Run) -> str:
+        """Count an evaluation; how many there are and, from the second on, how many a second."""
+        if self._seen == 0:
+            self._began, self._done = time.monotonic(), run.done
+        self._seen += 1
+        if self._seen == 1:
+            return "1 evaluation"
+        took = max(time.monotonic() - self._began, 1e-9)
+        return f"{self._seen} evaluations, {(self._seen - 1) / took:.1f}/s"
 
-    def words(self, run: _Run, seen: int) -> str:
-        """Rate and time left, as soon as there is a rate."""
-        assert self._begun is not None
-        took, done = time.monotonic() - self._begun[0], run.done - self._begun[1]
-        if seen < 2 or done <= 0 or took <= 0:
-            return ""
-        return f", {(seen - 1) / took:.1f}/s, about {took * (run.total - run.done) / done:.0f} s left"
+    def left(self, run: _Run) -> str:
+        """The time left, as soon as that can be told."""
+        took, done = time.monotonic() - self._began, run.done - self._done
+        return f", about {took * (run.total - run.done) / done:.0f} s left" if done > 0 else ""
 
 
 def _workers(run: _Run) -> Sequence[WorkerState]:
