@@ -20,7 +20,7 @@ def test_the_report_stands_alone_and_shows_every_part(tmp_path: Path) -> None:
     assert "layer3" in text
     assert "uniform" in text
     assert "accuracy, tuned" in text
-    assert "7 recorded, 1 failed, 6 passes" in text
+    assert "7 recorded, 1 failed; passes over the calibration set: seed 2, search 4<" in text
     assert text.count('class="plotly-graph-div"') == 3
 
 

@@ -192,9 +192,9 @@ def compare(
         console(json_=True).print(f"{comparison.kept} of {comparison.n_cells} cells were finished before")
     if json_:
         return comparison.document
-    print_comparison(comparison.document)
+    document = comparison.document  # drives it to its end
     console().print(f"{comparison.path}: compare.csv, compare.html, compare.json", soft_wrap=True)
-    return None
+    return _shown(print_comparison, document)
 
 
 @app.command()
