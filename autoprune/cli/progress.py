@@ -88,7 +88,7 @@ class _Pace:
     def left(self, run: _Run) -> str:
         """The time left, as soon as that can be told."""
         took, done = time.monotonic() - self._began, run.done - self._done
-        return f", about {took * (run.total - run.done) / done:.0f} s left" if done > 0 else ""
+        return f", about {took * max(run.total - run.done, 0.0) / done:.0f} s left" if done > 0 else ""
 
 
 def _workers(run: _Run) -> Sequence[WorkerState]:
