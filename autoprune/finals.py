@@ -301,8 +301,7 @@ def _full(setting: Setting, told: Iterable[Evaluation]) -> list[Evaluation]:
 
 def _whole(setting: Setting, told: Iterable[Evaluation]) -> list[Evaluation]:
     """Those on all fitness samples at the fitness tier that succeeded."""
-    asks = ((e, e.ask) for e in told if e.ok)
-    return [e for e, a in asks if (a.tier, a.fraction, a.split) == (setting.tier, 1.0, "fitness")]
+    return [e for e in told if e.ok and e.ask == Ask(e.ask.policy, setting.tier)]
 
 
 def _fitting(setting: Setting, front: Sequence[Evaluation], limit: float) -> list[Evaluation]:

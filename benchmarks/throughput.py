@@ -41,10 +41,10 @@ def main() -> None:
     the_job = job(argparse.Namespace(trials=300, steps=300, workers=1))
     with tempfile.TemporaryDirectory() as folder:
         setting = prepare(the_job, Path(folder))
+        place = (the_job.dump(), setting.structure, setting.database_path)
         print(f"{measured_on(setting)['device']}, {args.tier}, load {os.getloadavg()[0]:.1f}\n")
         print("| processes | seconds an evaluation | evaluations a second |\n|---|---|---|")
         for n in (int(word) for word in args.processes.split(",")):
-            place = (the_job.dump(), setting.structure, setting.database_path)
             slowest = max(seconds_of(n, place, args.tier, args.asks))
             print(f"| {n} | {slowest / args.asks:.3f} | {n * args.asks / slowest:.1f} |", flush=True)
 
@@ -75,7 +75,8 @@ def work(
         evaluation = evaluate(Ask(policy, tier))
         assert evaluation.ok, evaluation.error
 
-    once(), once()
+    once()
+    once()
     start.wait()
     began = time.perf_counter()
     for _ in range(asks):

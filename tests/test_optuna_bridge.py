@@ -63,6 +63,13 @@ def test_an_unknown_option_names_the_nearest(name: str) -> None:
         build_sampler(name, PROBLEM, np.random.default_rng(0), {"n_startup_trails": 3})
 
 
+@pytest.mark.parametrize("name", ["tpe", "cmaes", "optuna.samplers:TPESampler"])
+@pytest.mark.parametrize("option", ["problem", "rng", "make", "fixed"])
+def test_an_option_that_is_called_as_a_parameter_of_ours_is_unknown_too(name: str, option: str) -> None:
+    with pytest.raises(InputError, match=f"unknown option '{option}'"):
+        build_sampler(name, PROBLEM, np.random.default_rng(0), {option: 3})
+
+
 def test_an_unknown_option_of_our_own_sampler_names_the_nearest() -> None:
     with pytest.raises(InputError, match="unknown option 'fraction'; did you mean 'fractions'"):
         build_sampler("evolution", PROBLEM, np.random.default_rng(0), {"fraction": 3})

@@ -22,6 +22,7 @@ from autoprune.cli.tables import (
     print_inspect,
     print_mapping,
     print_summary,
+    reference_words,
 )
 from autoprune.errors import AutopruneError, InputError
 
@@ -156,8 +157,8 @@ def search(  # noqa: PLR0913  # the options of the command line
     names = ("policy.json", "front.csv", "report.html", "study.journal", "finetune.json")
     files = [name for name in names if (Path(done.path) / name).exists()]
     volume = done.front.provenance["hypervolume"]
-    end = ", ".join(f"{name} {value:.4g}" for name, value in volume["reference"].items())
-    points = f"{len(done.front)} points on the front, hypervolume {volume['value']:.4g} (reference point {end})"
+    end = reference_words(volume["reference"])
+    points = f"{len(done.front)} points on the front, hypervolume {volume['value']:.4g} ({end})"
     console(False).print(f"{points}; {done.path}: {', '.join(files)}", soft_wrap=True)
     return None
 

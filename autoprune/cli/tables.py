@@ -151,10 +151,15 @@ def print_comparison(document: Mapping[str, Any]) -> None:
         table.add_section()
     out = console()
     out.print(table)
-    end = ", ".join(f"{name} {value:.4g}" for name, value in document["reference"].items() if name != "of")
-    out.print(f"hypervolume: of the front on validation, reference point {end}", highlight=False)
+    end = {name: value for name, value in document["reference"].items() if name != "of"}
+    out.print(f"hypervolume: of the front on validation, {reference_words(end)}", highlight=False)
     for verdict in document["verdicts"]:
         out.print(verdict["text"], markup=False, highlight=False, soft_wrap=True)
+
+
+def reference_words(point: Mapping[str, float]) -> str:
+    """Where a hypervolume ends."""
+    return f"reference point {', '.join(f'{name} {short(value)}' for name, value in point.items())}"
 
 
 def _side(heading: str) -> Literal["left", "right"]:

@@ -111,8 +111,7 @@ def bridged(
 
     The option `multi_objective` (default true) is ours: false gives the sampler one objective.
     """
-    own = {key: value for key, value in options.items() if key != "multi_objective"}
-    return Bridge(problem, _make(make, rng, own), bool(options.get("multi_objective", True)))
+    return _named(make, {}, problem, rng, **options)
 
 
 def _make(make: Callable[..., BaseSampler], rng: np.random.Generator, options: Mapping[str, Any]) -> BaseSampler:
@@ -129,6 +128,7 @@ def _named(
     fixed: Mapping[str, Any],
     problem: Problem,
     rng: np.random.Generator,
+    /,  # whatever an option of the user's is called, it is not one of these
     *,
     multi_objective: bool = True,
     **options: Any,
@@ -141,6 +141,7 @@ def _single(
     fixed: Mapping[str, Any],
     problem: Problem,
     rng: np.random.Generator,
+    /,
     **options: Any,
 ) -> Sampler:
     return Bridge(problem, _make(make, rng, {**fixed, **options}), multi_objective=False)
