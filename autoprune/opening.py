@@ -140,8 +140,8 @@ def _thinned(policies: Sequence[tuple[str, Policy]], n: int, asked: Sequence[flo
     """`n` of them in their order: those at the asked budgets first, the rest evenly."""
     if len(policies) <= n:
         return list(policies)
-    wanted = {f"@{at:g}" for at in asked}
-    first = [i for i, (label, _) in enumerate(policies) if label[label.find("@") :] in wanted][:n]
+    ends = tuple(f"@{at:g}" for at in asked)
+    first = [i for i, (label, _) in enumerate(policies) if label.endswith(ends)][:n]
     rest = [i for i in range(len(policies)) if i not in first]
     spread = [rest[round(i)] for i in np.linspace(0, len(rest) - 1, n - len(first))]
     return [policies[i] for i in sorted([*first, *spread])]
