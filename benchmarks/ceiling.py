@@ -1,0 +1,88 @@
+"""How good could any allocation be? Evolution at half the MACs that sees test images, as no search may.
+
+usage: OMP_NUM_THREADS=1 python -m benchmarks.ceiling [--out DIR] [--trials 300]
+
+The whole ledger goes to one budget. The least losses on the images searched with are below what can be had honestly;
+those on the other test images say how much of that was chance. Uniform and the arms of `python -m benchmarks.search`
+stand beside them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from autoprune import plugins
+from autoprune.errors import InputError
+from autoprune.evaluation import Ask
+from autoprune.job import Job
+from autoprune.policy import Policy
+from autoprune.search_ import Run
+from autoprune.setting import Setting, prepare
+from benchmarks.resnet20 import CALIBRATION, on_test
+from benchmarks.search import ROOT
+from benchmarks.search_results import Store
+
+AT = 0.5
+BEST = 5
+SEARCHED, SEEN = CALIBRATION // 2, CALIBRATION * 3 // 4
+"""Test images that are the fitness; those and the held-back ones."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("runs/benchmark-ceiling"))
+    parser.add_argument("--trials", type=int, default=300)
+    args = parser.parse_args()
+    job = asked(args.trials)
+    found = list(Run(job, args.out, alone=True))
+    setting = prepare(job, args.out)
+    on_images = on_test(job.dump(), setting.structure, setting.database_path)
+    print("| policy | on the images searched with | / uniform | on the other test images | / uniform |")
+    print("|---|---|---|---|---|")
+    base: tuple[float, float] | None = None
+    for name, policy in compared(setting, [(e.loss, e.ask) for e in found if e.ok]):
+        losses = np.array(on_images(Ask(policy, "refit", split="validation")).sample_losses)
+        seen, others = float(losses[:SEARCHED].mean()), float(losses[SEEN:].mean())
+        base = base or (seen, others)
+        print(f"| {name} | {seen:.4f} | {seen / base[0]:.3f} | {others:.4f} | {others / base[1]:.3f} |", flush=True)
+
+
+def asked(trials: int) -> Job:
+    return Job.from_dict(
+        {
+            "task": {"factory": "benchmarks.resnet20:peeking"},
+            "budget": {"macs": [0.45, 0.52], "at": [AT]},
+            "search": {"sampler": "evolution", "trials": trials, "seed": 0},
+            "evaluator": {
+                **{"calibration": CALIBRATION, "validation": 256, "fitness": "refit", "precision": "fp32"},
+                "finalists": 0,
+            },
+            "executor": {"workers": 2, "timeout_s": 3600},
+        }
+    )
+
+
+def compared(setting: Setting, found: list[tuple[float, Ask]]) -> Iterator[tuple[str, Policy]]:
+    """Uniform first; the best found here; what arms found that know training images alone."""
+    problem = setting.problem
+    yield "uniform", plugins.load("strategies", "uniform")(problem, AT)
+    cost = problem.costs["macs"]
+    whole = {ask.policy: loss for loss, ask in found if ask.fraction == 1.0 and ask.split == "fitness"}
+    fitting = [p for p in whole if float(cost(p.array(setting.structure))) <= AT + 1e-9]
+    for i, policy in enumerate(sorted(fitting, key=whole.__getitem__)[:BEST], start=1):
+        yield f"best {i}", policy
+    for arm in Store(ROOT / "benchmarks" / "results" / "search").arms():
+        if arm.name in ("knapsack", "evolution"):
+            yield f"{arm.name}, seed {arm.seed}", arm.policies[AT]
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except InputError as error:
+        sys.exit(str(error))
