@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import reduce
 
 import numpy as np
 import numpy.typing as npt
@@ -63,6 +64,7 @@ class Projector:
     ) -> None:
         self.codec = Codec(structure)
         self.costs = costs
+        self._reached: dict[str, tuple[float, float]] = {}  # as asked for: a check comes with every projection
         self._dense_of_cell = np.repeat(self.codec.dense, self.codec.last + 1).astype(np.float64)
         self._group_of_cell = np.repeat(np.arange(len(structure)), self.codec.last + 1)
         self._gains = _gains(structure, scores) if scores is not None else None
@@ -87,12 +89,7 @@ class Projector:
         """The last of `n` ever wider candidates that fits; `positions_at` maps indices [k] to positions [k, groups]."""
         self.check(limits)
         bisected = {name: limit for name, limit in limits.items() if self.costs[name].monotone}
-        low, high = 0, n  # candidate low fits (or is the narrowest there is), candidate high does not
-        while high - low > 1:
-            probes = np.unique(np.linspace(low, high, PROBES + 2).astype(np.int64))[1:-1]
-            fits = self.fits(positions_at(probes), bisected)
-            n_fitting = len(probes) if fits.all() else int(np.argmin(fits))
-            low, high = ([low, *probes][n_fitting], [*probes, high][n_fitting])
+        low = self._last_fitting(0, n, positions_at, bisected)
         best = positions_at(np.array([low]))[0]
         if not self.fits(best[None], bisected)[0]:
             best = np.zeros_like(best)
@@ -126,14 +123,24 @@ class Projector:
     def _fill(self, positions: IntArray, order: IntArray, limits: Limits) -> IntArray:
         """Widen the groups in `order` by one cell each (one may come again) as far as that fits; the first one does."""
 
-        def after(n: int) -> IntArray:
-            return positions + np.bincount(order[:n], minlength=len(positions))
+        def after(counts: IntArray) -> IntArray:
+            more = np.stack([np.bincount(order[:n], minlength=len(positions)) for n in counts])
+            return np.asarray(positions + more)
 
-        low, high = 1, len(order) + 1
+        return np.asarray(after(np.array([self._last_fitting(1, len(order) + 1, after, limits)]))[0])
+
+    def _last_fitting(self, low: int, high: int, positions_at: Callable[[IntArray], IntArray], limits: Limits) -> int:
+        """The last index from `low` (taken to fit) to before `high` that fits, where all after one that does not fail.
+
+        `positions_at` is as in `widest`.
+        """
         while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (middle, high) if self.fits(after(middle)[None], limits)[0] else (low, middle)
-        return after(low)
+            step = -(-(high - low) // (PROBES + 1))
+            probes = np.arange(low + step, high, step)
+            fits = self.fits(positions_at(probes), limits)
+            n_fitting = len(probes) if fits.all() else int(np.argmin(fits))
+            low, high = low + n_fitting * step, min(high, low + (n_fitting + 1) * step)
+        return low
 
     def fits(self, positions: IntArray, limits: Limits) -> npt.NDArray[np.bool_]:
         """Positions [k, groups] -> whether all limits hold [k]."""
@@ -148,13 +155,17 @@ class Projector:
         for name, limit in limits.items():
             if name not in self.costs:
                 raise InputError(f"unknown cost {name!r}; {did_you_mean(name, self.costs)}")
-            low = reachable(self.codec.structure, self.costs[name])[0] if self.costs[name].monotone else -np.inf
-            if low > limit + SLACK:
+            if self.costs[name].monotone and self._reach(name)[0] > limit + SLACK:
                 hint = "ask for more, or allow narrower groups (space.max_sparsity)"
                 raise InputError(f"budget {name}={limit:g} is out of reach: {self._ranges({name: limit})}; {hint}")
 
+    def _reach(self, name: str) -> tuple[float, float]:
+        if name not in self._reached:
+            self._reached[name] = reachable(self.codec.structure, self.costs[name])
+        return self._reached[name]
+
     def _ranges(self, limits: Limits) -> str:
-        ranges = {name: reachable(self.codec.structure, self.costs[name]) for name in limits}
+        ranges = {name: self._reach(name) for name in limits}
         return ", ".join(f"{n} can be between {_up(low)} and {high:.4g} of dense" for n, (low, high) in ranges.items())
 
     def _ratios(self, positions: IntArray, limits: Limits) -> dict[str, FloatArray]:
@@ -162,8 +173,8 @@ class Projector:
         return {name: self.costs[name](widths) for name in limits}
 
     def _within(self, ratios: Mapping[str, FloatArray], limits: Limits) -> npt.NDArray[np.bool_]:
-        held = [ratios[name] <= limit + SLACK for name, limit in limits.items()]
-        return np.asarray(np.all(held, axis=0), dtype=np.bool_)
+        held = (ratios[name] <= limit + SLACK for name, limit in limits.items())
+        return reduce(np.logical_and, held)
 
     def _order(
         self, positions: IntArray, alive: IntArray, ratios: Mapping[str, FloatArray], wish: FloatArray, limits: Limits

@@ -31,6 +31,7 @@ class CostLines:
 
     def __init__(self, codec: Codec, grids: FloatArray, cost: Cost) -> None:
         self._codec, self._cost, self._grids = codec, cost, grids
+        self._above, self._rows = grids - grids[:, :1], np.arange(len(grids))
         self._low = np.zeros_like(codec.last)
         mixed = self._mixed()
         self.coupled = np.abs(mixed) > 1e-13
@@ -47,10 +48,9 @@ class CostLines:
         """Cost at every grid position of each of `groups` less the cost at `positions`: [len(groups), positions]."""
         if not self.quadratic:
             return self._evaluated(positions, groups)
-        above = self._grids - self._grids[:, :1]
-        here = above[np.arange(len(positions)), positions]
+        here = self._above[self._rows, positions]
         slope = self._slope[groups] + self._coupling[groups] @ here
-        there, now = above[groups], here[groups][:, None]
+        there, now = self._above[groups], here[groups][:, None]
         return np.asarray((there - now) * (slope[:, None] + self._square[groups][:, None] * (there + now)))
 
     def pairs(self, positions: IntArray, groups: IntArray, cells: IntArray) -> FloatArray:
@@ -83,7 +83,7 @@ class CostLines:
 
     def _predicted(self, positions: IntArray) -> FloatArray:
         """Cost above that of the narrowest widths, by the quadratic form."""
-        above = self._grids[np.arange(len(self._low)), positions] - self._grids[:, 0]
+        above = self._above[self._rows, positions]
         products = 0.5 * np.einsum("kg,gh,kh->k", above, self._coupling, above)
         return np.asarray(above @ self._slope + above**2 @ self._square + products)
 

@@ -41,18 +41,28 @@ class Polynomial:
         for i, (_, slopes) in enumerate(sizes):
             for group, coefficient in slopes:
                 self._slope[group, i] += coefficient
+        # sizes hardly ever depend on two groups, and to look one up takes less than a product of matrices
+        alone = n_groups > 0 and bool(np.all(np.count_nonzero(self._slope, axis=0) <= 1))
+        self._owner = np.argmax(self._slope != 0, axis=0) if alone else None
+        self._rate = self._slope.sum(axis=0)
         padded = [[index[f] for f in factors] + [one] * (depth - len(factors)) for factors in merged]
         self._factors = np.array(padded, dtype=np.int64).reshape(len(merged), depth)
         self._coefficients = np.array(list(merged.values()), dtype=np.float64)
 
     def __call__(self, widths: IntArray) -> FloatArray:
         """Widths [..., groups] -> cost [...]."""
-        sizes = np.asarray(widths, dtype=np.float64) @ self._slope + self._base
+        sizes = self._sizes(np.asarray(widths, dtype=np.float64))
         product = self._coefficients
         for column in self._factors.T:
             product = product * sizes[..., column]
         total = product.sum(axis=-1) if len(self._coefficients) else np.zeros(np.shape(widths)[:-1])
         return np.asarray(total + self._constant, dtype=np.float64)
+
+    def _sizes(self, widths: FloatArray) -> FloatArray:
+        """Widths [..., groups] -> all sizes [..., sizes]."""
+        if self._owner is not None:
+            return np.asarray(widths[..., self._owner] * self._rate + self._base)
+        return np.asarray(widths @ self._slope + self._base)
 
 
 def macs_polynomial(structure: Structure) -> Polynomial:

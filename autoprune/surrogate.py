@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 from scipy.linalg import cho_factor, cho_solve, solve_triangular
 
 from autoprune.protocols import FloatArray
@@ -12,6 +11,8 @@ LENGTH = 0.2
 """Over what share of the dense width, in every group at once, what one policy says of another fades."""
 LINEAR = 0.3
 """Prior spread of the slopes, in spreads of the values, that a group's ratio alone accounts for."""
+MIDDLE = 0.5
+"""The ratio that slopes are about, so that they say nothing of the common level."""
 JITTER = 0.1
 """Least noise, in spreads of the values: two policies of almost the same ratios may still differ."""
 
@@ -35,16 +36,17 @@ class Surrogate:
         """Ratios [m, groups] -> (mean [m], standard deviation [m]) of the value without noise."""
         between = self._kernel(ratios, self._ratios)
         explained = np.sum(solve_triangular(self._factor[0], between.T, lower=True) ** 2, axis=0)
-        own = 1.0 + LINEAR**2 * np.mean(_centred(ratios) ** 2, axis=1)
+        own = 1.0 + LINEAR**2 * np.mean((ratios - MIDDLE) ** 2, axis=1)
         deviation = np.sqrt(np.maximum(own - explained, 0.0))
         return self._mean + self._spread * (between @ self._weights), self._spread * deviation
 
     def _kernel(self, a: FloatArray, b: FloatArray) -> FloatArray:
-        squares = np.sum(a**2, axis=1)[:, None] + np.sum(b**2, axis=1) - 2.0 * (a @ b.T)
-        near = np.exp(-0.5 * np.maximum(squares, 0.0) / (LENGTH**2 * a.shape[1]))
-        return np.asarray(near + LINEAR**2 * (_centred(a) @ _centred(b).T) / a.shape[1])
-
-
-def _centred(ratios: FloatArray) -> npt.NDArray[np.float64]:
-    """Slopes are about the middle of the range, so that they say nothing of the common level."""
-    return ratios - 0.5
+        n_groups, products = a.shape[1], a @ b.T
+        kernel = np.sum(a**2, axis=1)[:, None] + np.sum(b**2, axis=1)
+        kernel -= 2.0 * products
+        kernel *= -0.5 / (LENGTH**2 * n_groups)
+        np.exp(np.minimum(kernel, 0.0, out=kernel), out=kernel)
+        products -= MIDDLE * (np.sum(a, axis=1)[:, None] + np.sum(b, axis=1)) - n_groups * MIDDLE**2
+        products *= LINEAR**2 / n_groups
+        kernel += products
+        return np.asarray(kernel)
