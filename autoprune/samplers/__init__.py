@@ -71,10 +71,23 @@ def check_options(make: Callable[..., Any], options: Mapping[str, Any], given: i
             raise InputError(f"search.options: unknown option {option!r}; {did_you_mean(option, allowed)}")
 
 
-def log_loss(seeds: Sequence[Evaluation]) -> Callable[[float], float]:
-    """The scale on which losses compare: their logarithm, or, where a seed's loss is not positive, their spread."""
+@dataclass(frozen=True)
+class LossScale:
+    """The scale on which losses compare: their logarithm, or multiples of `spread` where there is one."""
+
+    spread: float | None = None
+
+    @property
+    def logarithmic(self) -> bool:
+        return self.spread is None
+
+    def __call__(self, loss: float) -> float:
+        return math.log(max(loss, LEAST_LOSS)) if self.spread is None else loss / self.spread
+
+
+def log_loss(seeds: Sequence[Evaluation]) -> LossScale:
+    """Logarithmic, or, where a seed's loss is not positive, by the spread of the seeds' losses."""
     losses = [e.loss for e in seeds if e.ok]
     if not losses or min(losses) > 0:
-        return lambda loss: math.log(max(loss, LEAST_LOSS))
-    spread = max(float(np.std(losses)), LEAST_LOSS)
-    return lambda loss: loss / spread
+        return LossScale()
+    return LossScale(max(float(np.std(losses)), LEAST_LOSS))

@@ -83,8 +83,7 @@ class Evolution:
         self._seen: set[Policy] = set()
         self._repeats: Counter[Policy] = Counter()
         self._rounds = [Round(REACH * max(budget.high - budget.low, 1e-9)) for _ in self._fractions[:-1]]
-        logarithmic = all(e.loss > 0 for e in problem.seeds if e.ok)
-        self._expectation = Expectation(self._projector.codec, self._penalties, logarithmic, self._rounds)
+        self._expectation = Expectation(self._projector.codec, self._penalties, self._log.logarithmic, self._rounds)
         self._values: dict[Policy, dict[int, float]] = {}  # of those still in the race, by round
         self._held: deque[tuple[Policy, int, FloatArray]] = deque()  # wait until their round has its first pairs
         self._promoted: deque[tuple[Policy, int]] = deque()
