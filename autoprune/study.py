@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, TypeVar, get_args
@@ -16,6 +17,7 @@ from typing import Any, Literal, TypeVar, get_args
 import optuna
 from optuna.distributions import BaseDistribution, IntDistribution
 from optuna.trial import TrialState
+from threadpoolctl import ThreadpoolController
 
 from autoprune.errors import InputError, RunError
 from autoprune.evaluation import Ask, Evaluation, Tier
@@ -45,12 +47,15 @@ def search_loop(
     if window < 1:
         raise InputError(f"search.window must be at least 1, not {window}")
     flight = _Flight(record, executor, "search")
+    # samplers' matrices are small: more threads would wait for one another, on cores that the workers need
+    alone = partial(ThreadpoolController().limit, limits=1, user_api="blas")
     asked = told = 0
 
     def fill(limit: int) -> int:
         index = asked
         while index < limit and ledger.may_ask(("search", first + index) in record.evaluations):
-            ask = sampler.ask()
+            with alone():
+                ask = sampler.ask()
             ledger.charge(ask)
             flight.start(first + index, ask)
             index += 1
@@ -60,7 +65,8 @@ def search_loop(
         asked = fill(window)
         while told < asked:
             evaluation = flight.result(first + told)
-            sampler.tell(evaluation)
+            with alone():
+                sampler.tell(evaluation)
             ledger.told(evaluation)
             told += 1
             asked = fill(told + window)  # here and not after the yield: workers stay busy during the caller's turn

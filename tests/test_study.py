@@ -14,6 +14,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 from synthetic import Asks, Hills, MakeHills, chain, make_problem
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from autoprune.errors import InputError, RunError
 from autoprune.evaluation import Ask, Evaluation
@@ -237,6 +238,33 @@ def test_lists_of_one_stage_are_numbered_on_and_a_resumed_list_is_numbered_alike
     run("stopped", 2)
     assert run("stopped", 4) == run("whole", 4)
     assert sorted(index for _, index in run("whole", 4)) == list(range(7))
+
+
+@pytest.mark.skipif(not threadpool_info(), reason="numpy's BLAS does not say how many threads it has")
+def test_samplers_compute_in_one_thread_and_leave_the_caller_his(record: Record) -> None:
+    class Counting(Script):
+        def __init__(self, asks: list[Ask]) -> None:
+            super().__init__(asks)
+            self.threads: list[int] = []
+
+        def ask(self) -> Ask:
+            self.threads += blas_threads()
+            return super().ask()
+
+        def tell(self, evaluation: Evaluation) -> None:
+            self.threads += blas_threads()
+            super().tell(evaluation)
+
+    sampler, ours = Counting([Ask(p, "refit") for p in POLICIES]), []
+    with threadpool_limits(2, user_api="blas"):
+        for _ in search_loop(record, Inline(MakeHills(STRUCTURE)), sampler, Asks(4), window=1):
+            ours += blas_threads()
+    assert set(sampler.threads) == {1}
+    assert set(ours) == {2}
+
+
+def blas_threads() -> list[int]:
+    return [library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"]
 
 
 def test_leaving_the_loop_early_keeps_what_was_told_and_cancels_the_rest(record: Record) -> None:
