@@ -51,14 +51,14 @@ class Polynomial:
 
     def __call__(self, widths: IntArray) -> FloatArray:
         """Widths [..., groups] -> cost [...]."""
-        sizes = self._sizes(np.asarray(widths, dtype=np.float64))
+        sizes = self._sizes_at(np.asarray(widths, dtype=np.float64))
         product = self._coefficients
         for column in self._factors.T:
             product = product * sizes[..., column]
         total = product.sum(axis=-1) if len(self._coefficients) else np.zeros(np.shape(widths)[:-1])
         return np.asarray(total + self._constant, dtype=np.float64)
 
-    def _sizes(self, widths: FloatArray) -> FloatArray:
+    def _sizes_at(self, widths: FloatArray) -> FloatArray:
         """Widths [..., groups] -> all sizes [..., sizes]."""
         if self._owner is not None:
             return np.asarray(widths[..., self._owner] * self._rate + self._base)

@@ -18,7 +18,7 @@ import numpy as np
 
 from autoprune import plugins
 from autoprune.errors import InputError
-from autoprune.evaluation import Ask
+from autoprune.evaluation import Ask, Evaluation
 from autoprune.job import Job
 from autoprune.policy import Policy
 from autoprune.search_ import Run
@@ -45,7 +45,7 @@ def main() -> None:
     print("| policy | on the images searched with | / uniform | on the other test images | / uniform |")
     print("|---|---|---|---|---|")
     base: tuple[float, float] | None = None
-    for name, policy in compared(setting, [(e.loss, e.ask) for e in found if e.ok]):
+    for name, policy in compared(setting, found):
         losses = np.array(on_images(Ask(policy, "refit", split="validation")).sample_losses)
         seen, others = float(losses[:SEARCHED].mean()), float(losses[SEEN:].mean())
         base = base or (seen, others)
@@ -67,14 +67,12 @@ def asked(trials: int) -> Job:
     )
 
 
-def compared(setting: Setting, found: list[tuple[float, Ask]]) -> Iterator[tuple[str, Policy]]:
+def compared(setting: Setting, found: list[Evaluation]) -> Iterator[tuple[str, Policy]]:
     """Uniform first; the best found here; what arms found that know training images alone."""
-    problem = setting.problem
-    yield "uniform", plugins.load("strategies", "uniform")(problem, AT)
-    cost = problem.costs["macs"]
-    whole = {ask.policy: loss for loss, ask in found if ask.fraction == 1.0 and ask.split == "fitness"}
-    fitting = [p for p in whole if float(cost(p.array(setting.structure))) <= AT + 1e-9]
-    for i, policy in enumerate(sorted(fitting, key=whole.__getitem__)[:BEST], start=1):
+    yield "uniform", plugins.load("strategies", "uniform")(setting.problem, AT)
+    whole = [e for e in found if e.ok and e.ask == Ask(e.ask.policy, "refit") and e.costs["macs"] <= AT + 1e-9]
+    losses = {e.ask.policy: e.loss for e in whole}
+    for i, policy in enumerate(sorted(losses, key=losses.__getitem__)[:BEST], start=1):
         yield f"best {i}", policy
     for arm in Store(ROOT / "benchmarks" / "results" / "search").arms():
         if arm.name in ("knapsack", "evolution"):
