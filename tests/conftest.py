@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch comes: two test processes fill two cores, as workers do
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # on loopback, and no token is left in a developer's home
 ROOT = Path(__file__).parents[1]
 RAY = pytest.mark.xdist_group("ray")
@@ -40,12 +41,14 @@ def ray_here() -> Iterator[None]:
 
 def autoprune_process(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
     """The command line in a process of its own, as a user starts it."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "autoprune.cli", *arguments]
     pipe = subprocess.PIPE
-    return subprocess.Popen(
-        command, cwd=cwd, env=environment, stdout=pipe, stderr=pipe, text=True, preexec_fn=hear_interrupts
-    )
+    return subprocess.Popen(command, cwd=cwd, stdout=pipe, stderr=pipe, text=True, preexec_fn=hear_interrupts)
+
+
+def importing_alike() -> dict[str, str]:
+    """The environment of a Python process that finds the modules that this one finds, those of tests/ too."""
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, sys.path)])}
 
 
 def until(condition: Callable[[], object], seconds: float = 20.0) -> None:

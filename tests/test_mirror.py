@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -15,7 +14,7 @@ from typing import Any
 
 import killable_mirror
 import pytest
-from conftest import ROOT, autoprune_process, until
+from conftest import ROOT, autoprune_process, importing_alike, until
 from mirrors import BUCKET, folder, line, s3, server, url  # noqa: F401 - fixtures among them
 
 from autoprune import mirror
@@ -116,9 +115,8 @@ def test_the_mirror_of_a_finished_run_holds_its_files_and_no_others(url: str, tm
 def test_a_run_killed_in_the_middle_loses_only_what_came_after_the_last_mirror(plain: Run, tmp_path: Path) -> None:
     shared, lost = tmp_path / "shared", tmp_path / "lost"
     kept = shared / JOURNAL
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, killable_mirror.__file__, str(lost), str(shared), str(TRIALS["trials"])]
-    process = subprocess.Popen(command, env=environment)
+    process = subprocess.Popen(command, env=importing_alike())
     sizes: list[int] = []
     while process.poll() is None:
         content = kept.read_bytes() if kept.exists() else b""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -18,7 +17,7 @@ import killable_run
 import pytest
 import ray
 import torch
-from conftest import RAY, ROOT, autoprune_process, until
+from conftest import RAY, ROOT, autoprune_process, importing_alike, until
 from ray import cloudpickle
 from ray.cluster_utils import Cluster
 from ray_clusters import SLOT, OnNode, Shared, add_node, node_number, start_cluster, stop_cluster
@@ -188,9 +187,8 @@ def test_a_search_whose_driver_and_then_whose_cluster_was_killed_goes_on_with_an
 
 
 def driver(folder: Path, address: str) -> subprocess.Popen[bytes]:
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, killable_run.__file__, str(folder), "60", address, str(folder / "log")]
-    return subprocess.Popen(command, env=environment)
+    return subprocess.Popen(command, env=importing_alike())
 
 
 @pytest.mark.usefixtures("cluster")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import killable_run
 import pytest
-from conftest import hear_interrupts
+from conftest import hear_interrupts, importing_alike
 from killable_run import STRUCTURE
 from synthetic import MakeHills
 
@@ -27,10 +27,9 @@ SCRIPT = Path(killable_run.__file__)
 
 
 def start(folder: Path, workers: int) -> subprocess.Popen[bytes]:
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(SCRIPT), str(folder), str(N_TRIALS), str(workers), str(folder / "log")]
     folder.mkdir(exist_ok=True)
-    return subprocess.Popen(command, env=environment, preexec_fn=hear_interrupts)
+    return subprocess.Popen(command, env=importing_alike(), preexec_fn=hear_interrupts)
 
 
 def stop_after(process: subprocess.Popen[bytes], journal: Path, n_lines: int, sent: signal.Signals) -> int:

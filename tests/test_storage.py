@@ -22,6 +22,7 @@ from typing import Any
 import killable_run
 import numpy as np
 import pytest
+from conftest import importing_alike
 from killable_run import STRUCTURE
 from postgres import PASSWORD, Server, free_port, missing
 from synthetic import Asks, Hills, MakeHills, make_problem
@@ -83,9 +84,8 @@ def hills(record: Record, n: int) -> Iterator[Evaluation]:
 
 
 def start(folder: Path, storage: str) -> subprocess.Popen[bytes]:
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "OMP_NUM_THREADS": "1"}
     arguments = [str(folder), str(N_TRIALS), "0", str(folder.parent / "log"), storage]
-    return subprocess.Popen([sys.executable, killable_run.__file__, *arguments], env=environment)
+    return subprocess.Popen([sys.executable, killable_run.__file__, *arguments], env=importing_alike())
 
 
 def test_a_run_killed_on_one_machine_ends_on_another_like_one_in_a_journal(server: Server, tmp_path: Path) -> None:
