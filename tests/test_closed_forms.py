@@ -9,6 +9,7 @@ import pytest
 from synthetic import chain, make_problem, single_steps
 
 from autoprune.allocation import penalties, predicted_loss
+from autoprune.budget import project
 from autoprune.codec import Codec
 from autoprune.errors import InputError
 from autoprune.policy import Policy
@@ -18,6 +19,7 @@ from autoprune.strategies.fastnas import fastnas
 from autoprune.strategies.global_ import global_
 from autoprune.strategies.knapsack import knapsack
 from autoprune.strategies.lamp import lamp, lamp_scores
+from autoprune.strategies.owl import owl, owl_ratios
 from autoprune.strategies.uniform import uniform
 from autoprune.structure import Slice, Structure
 
@@ -91,17 +93,63 @@ def test_lamp_and_global_ask_only_for_the_order_within_a_group(problem: Problem)
         assert strategy(replace(problem, scores=shuffled), 0.5) == strategy(problem, 0.5)
 
 
+def with_outliers(problem: Problem, counts: dict[str, int], height: float) -> Problem:
+    """Every atom scores 1, but for so many of the groups in `counts`, which score `height`."""
+    scores = {g.name: np.ones(g.width) for g in STRUCTURE.groups}
+    for name, count in counts.items():
+        scores[name][:count] = height
+    return replace(problem, scores=scores)
+
+
+def test_owl_ratios_are_linear_in_the_shares_of_outliers_and_lie_within_lambda_of_their_middle() -> None:
+    assert owl_ratios(np.array([0.02, 0.1, 0.04])) == pytest.approx([0.0, 0.16, 0.04])
+    assert owl_ratios(np.array([0.1, 0.1])).tolist() == [0.0, 0.0]
+
+
+def test_an_outlier_counts_for_more_in_a_narrow_group_under_owl(problem: Problem) -> None:
+    widths = [g.width for g in STRUCTURE.groups]
+    narrow, wide = widths.index(16), widths.index(32)
+    raw = np.zeros(len(widths))
+    raw[narrow], raw[wide] = 0.16, 0.08  # shares 1/16 and 1/32, the others none
+    counts = {STRUCTURE.groups[narrow].name: 1, STRUCTURE.groups[wide].name: 1}
+    expected = project(STRUCTURE, problem.costs, raw, {"macs": 0.5})
+    assert owl(with_outliers(problem, counts, 1000.0), 0.5) == expected
+
+
+def test_one_atom_above_five_times_the_mean_widens_its_group_under_owl_and_one_below_does_not(problem: Problem) -> None:
+    (name, *_) = [g.name for g in STRUCTURE.groups if g.width == 16]
+    same = uniform(problem, 0.5)  # 15 ones and h: h is above 5 * (15 + h) / 16 from 75 / 11 = 6.818 on
+    assert owl(with_outliers(problem, {name: 1}, 6.81), 0.5) == same
+    before, after = same.as_dict(), owl(with_outliers(problem, {name: 1}, 6.83), 0.5).as_dict()
+    assert after.pop(name) > before.pop(name)
+    assert all(after[other] <= before[other] for other in before)
+    assert after != before
+
+
+@pytest.mark.parametrize("target", BUDGETS)
+def test_owl_meets_all_limits_to_the_cell_where_it_is_not_uniform(problem: Problem, target: float) -> None:
+    counts = {g.name: i % 4 for i, g in enumerate(STRUCTURE.groups) if g.width >= 24}
+    limits = {"macs": target, "params": 0.6}
+    bound = replace(problem, budget=replace(problem.budget, limits=limits))
+    outlying = with_outliers(bound, counts, 1000.0)
+    policy = owl(outlying, target)
+    assert policy != uniform(outlying, target)
+    assert all(problem.costs[c](policy.array(STRUCTURE)) <= limit for c, limit in limits.items())
+    for wider in single_steps(STRUCTURE, policy):
+        assert any(problem.costs[c](wider.array(STRUCTURE)) > limit for c, limit in limits.items())
+
+
 @pytest.mark.parametrize("target", BUDGETS)
 def test_no_other_strategy_has_a_smaller_largest_drop_than_fastnas(problem: Problem, target: float) -> None:
     largest = drops(problem, fastnas(problem, target)).max()
-    others = (knapsack, uniform, global_, erk, lamp)
+    others = (knapsack, uniform, global_, erk, lamp, owl)
     assert all(largest <= drops(problem, other(problem, target)).max() + 1e-12 for other in others)
 
 
 @pytest.mark.parametrize("target", BUDGETS)
 def test_no_other_strategy_has_a_smaller_sum_of_drops_than_the_knapsack(problem: Problem, target: float) -> None:
     total = drops(problem, knapsack(problem, target)).sum()
-    others = (fastnas, uniform, global_, erk, lamp)
+    others = (fastnas, uniform, global_, erk, lamp, owl)
     assert all(total <= drops(problem, other(problem, target)).sum() for other in others)
 
 
