@@ -87,7 +87,7 @@ class Walk(Protocol):
         """Actions in one walk, one for each group."""
 
     def start(self, target: float) -> Episode:
-        """A new walk to a policy whose budget cost is at most `target`."""
+        """A new walk to a policy whose budget cost is at most `target`; InputError where no policy gets there."""
 
     def observe(self, episode: Episode) -> State:
         """The state before the next action, float32 [features]; zeros after the last one."""
@@ -118,7 +118,8 @@ class Classic:
         self.n_steps = len(problem.structure)
 
     def start(self, target: float) -> Episode:
-        last = self._layers.codec.last
+        layers, last = self._layers, self._layers.codec.last
+        layers.projector.check(layers.limits(target))
         return Episode(target, last, last.copy(), np.ones(len(last)))
 
     def observe(self, episode: Episode) -> State:

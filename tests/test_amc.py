@@ -5,22 +5,31 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import synthetic
-from synthetic import Hills, chain, make_problem, true_loss
+import torch
+from synthetic import Asks, Hills, MakeHills, chain, make_problem, true_loss
 
+from autoprune.env import AmcEnv
 from autoprune.errors import InputError
 from autoprune.evaluation import Ask, Evaluation
+from autoprune.executors.inline import Inline
 from autoprune.protocols import Problem
 from autoprune.samplers import build_sampler
 from autoprune.samplers.amc import AGENTS, Amc
-from autoprune.walk import build_walk
+from autoprune.storage import JOURNAL
+from autoprune.study import Record, search_loop
+from autoprune.walk import PROFILES, build_walk
 
 STRUCTURE = chain(9)
 PROBLEM = make_problem(STRUCTURE, seeded=False)
+SHORT = chain(3)  # a walk of three steps, for tests that have to get past the warm-up
+SHORT_PROBLEM = make_problem(SHORT, seeded=False)
+UNTAUGHT = {"residual": 29, "classic": 100}  # tells after which an agent has not learned yet; the next one teaches it
 drive, volume = partial(synthetic.drive, STRUCTURE), partial(synthetic.volume, STRUCTURE)
 
 
@@ -34,6 +43,12 @@ def misled(problem: Problem) -> Problem:
 
 def make(seed: int = 0, problem: Problem = PROBLEM, **options: Any) -> Amc:
     return Amc(problem, np.random.default_rng(seed), **options)
+
+
+def opinion(sampler: Amc) -> float:
+    """The agent's mean action in some state: exactly 0 until a training call has changed the actor."""
+    policy = sampler._agent._model.policy  # type: ignore[attr-defined]
+    return float(policy.predict(np.full(policy.observation_space.shape, 0.5, np.float32), deterministic=True)[0][0])
 
 
 def test_the_agent_beats_the_knapsack_the_paper_and_random_search_at_the_same_number_of_trials() -> None:
@@ -64,14 +79,51 @@ def test_a_seed_that_is_the_knapsacks_policy_is_not_asked_again() -> None:
 
 
 @pytest.mark.parametrize("agent", AGENTS)
-@pytest.mark.parametrize("profile", ["residual", "classic"])
+@pytest.mark.parametrize("profile", PROFILES)
 def test_every_agent_walks_learns_and_repeats_bit_for_bit(agent: str, profile: str) -> None:
-    runs = [[e.ask for e in drive(make(agent=agent, profile=profile, gradient_steps=2), 36)] for _ in range(2)]
-    assert runs[0] == runs[1]
-    assert len(set(runs[0])) > 12
-    for ask in runs[0]:
-        ask.policy.check(STRUCTURE)
-        assert PROBLEM.costs["macs"](ask.policy.array(STRUCTURE)) <= 0.9
+    def run(global_seed: int) -> tuple[list[Ask], float]:
+        sampler = make(agent=agent, profile=profile, problem=SHORT_PROBLEM, gradient_steps=2)
+        np.random.seed(global_seed), torch.manual_seed(global_seed)
+        states = np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+        told = synthetic.drive(SHORT, sampler, UNTAUGHT[profile] + 8, window=4)
+        assert states == (np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())
+        return [e.ask for e in told], opinion(sampler)
+
+    asks, learned = run(global_seed=1)
+    assert learned != 0.0
+    assert run(global_seed=2) == (asks, learned)
+    assert len(set(asks)) > 12
+    for ask in asks:
+        ask.policy.check(SHORT)
+        assert SHORT_PROBLEM.costs["macs"](ask.policy.array(SHORT)) <= 0.9
+
+
+@pytest.mark.parametrize("agent", AGENTS)
+@pytest.mark.parametrize("profile", PROFILES)
+def test_every_agent_killed_after_it_began_to_learn_goes_on_as_if_never_killed(
+    agent: str, profile: str, tmp_path: Path
+) -> None:
+    n, lost, untaught = UNTAUGHT[profile] + 14, 10, UNTAUGHT[profile]
+
+    def run(folder: str) -> tuple[int, list[Ask], list[float]]:
+        sampler = make(agent=agent, profile=profile, problem=SHORT_PROBLEM, gradient_steps=2)
+        asks: list[Ask] = []
+        opinions: list[float] = []
+        with Record(tmp_path / folder, SHORT, SHORT_PROBLEM.objectives) as record:
+            n_recorded = len(record.evaluations)
+            for evaluation in search_loop(record, Inline(MakeHills(SHORT)), sampler, Asks(n), window=4):
+                asks.append(evaluation.ask)
+                opinions.append(opinion(sampler))
+        return n_recorded, asks, opinions
+
+    _, asks, opinions = run("whole")
+    lines = (tmp_path / "whole" / JOURNAL).read_bytes().splitlines(keepends=True)
+    (tmp_path / "killed").mkdir()
+    (tmp_path / "killed" / JOURNAL).write_bytes(b"".join(lines[:-lost]) + lines[-lost][:40])
+    assert run("killed") == (n - lost, asks, opinions)
+    assert set(opinions[:untaught]) == {0.0}
+    assert opinions[untaught] != 0.0
+    assert len(set(opinions[n - lost - 1 :])) > 1, "it learns after the cut too"
 
 
 def test_rewards_change_what_is_asked_next() -> None:
@@ -100,6 +152,12 @@ def test_losses_below_zero_and_failed_references_are_learned_from_too() -> None:
         ask = sampler.ask()
         evaluation = replace(Hills(STRUCTURE)(ask), loss=-1 / (1 + true_loss(STRUCTURE, ask.policy)))
         sampler.tell(Evaluation.failed(ask, "no") if i < 12 else evaluation)
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_an_environment_with_an_unreachable_target_is_refused_when_it_is_made(profile: str) -> None:
+    with pytest.raises(InputError, match=r"budget macs=0.001 is out of reach"):
+        AmcEnv(PROBLEM, Hills(STRUCTURE), profile, target=0.001)
 
 
 def test_wrong_options_are_one_clear_line() -> None:
