@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from autoprune import plugins
 from autoprune.errors import did_you_mean
@@ -141,6 +141,15 @@ class BudgetPart(BaseModel):
         limits = {name: float(value) for name, value in self._given.items() if name != cost}
         asked = [at for at in DEFAULT_AT if low <= at <= high] if self.at is None else self.at
         return Budget(cost, low, high, tuple(asked), limits)
+
+
+def _check_bound(value: object) -> object:
+    if not isinstance(value, str):
+        raise ValueError(f"must look like '>=0.97' or '<=0.1', not {value!r}")
+    return value
+
+
+Bound = Annotated[str, BeforeValidator(_check_bound)]
 
 
 class SearchPart(Part):

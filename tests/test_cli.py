@@ -18,7 +18,10 @@ from pathlib import Path
 
 import pytest
 
+from autoprune import plugins
+from autoprune.bootstrap import LEVEL
 from autoprune.cli import run
+from autoprune.job_parts import SearchPart
 from autoprune.policy_file import load_front
 from autoprune.report.read import read_trials
 from tests.conftest import ROOT, SHORT, autoprune_process
@@ -54,6 +57,23 @@ def test_help_is_instant_and_loads_no_torch() -> None:
     assert all(word in done.stdout for word in ("inspect", "search", "compare", "apply", "report"))
 
 
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("inspect", ["Where --sensitivity writes; runs/<job's name> by default", "--set search.trials=100"]),
+        ("search", ["runs/<job's name> by default", "--set search.trials=100", f"or {SearchPart().trials}."]),
+        ("compare", ["runs/<job's name>-compare by default", "equal ledger", f"{100 * LEVEL:g} % interval"]),
+        ("compare", [*plugins.names("strategies"), *plugins.names("samplers")]),
+    ],
+)
+def test_the_help_of_a_command_teaches_defaults_names_and_rules(
+    command: str, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run([command, "--help"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert [word for word in words if word not in text] == []
+
+
 def test_no_arguments_show_the_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert run([]) == 0
     assert "Usage: autoprune" in capsys.readouterr().out
@@ -72,6 +92,16 @@ def test_no_arguments_show_the_help(capsys: pytest.CaptureFixture[str]) -> None:
         (["search", DIGITS, "--set", "criterion=taylr"], "did you mean 'taylor'"),
         (["search", DIGITS, "--set", "task.name=digit"], "did you mean 'digits'"),
         (["inspect", DIGITS, "--set", "space.include=[foo*]"], "'foo.' matches no group"),
+        (["inspect", DIGITS, "--set", "constraints.accuracy=0.97"], "constraints.accuracy: .*'>=0.97'.* not 0.97"),
+        (["inspect", DIGITS, "--set", "constraints.accuracy=>=0.97"], "--set \"constraints.accuracy='>=0.97'\""),
+        (
+            ["search", DIGITS, "--set", "search.options.fractions=0.5"],
+            r"search.options: the sampler evolution refuses \{'fractions': 0.5\}: .*not iterable",
+        ),
+        (
+            ["compare", DIGITS, "--set", "search.options.fractions=0.5"],
+            "--strategies: evolution: search.options: the sampler evolution refuses",
+        ),
         (["compare", DIGITS, "--budgets", "half"], "--budgets takes ratios"),
         (["compare", DIGITS, "--strategies", "unifrm"], "did you mean 'uniform'"),
         (["compare", DIGITS, "--seeds", "0"], "--seeds"),

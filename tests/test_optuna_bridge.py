@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +16,35 @@ from autoprune.errors import InputError
 from autoprune.evaluation import Evaluation
 from autoprune.protocols import Problem
 from autoprune.samplers import build_sampler
+
+
+class Seedless(optuna.samplers.RandomSampler):
+    """A user's sampler that takes no seed."""
+
+    def __init__(self) -> None:
+        super().__init__(seed=3)
+
+
+class AnyOption(optuna.samplers.RandomSampler):
+    """A user's sampler that passes its options on."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+
+
+class Demanding(optuna.samplers.RandomSampler):
+    """A user's sampler with an option that has no default."""
+
+    def __init__(self, depth: int) -> None:
+        super().__init__(seed=depth)
+
+
+class Broken:
+    """A user's own sampler that cannot be built, whatever the options."""
+
+    def __init__(self, problem: Problem, rng: np.random.Generator, *, depth: int = 3) -> None:
+        raise TypeError("broken")
+
 
 STRUCTURE = chain(4)
 PROBLEM = make_problem(STRUCTURE)
@@ -75,9 +105,34 @@ def test_an_unknown_option_of_our_own_sampler_names_the_nearest() -> None:
         build_sampler("evolution", PROBLEM, np.random.default_rng(0), {"fraction": 3})
 
 
-def test_a_value_that_optuna_refuses_is_one_line() -> None:
-    with pytest.raises(InputError, match=r"the sampler refuses .*population_size"):
-        build_sampler("nsga2", PROBLEM, np.random.default_rng(0), {"population_size": 0})
+@pytest.mark.parametrize(
+    ("name", "options", "reason"),
+    [
+        ("nsga2", {"population_size": 0}, ".*population_size"),
+        ("optuna.samplers:NSGAIISampler", {"population_size": 0}, ".*population_size"),
+        ("evolution", {"fractions": 0.5}, ".*not iterable"),
+        ("evolution", {"fractions": ["abc", 1]}, ".*'abc'"),
+        ("spdy", {"sigma": "x"}, ".*'str'"),
+        (f"{__name__}:Demanding", {}, ".*'depth'"),
+        (f"{__name__}:Broken", {"depth": 4}, "broken"),
+    ],
+)
+def test_a_value_that_a_sampler_refuses_is_one_line(name: str, options: dict[str, Any], reason: str) -> None:
+    said = re.escape(f"search.options: the sampler {name} refuses {options}: ")
+    with pytest.raises(InputError, match=f"^{said}{reason}"):
+        build_sampler(name, PROBLEM, np.random.default_rng(0), options)
+
+
+def test_what_a_sampler_says_of_its_options_stays_and_without_options_they_are_not_blamed() -> None:
+    with pytest.raises(InputError, match=r"^search\.options\.sigma must be a positive number, not -1$"):
+        build_sampler("spdy", PROBLEM, np.random.default_rng(0), {"sigma": -1})
+    with pytest.raises(TypeError, match=r"^broken$"):
+        build_sampler(f"{__name__}:Broken", PROBLEM, np.random.default_rng(0), {})
+
+
+def test_an_optuna_sampler_gets_a_seed_only_where_it_takes_one() -> None:
+    assert drive(f"{__name__}:Seedless", {}, 5) == drive("random", {"seed": 3}, 5)
+    assert drive(f"{__name__}:AnyOption", {}, 5) == drive("random", {}, 5)
 
 
 def test_several_costs_are_several_objectives() -> None:

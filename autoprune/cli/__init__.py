@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from autoprune import plugins
 from autoprune.cli.progress import follow
 from autoprune.cli.tables import (
     console,
@@ -21,6 +22,7 @@ from autoprune.cli.tables import (
     print_finetune,
     print_inspect,
     print_mapping,
+    print_spent,
     print_summary,
     reference_words,
 )
@@ -36,10 +38,20 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 UNITS_S = {"s": 1.0, "m": 60.0, "h": 3600.0}
+TRIALS_HELP = (
+    "Full evaluations that the search spends; the sensitivity table, the control arms and the finalists come on top. "
+    "By default the job's search.trials, or 300."
+)
+STRATEGIES_HELP = (
+    f"With commas, strategies: {', '.join(plugins.names('strategies'))}; samplers: "
+    f"{', '.join(plugins.names('samplers'))}; or your own module:attribute."
+)
 INTERRUPTED = "interrupted; the same command goes on where it stopped"
 JobPath = Annotated[Path, typer.Argument(metavar="JOB.yaml", help="The job file.")]
-OutPath = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="The folder to write to.")]
-SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the job.")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the job: --set search.trials=100; repeatable."),
+]
 JsonFlag = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, progress on stderr.")]
 
 
@@ -81,7 +93,10 @@ def inspect(
         bool,
         typer.Option("--sensitivity", help="Measure, print and plot what each group alone costs; search re-uses it."),
     ] = False,
-    out: OutPath = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="Where --sensitivity writes; runs/<job's name> by default."),
+    ] = None,
     json_: JsonFlag = False,
     set_: SetOption = None,
 ) -> dict[str, Any] | None:
@@ -115,8 +130,10 @@ def _sensitivity(job: Job, out: Path | None, json_: bool) -> dict[str, Any]:
 @app.command()
 def search(  # noqa: PLR0913  # the options of the command line
     job: JobPath,
-    out: OutPath = None,
-    trials: Annotated[int | None, typer.Option(help="Evaluations to spend.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="The folder to write to; runs/<job's name> by default.")
+    ] = None,
+    trials: Annotated[int | None, typer.Option(help=TRIALS_HELP)] = None,
     workers: Annotated[int | None, typer.Option(help="Workers that evaluate side by side.")] = None,
     seed: Annotated[int | None, typer.Option(help="The seed of every random choice.")] = None,
     ray: Annotated[
@@ -150,8 +167,9 @@ def search(  # noqa: PLR0913  # the options of the command line
     tuned = _finetuned(done, json_) if the_job.finetune is not None else []
     if json_:
         extra = {"finetune": tuned} if the_job.finetune is not None else {}
-        return {"out": str(done.path), "points": len(done.front), "summary": rows, **extra}
+        return {"out": str(done.path), "points": len(done.front), "summary": rows, "spent": dict(done.spent), **extra}
     print_summary(rows, the_job.objectives.costs)
+    print_spent(done.spent, done.setting.built_s)
     if tuned:
         print_finetune(tuned)
     names = ("policy.json", "front.csv", "report.html", "study.journal", "finetune.json")
@@ -173,14 +191,24 @@ def _finetuned(done: Run, json_: bool) -> list[Mapping[str, Any]]:
 @app.command()
 def compare(
     job: JobPath,
-    strategies: Annotated[str, typer.Option(help="Strategies and samplers, with commas.")] = "uniform,global,evolution",
+    strategies: Annotated[str, typer.Option(help=STRATEGIES_HELP)] = "uniform,global,evolution",
     budgets: Annotated[str | None, typer.Option(help="Ratios to dense, with commas; the job's by default.")] = None,
     seeds: Annotated[str, typer.Option(help="How many seeds, as in 3, or which, as in 0,1,2.")] = "3",
-    out: OutPath = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="The folder to write to; runs/<job's name>-compare by default."),
+    ] = None,
     set_: SetOption = None,
     json_: JsonFlag = False,
 ) -> dict[str, Any] | None:
-    """Run strategies and samplers at the same budgets and seeds, side by side."""
+    """Run strategies and samplers at the same budgets and seeds, side by side.
+
+    Every sampler gets an equal ledger, the job's trials, at each seed. Writes compare.csv, compare.json and
+    compare.html; finished cells (one strategy at one seed) are kept, so that the same command goes on.
+
+    Each is judged against global (or uniform) by a paired bootstrap over samples and seeds: only a difference whose
+    95 % interval excludes 0 counts.
+    """
     the_job = _load(job, set_)
     asked = None if budgets is None else tuple(_ratio(b) for b in _words(budgets))
 

@@ -117,6 +117,13 @@ def print_summary(rows: Sequence[Mapping[str, Any]], objectives: Sequence[str] =
         out.print(note, markup=False, highlight=False, soft_wrap=True)
 
 
+def print_spent(spent: Mapping[str, float], database_s: float) -> None:
+    """What the stages of a search took, and the level database where this call built it."""
+    parts = ", ".join(f"{stage} {short(worth)}" for stage, worth in spent.items())
+    built = f"; the level database took {database_s:.1f} s" if database_s else ""
+    console().print(f"spent, in full evaluations: {parts}{built}", highlight=False, soft_wrap=True)
+
+
 def print_finetune(rows: Sequence[Mapping[str, Any]]) -> None:
     """Each fine-tuned point with its best recipe, its scores on validation and what it had before."""
     metrics = [m for m in dict.fromkeys(m for row in rows for m in row["validation"]) if m not in NO_METRICS]
@@ -153,6 +160,8 @@ def print_comparison(document: Mapping[str, Any]) -> None:
     out.print(table)
     end = {name: value for name, value in document["reference"].items() if name != "of"}
     out.print(f"hypervolume: of the front on validation, {reference_words(end)}", highlight=False)
+    if (table := document["table"]) is not None:
+        out.print(f"sensitivity table, shared and on nobody's ledger: {short(table['passes'])} passes", highlight=False)
     for verdict in document["verdicts"]:
         out.print(verdict["text"], markup=False, highlight=False, soft_wrap=True)
 

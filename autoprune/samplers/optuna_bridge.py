@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections import deque
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -19,7 +20,8 @@ from autoprune.errors import InputError
 from autoprune.evaluation import Ask, Evaluation
 from autoprune.policy import Policy
 from autoprune.protocols import FloatArray, Problem, Sampler
-from autoprune.samplers import check_options, log_loss
+from autoprune.samplers import check_options
+from autoprune.scale import loss_scale
 from autoprune.storage import optuna_quiet
 
 TARGET = "target"
@@ -68,7 +70,7 @@ class Bridge:
         self._knobs = Knobs(problem)
         self._space: dict[str, BaseDistribution] = {n: IntDistribution(0, last) for n, last in self._knobs.last.items()}
         self._space[TARGET] = FloatDistribution(problem.budget.low, problem.budget.high)
-        self._log = log_loss(problem.seeds)
+        self._log = loss_scale(problem)
         self._multi_objective = multi_objective
         self._reference = _reference(problem, self._log)
         self._trials: deque[optuna.Trial] = deque()
@@ -116,11 +118,11 @@ def bridged(
 
 def _make(make: Callable[..., BaseSampler], rng: np.random.Generator, options: Mapping[str, Any]) -> BaseSampler:
     check_options(make, options, given=0)
-    try:
-        with optuna_quiet():
-            return make(**{"seed": int(rng.integers(2**31 - 1)), **options})
-    except (TypeError, ValueError) as error:
-        raise InputError(f"search.options: the sampler refuses {dict(options)}: {error}") from error
+    parameters = inspect.signature(make).parameters.values()
+    seeded = any(p.name == "seed" or p.kind is p.VAR_KEYWORD for p in parameters)
+    seed = {"seed": int(rng.integers(2**31 - 1))} if seeded else {}
+    with optuna_quiet():
+        return make(**{**seed, **options})
 
 
 def _named(
