@@ -22,7 +22,7 @@ from autoprune.evaluation import Ask, Evaluation
 from autoprune.job import Job
 from autoprune.policy import Policy
 from autoprune.search_ import Run
-from autoprune.setting import Setting, prepare
+from autoprune.setting import Setting
 from benchmarks.resnet20 import CALIBRATION, on_test
 from benchmarks.search import ROOT
 from benchmarks.search_results import Store
@@ -39,8 +39,8 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=300)
     args = parser.parse_args()
     job = asked(args.trials)
-    found = list(Run(job, args.out, alone=True))
-    setting = prepare(job, args.out)
+    run = Run(job, args.out, alone=True)
+    found, setting = list(run), run.setting
     on_images = on_test(job.dump(), setting.structure, setting.database_path)
     print("| policy | on the images searched with | / uniform | on the other test images | / uniform |")
     print("|---|---|---|---|---|")

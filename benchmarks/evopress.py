@@ -31,7 +31,7 @@ class EvoPress:
         self._share = problem.n_trials / len(problem.budget.at)
         self._waiting: deque[Ask] = deque()
         self._answers: list[Evaluation] = []
-        self._expected = self._spent = 0.0
+        self._spent = 0.0
         self._start()
 
     def ask(self) -> Ask:
@@ -64,14 +64,16 @@ class EvoPress:
 
     def _select(self) -> None:
         ranked = sorted((e for e in self._answers if e.ok), key=lambda e: e.loss)
-        if self._stage < len(STAGES) - 1:
+        if not ranked:  # a whole stage failed: other children
+            self._generate()
+        elif self._stage < len(STAGES) - 1:
             self._stage += 1
             self._pose([e.ask.policy for e in ranked[: STAGES[0][0]]], *STAGES[self._stage][1:])
         elif self._stage == len(STAGES) - 1:
             self._stage += 1
             self._pose([e.ask.policy for e in ranked[: STAGES[1][0]]], self._problem.tier, 1.0)
         else:
-            if ranked and ranked[0].loss < self._parent_loss:
+            if ranked[0].loss < self._parent_loss:
                 self._parent, self._parent_loss = ranked[0].ask.policy, ranked[0].loss
             if self._spent >= self._share and len(self._targets) > 1:
                 self._targets.popleft()

@@ -1,7 +1,7 @@
 """Search against its peers on ResNet-20 (CIFAR-10, JPEG set) at equal ledgers; what is measured is kept, nothing twice.
 
 usage: OMP_NUM_THREADS=1 python -m benchmarks.search [--out DIR] [--trials 300] [--seeds 3 | 0,2] [--steps 300]
-       [--arms a,b] [--only search,test,tuned] [--collect]
+       [--arms a,b] [--only search,test,tuned]
        python -m benchmarks.search --show      tables and curves of what there is; measures nothing
 
 A ledger of 300 full evaluations (768 images repaired, 1 536 scored) serves the whole range of budgets. Every arm gets
@@ -10,8 +10,7 @@ the same repair. A searcher's point at a budget is the best on held-back images;
 validation images.
 
 Every finished arm and every score is one small file under --results, so that machines can share the work: what is
-there is not measured again. --out holds the raw run folders, in which an arm that was cut off goes on; --collect turns
-the finished ones into results and starts nothing.
+there is not measured again. --out holds the raw run folders, in which an arm that was cut off goes on.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ import numpy as np
 from autoprune import plugins
 from autoprune.compare_ import N_CURVE
 from autoprune.compare_input import checked_seeds, parse_seeds
-from autoprune.errors import InputError
+from autoprune.errors import InputError, did_you_mean
 from autoprune.evaluation import Ask, Evaluation
 from autoprune.executors._lazy import Lazy
 from autoprune.executors.local import Local
@@ -43,14 +42,13 @@ from autoprune.policy import Policy
 from autoprune.protocols import Executor
 from autoprune.search_ import Run
 from autoprune.setting import Setting, prepare
-from autoprune.storage import JOURNAL
 from autoprune.study import Record, Stage, evaluate_all
 from benchmarks.resnet20 import on_test
 from benchmarks.search_figure import draw
 from benchmarks.search_results import DENSE, Arm, Score, Store, Tables
 
 BUDGETS = (0.7, 0.5, 0.3)
-CLOSED = ("uniform", "global", "lamp", "erk", "fastnas", "knapsack")
+CLOSED = ("uniform", "global", "lamp", "erk", "owl", "fastnas", "knapsack")
 SEARCHERS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "random": ("random", {}),
     "tpe": ("tpe", {}),
@@ -84,10 +82,12 @@ def parsed(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--arms", default=",".join((*CLOSED, *SEARCHERS)))
     parser.add_argument("--only", default=",".join(("search", *STAGES)), help="stages to run")
-    parser.add_argument("--collect", action="store_true", help="keep what is finished under --out, start nothing")
     parser.add_argument("--show", action="store_true", help="print and draw what --results holds")
     args = parser.parse_args(words)
     args.arms, args.only = args.arms.split(","), args.only.split(",")
+    for name in args.arms:
+        if name not in (*CLOSED, *SEARCHERS):
+            raise InputError(f"--arms: unknown arm {name!r}; {did_you_mean(name, (*CLOSED, *SEARCHERS))}")
     args.seeds = checked_seeds(parse_seeds(args.seeds), 0)
     return args
 
@@ -95,7 +95,7 @@ def parsed(words: Sequence[str]) -> argparse.Namespace:
 def measure(args: argparse.Namespace, store: Store) -> None:
     """Whatever of the asked arms, seeds and stages the results do not hold yet."""
     store.claim({"task": TASK, "budgets": list(BUDGETS), "trials": args.trials, "steps": args.steps})
-    base = Base(args)
+    base = Base(args, store)
     if "search" in args.only:
         for seed in args.seeds:
             for name in args.arms:
@@ -119,8 +119,8 @@ def publish(store: Store, figure: Path) -> None:
 class Base:
     """The setting that all arms share, made when something must be measured."""
 
-    def __init__(self, args: argparse.Namespace) -> None:
-        self._args = args
+    def __init__(self, args: argparse.Namespace, store: Store) -> None:
+        self._args, self._store = args, store
         self._plain: Setting | None = None
 
     @property
@@ -133,17 +133,17 @@ class Base:
 
     @property
     def tabled(self) -> Setting:
-        """With it; the database's folder keeps it."""
+        """With it; the database's folder keeps it, the results what it took."""
         made: list[Setting] = []
         folder = self._args.out / "base"
 
         def drive() -> Iterator[Evaluation]:
             made.append((yield from with_table(self.plain, lambda asks: evaluated(self.plain, folder, asks, "table"))))
 
-        done = list(drive())
-        if done:
-            passes, seconds = sum(e.passes for e in done), sum(e.seconds for e in done)
-            print(f"sensitivity table: {len(done)} evaluations, {passes:.1f} passes, {seconds:.0f} s", flush=True)
+        for _ in drive():
+            pass
+        table = json.loads(made[0].table_path.read_text(encoding="utf-8"))
+        self._store.share({name: table[name] for name in ("evaluations", "passes", "seconds")})
         return made[0]
 
 
@@ -167,8 +167,7 @@ def job(
 def find(args: argparse.Namespace, store: Store, base: Base, name: str, seed: int) -> None:
     """Run an arm, or what is left of it, into the results."""
     folder = args.out / (name if name in CLOSED else f"{name}-{seed}")
-    finished = (folder / (JOURNAL if name in CLOSED else "policy.json")).exists()
-    if store.arm(name, seed) is not None or (args.collect and not finished):
+    if store.arm(name, seed) is not None:
         return
     arm = closed(base.tabled, folder, name) if name in CLOSED else searched(args, folder, name, seed)
     store.add_arm(arm)
@@ -217,7 +216,7 @@ def searched(args: argparse.Namespace, folder: Path, name: str, seed: int) -> Ar
     facts = [t.user_attrs for t in trials]
     front = [(p.ratio("macs"), p.metrics["validation"]["loss"]) for p in run.front]
     seconds, passes = (sum(f[k] for f in facts) for k in ("seconds", "passes"))
-    curve = best_so_far(facts, Prices(768, 1536, 768, 1024, 128 * args.steps))
+    curve = best_so_far(facts, run.setting.prices)
     return Arm(name, seed, policies, front, curve, seconds, passes, place or device_of(before))
 
 
@@ -233,7 +232,7 @@ def best_so_far(facts: Sequence[Mapping[str, Any]], price: Prices) -> dict[float
     curve: dict[float, list[tuple[float, float]]] = {at: [] for at in BUDGETS}
     dummy, stages = Policy.of({"x": 1}), get_args(Stage)
     for f in sorted(facts, key=lambda f: (stages.index(f["stage"]), f["ask"])):
-        spent += price.full(Ask(dummy, f["tier"], f["fraction"]), "refit") if f["passes"] else 0.0
+        spent += price.full(Ask(dummy, f["tier"], f["fraction"]), "refit") if f["passes"] or "error" in f else 0.0
         if f["tier"] != "refit" or f["fraction"] < 1.0 or "loss" not in f:
             continue
         for at in BUDGETS:
@@ -253,9 +252,6 @@ def test(args: argparse.Namespace, store: Store, base: Base, tier: str) -> None:
     dense = Policy.dense(setting.structure)
     wanted = dict.fromkeys([*([] if store.score(tier, DENSE) else [dense]), *wanted])
     asks = [(p.digest, Ask(p, tier, split="validation")) for p in wanted]  # type: ignore[arg-type]
-    if args.collect:
-        with Record(args.out / "test", setting.structure, ("macs",), setting.tier, setting.identity) as record:
-            asks = [(label, ask) for label, ask in asks if ask in record.known]
     make = partial(on_test, setting.job.dump(), setting.structure, setting.database_path)
     part = setting.job.executor
     workers = Lazy(lambda: Local(make, part.n_workers, part.timeout_s, part.retries))

@@ -25,6 +25,9 @@ TIERS = ("refit", "tune")
 TITLES = {"refit": "before fine-tuning", "tune": "after the fine-tune"}
 DENSE = "dense"
 MISSING = "-"
+PASSES = 0.75
+"""Over the calibration data, in a full evaluation: a quarter repairs, half is scored."""
+USERS = "fastnas, knapsack, amc and evolution"
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,16 @@ class Store:
                 raise InputError(f"{self.path} holds other results: {'; '.join(other)}; choose another --results")
         write_whole(self.path / "protocol.json", json.dumps(protocol, indent=1) + "\n")
 
+    def share(self, table: Mapping[str, float]) -> None:
+        """Keep what the sensitivity table took, which arms share."""
+        write_whole(self.path / "table.json", json.dumps(table, indent=1) + "\n")
+
+    @property
+    def table(self) -> dict[str, float] | None:
+        """Evaluations, passes and seconds of the sensitivity table."""
+        path = self.path / "table.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
     def arm(self, name: str, seed: int) -> Arm | None:
         """The arm, where it is finished."""
         path = self._arm(name, seed)
@@ -121,6 +134,8 @@ class Tables:
 
     def __init__(self, store: Store, names: Sequence[str]) -> None:
         self.budgets: list[float] = store.protocol["budgets"]
+        self.trials: int = store.protocol["trials"]
+        self.table = store.table
         arms = store.arms()
         self.names = list(dict.fromkeys([*names, *sorted(a.name for a in arms)]))
         self.arms = {name: [a for a in arms if a.name == name] for name in self.names}
@@ -146,7 +161,7 @@ class Tables:
         """KL and accuracy at the budgets; (k) where only k of the row's seeds are scored."""
         dense = self.scores.get((tier, DENSE))
         whole_ = f"; dense {dense.accuracy:.2%}" if dense else ""
-        title = f"**{TITLES[tier]}** (test KL ± sd over seeds / accuracy{whole_})"
+        title = f"**{TITLES[tier]}** (test KL / accuracy, each ± sd over seeds{whole_})"
         return self._table(title, ("seeds",), lambda name: [str(len(self.arms[name])), *self._cells(name, tier)])
 
     def _cells(self, name: str, tier: str) -> list[str]:
@@ -158,18 +173,29 @@ class Tables:
             return "none"
         if not scores:
             return MISSING
-        losses, accuracy = [s.loss for s in scores], np.mean([s.accuracy for s in scores])
-        spread = f" ± {np.std(losses, ddof=1):.3f}" if len(scores) > 1 else ""
+        losses, accuracies = [s.loss for s in scores], [s.accuracy for s in scores]
+        kl, right = f"{np.mean(losses):.3f}", f"{np.mean(accuracies):.2%}"
+        if len(scores) > 1:
+            kl += f" ± {np.std(losses, ddof=1):.3f}"
+            right += f" ± {100 * np.std(accuracies, ddof=1):.2f}"
         partly = f" ({len(scores)})" if len(scores) < len(own) else ""
-        return f"{np.mean(losses):.3f}{spread} / {accuracy:.2%}{partly}"
+        return f"{kl} / {right}{partly}"
 
     def volumes(self) -> str:
-        """The hypervolume of each arm."""
+        """The hypervolume of each arm, and what its search spent."""
         end = ", ".join(f"{x:.4g}" for x in reference_point(1))
-        title = f"**hypervolume** of the validation front (MACs ratio and log KL, reference {end})"
-        lines = [title, "", "| arm | seeds | hypervolume ± sd |", "|---|---|---|"]
+        title = (
+            f"**hypervolume** of the validation front (MACs ratio and log KL, reference {end}), the points on it, and "
+            f"the full evaluations that the search spent of its {self.trials}"
+        )
+        lines = [title, "", "| arm | seeds | hypervolume ± sd | points | spent |", "|---|---|---|---|---|"]
         for name, own in self.arms.items():
-            lines.append(f"| {name} | {len(own)} | {self._volume(own)} |")
+            points = ", ".join(str(len(a.front)) for a in own)
+            spent = ", ".join(f"{a.passes / PASSES:.0f}" for a in own if a.passes) or MISSING
+            lines.append(f"| {name} | {len(own)} | {self._volume(own)} | {points} | {spent} |")
+        if self.table is not None:
+            worth = self.table["passes"] / PASSES
+            lines += ["", f"The sensitivity table that {USERS} share took {worth:.0f} more, once for all of them."]
         return "\n".join(lines)
 
     @staticmethod
