@@ -25,9 +25,12 @@ SCANNED = 64  # shifts tried where a cost that is not monotone breaks its limit
 
 
 def lattice(budget: Budget, n: int = LATTICE) -> FloatArray:
-    """Targets to draw from: `n` evenly over the budget range; on top the asked ones, together two thirds as often."""
+    """Targets to draw from: `n` evenly over the budget range; on top the asked ones, each at least once.
+
+    Together the asked ones come two thirds as often as the others, or once each where they are many.
+    """
     at = [t for t in budget.at if budget.low <= t <= budget.high]
-    times = round(2 * n / (3 * len(at))) if at else 0
+    times = max(1, round(2 * n / (3 * len(at)))) if at else 0
     return np.array([*np.linspace(budget.low, budget.high, n), *(at * times)])
 
 

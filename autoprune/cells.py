@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from autoprune.bootstrap import loss_interval
+from autoprune.constraints import kept
 from autoprune.errors import RunError
 from autoprune.evaluation import Ask, Evaluation
 from autoprune.files import write_whole
@@ -102,9 +103,9 @@ def closed_form_cell(key: str, strategy: str, setting: Setting, done: Sequence[E
         RunError: the dense model fails on validation.
     """
     asked, dense = done[: len(setting.problem.budget.at)], done[len(setting.problem.budget.at)]
-    front = pareto_front([e for e in done if e is not dense], ("macs",))
-    chosen = tuple(Scored.of(e) if e.ok else None for e in asked)
-    return _cell(_Of(key, strategy, setting), chosen, front, dense, [e for e in done if e.passes > 0], 0.0)
+    front = pareto_front([e for e in done if e is not dense and _stands(setting, e)], ("macs",))
+    chosen = tuple(Scored.of(e) if _stands(setting, e) else None for e in asked)
+    return _cell(_Of(key, strategy, setting), chosen, front, dense, list({e.ask: e for e in done}.values()), 0.0)
 
 
 def searched_cell(
@@ -129,11 +130,17 @@ def searched_cell(
         best = min(fitting, key=lambda e: (e.loss, e.costs[cost]), default=None)
         chosen.append(None if best is None else Scored.of(scored[best.ask.policy]))
     front = pareto_front(scored.values(), ("macs",))
-    own = [(stage, e) for (stage, _), e in evaluations.items() if stage not in SHARED_STAGES and e.passes > 0]
-    ledger = sum(setting.price(e.ask) for stage, e in own if stage in CHARGED_STAGES)
+    own = [(stage, e) for (stage, _), e in evaluations.items() if stage not in SHARED_STAGES]
+    ledger = setting.worth(e.ask for stage, e in own if stage in CHARGED_STAGES)
+    ran = {e.ask: e for _, e in reversed(own)}  # the first of equal asks, which was evaluated
     whole = Ask(Policy.dense(setting.structure), "refit", split="validation")
     dense = next(e for e in evaluations.values() if e.ask == whole)
-    return _cell(_Of(key, strategy, setting), tuple(chosen), front, dense, [e for _, e in own], ledger)
+    return _cell(_Of(key, strategy, setting), tuple(chosen), front, dense, list(ran.values()), ledger)
+
+
+def _stands(setting: Setting, evaluation: Evaluation) -> bool:
+    """Whether a closed form's evaluation counts: it succeeded and keeps the constraints, as a search's points do."""
+    return evaluation.ok and kept(setting.constraints, evaluation.metrics)
 
 
 @dataclass(frozen=True)

@@ -26,11 +26,14 @@ from autoprune.compare_input import (
     checked_seeds,
     is_closed_form,
     options_of,
+    works_without_table,
 )
 from autoprune.compare_result import csv_of, document_of
+from autoprune.errors import NoPointError
 from autoprune.evaluation import Ask, Evaluation, Labelled
 from autoprune.executors._lazy import Lazy
 from autoprune.files import write_whole
+from autoprune.finals import MAX_POINTS
 from autoprune.job import Job
 from autoprune.opening import calibrated, with_table
 from autoprune.policy import Policy
@@ -39,10 +42,9 @@ from autoprune.samplers import needs
 from autoprune.search_ import Run
 from autoprune.setting import Setting, make_folder, new_folder, prepare
 from autoprune.study import Record, Stage, evaluate_all, locked
-from autoprune.verdict import CONTROLS
 
-N_CURVE = 13
-"""Targets between the ends of the range at which a closed-form strategy is scored, beside the asked ones."""
+N_CURVE = MAX_POINTS
+"""Targets over the range at which a closed-form strategy is scored: as many as a search exports points at most."""
 SHARED = "shared"
 
 
@@ -176,7 +178,7 @@ class Comparison:
 
     def _needs_table(self, name: str) -> bool:
         if is_closed_form(name):
-            return name not in CONTROLS
+            return not works_without_table(name, self._setting.problem)
         return self._job.evaluator.sensitivity > 0 and needs(name, options_of(self._job, name)).table
 
     def _measure(self, seed: int) -> Iterator[Evaluation]:
@@ -213,8 +215,11 @@ class Comparison:
         if cell is None:
             self._expect(setting.job.search.trials)
             run = Run(setting.job, place, self._task, alone=True, shared=self.path / SHARED)
-            yield from run
-            points = [point.policy for point in run.front]
+            try:
+                yield from run
+                points = [point.policy for point in run.front]
+            except NoPointError:  # the other cells stand, and this one says that there is none
+                points = []
             with Record(place, setting.structure, setting.problem.objectives, setting.tier, setting.identity) as record:
                 cell = searched_cell(key, name, setting, record.evaluations, points)
             cell.save(place / "cell.json")

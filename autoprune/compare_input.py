@@ -103,6 +103,17 @@ def is_closed_form(name: str) -> bool:
     return not isinstance(plugins.load_object(name), type) if ":" in name else name in plugins.names("strategies")
 
 
+def works_without_table(name: str, problem: Problem) -> bool:
+    """Whether a closed form answers at the asked budgets where there is no sensitivity table."""
+    strategy: Strategy = plugins.load("strategies", name)
+    try:
+        for budget in problem.budget.at:
+            strategy(replace(problem, table=None), budget)
+    except Exception:  # a user's own may miss the table in any way
+        return False
+    return True
+
+
 def at_budgets(job: Job, budgets: Sequence[float]) -> Job:
     """The job asked at these budgets, its range wide enough for them, without tuned finalists, recorded in files."""
     plain, budget = job.plain(), job.budget.plain()

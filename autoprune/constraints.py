@@ -66,7 +66,7 @@ def penalised(constraints: Iterable[Constraint], evaluation: Evaluation) -> Eval
     if miss == 0.0 or not evaluation.ok:
         return evaluation
     loss = evaluation.loss * math.exp(PENALTY * miss) if evaluation.loss > 0 else evaluation.loss + PENALTY * miss
-    return replace(evaluation, loss=min(loss, 1e30))
+    return replace(evaluation, loss=min(loss, 1e30), penalised=True)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ Importing this module registers it; `gymnasium.make("autoprune.env:autoprune/AMC
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -23,7 +22,6 @@ from autoprune.protocols import Evaluator, Problem
 from autoprune.walk import CLASSIC_FEATURES, RESIDUAL_FEATURES, Episode, State, build_walk
 
 if TYPE_CHECKING:
-    from autoprune.job import Job
     from autoprune.setting import Setting
 
 ID = "autoprune/AMC-v0"
@@ -139,9 +137,10 @@ def make_env(job: Any, profile: str = "residual", target: float | None = None, o
     Raises:
         InputError: the job is wrong.
     """
+    from autoprune.job import Job
     from autoprune.setting import prepare  # the model's side, and torch with it, only when a job asks for it
 
-    parsed = _as_job(job)
+    parsed = Job.of(job)
     with ExitStack() as undo:
         folder = None
         if out is None:
@@ -167,18 +166,6 @@ def _tabled(setting: Setting, evaluate: Evaluator) -> Setting:
             next(stages)
         except StopIteration as end:
             return cast("Setting", end.value)
-
-
-def _as_job(job: Any) -> Job:
-    from autoprune.job import Job
-
-    if isinstance(job, Job):
-        return job
-    if isinstance(job, Mapping):
-        return Job.from_dict(job)
-    if isinstance(job, str | Path):
-        return Job.load(job)
-    raise InputError(f"job must be a path, a mapping or a Job, not {type(job).__name__}")
 
 
 if ID not in gymnasium.registry:

@@ -18,6 +18,10 @@ class RunError(AutopruneError):
     """The run failed, but what was computed is kept. Exit code 3."""
 
 
+class NoPointError(RunError):
+    """All went well, but nothing that was found keeps the constraints."""
+
+
 def one_line(error: BaseException, most: int = 300) -> str:
     """Type and message of an exception in one line of at most `most` characters."""
     text = " ".join(str(error).split())

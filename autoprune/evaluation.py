@@ -46,7 +46,8 @@ class Evaluation:
 
     `passes` counts passes over the calibration set (a backward pass counts two), `seconds` the wall time.
     A failure is a value: `error` says why in one line. `sample_losses` are those of the single samples of the
-    validation split in their order, for bootstraps and paired tests; empty on other splits.
+    validation split in their order, for bootstraps and paired tests; empty on other splits. `penalised` if the loss
+    counts what a constraint misses, as samplers are told it; no record holds such a one.
     """
 
     ask: Ask
@@ -57,6 +58,7 @@ class Evaluation:
     seconds: float = 0.0
     error: str | None = None
     sample_losses: tuple[float, ...] = ()
+    penalised: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "costs", MappingProxyType(dict(self.costs)))

@@ -19,7 +19,7 @@ import torch
 from autoprune import __version__
 from autoprune.bootstrap import loss_interval
 from autoprune.constraints import Constraint, kept
-from autoprune.errors import RunError
+from autoprune.errors import NoPointError, RunError
 from autoprune.evaluate import COSTS, Settings, prepared_model
 from autoprune.evaluation import Ask, Evaluation, Labelled, Split, Tier
 from autoprune.front import Front, Point, front_volume, pareto_front, reference_point
@@ -103,11 +103,14 @@ def reranked(setting: Setting, told: Iterable[Evaluation], held: Iterable[Evalua
 
 
 def winners(setting: Setting, ranked: Sequence[Evaluation], tuned: Sequence[Evaluation]) -> dict[float, Policy]:
-    """At each asked budget the policy of least loss: on held-back samples after the fine-tune where there was one."""
-    judged = [e for e in tuned if e.ok] or ranked
+    """At each asked budget the policy of least loss: on held-back samples after the fine-tune where one succeeded."""
     cost, found = setting.problem.budget.cost, {}
+
+    def within(limit: float, evaluations: Sequence[Evaluation]) -> list[Evaluation]:
+        return [e for e in evaluations if e.ok and e.costs[cost] <= limit + SLACK]
+
     for limit in setting.problem.budget.at:
-        fitting = [e for e in judged if e.costs[cost] <= limit + SLACK]
+        fitting = within(limit, tuned) or within(limit, ranked)
         feasible = [e for e in fitting if kept(setting.constraints, e.metrics)] or fitting
         if feasible:
             found[limit] = min(feasible, key=lambda e: e.loss).ask.policy
@@ -149,13 +152,13 @@ def exported(
     Fine-tuning has judged the search's points within a budget, so none stays that only looked better before it.
 
     Raises:
-        RunError: no point keeps the constraints.
+        NoPointError: no point keeps the constraints.
     """
     problem, fine = setting.problem, {e.ask.policy: e for e in tuned if e.ok}
     within = [e for e in scored if e.ok and e.costs[problem.budget.cost] <= problem.budget.high + SLACK]
     fit = [e for e in within if _feasible(setting.constraints, e, fine.get(e.ask.policy))]
     if within and not fit:
-        raise RunError(_missed(setting.constraints, [*within, *fine.values()]))
+        raise NoPointError(_missed(setting.constraints, [*within, *fine.values()]))
     won = [e for e in fit if e.ask.policy in set(chosen.values())]
     standing = {*chosen.values(), *controls.values()}
     left_out = _outdone(setting, fit, chosen) - standing if tuned and len(problem.objectives) == 1 else set()

@@ -17,6 +17,7 @@ from autoprune.errors import AutopruneError, InputError, did_you_mean
 from autoprune.job_parts import (
     RAY_ONLY,
     TAG,
+    Bound,
     BudgetPart,
     EvaluatorPart,
     ExecutorPart,
@@ -55,7 +56,7 @@ class Job(Part):
     objectives: ObjectivesPart = Field(default_factory=ObjectivesPart)
     budget: BudgetPart = Field(default_factory=lambda: BudgetPart.model_validate(DEFAULT_BUDGET))
     search: SearchPart = Field(default_factory=SearchPart)
-    constraints: dict[str, str] = Field(default_factory=dict)
+    constraints: dict[str, Bound] = Field(default_factory=dict)
     evaluator: EvaluatorPart = Field(default_factory=EvaluatorPart)
     latency: LatencyPart = Field(default_factory=LatencyPart)
     executor: ExecutorPart = Field(default_factory=ExecutorPart)
@@ -93,6 +94,17 @@ class Job(Part):
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"cannot read the job file {file}: {_reason(error)}") from error
         return Job.loads(text, base=file.resolve().parent, source=str(file), overrides=overrides)
+
+    @staticmethod
+    def of(given: Job | str | Path | Mapping[str, Any]) -> Job:
+        """A job itself, the path of its file, or its plain values."""
+        if isinstance(given, Job):
+            return given
+        if isinstance(given, Mapping):
+            return Job.from_dict(given)
+        if isinstance(given, str | Path):
+            return Job.load(given)
+        raise InputError(f"job must be a path, a mapping or a Job, not {type(given).__name__}")
 
     @staticmethod
     def loads(text: str, base: Path | None = None, source: str = "job", overrides: Sequence[str] = ()) -> Job:
@@ -276,7 +288,8 @@ def _override(data: dict[str, Any], override: str) -> None:
     try:
         here[parts[-1]] = yaml.safe_load(value)
     except yaml.YAMLError as error:
-        raise InputError(f"--set {override}: the value is not valid YAML") from error
+        quoted = f"a text may need quotes of its own, as in --set \"{key}='{value}'\""
+        raise InputError(f"--set {override}: the value is not valid YAML; {quoted}") from error
 
 
 def _one_line(error: ValidationError) -> str:

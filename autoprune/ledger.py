@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
 
 from autoprune.evaluation import Ask, Evaluation, Tier
 from autoprune.front import hypervolume
+from autoprune.protocols import Problem
+from autoprune.scale import loss_scale
 
 REPEATS_PER_TRIAL = 4
 """Repeats at most for each full evaluation of the ledger: they cost nothing, and a sampler may end in nothing else."""
@@ -56,6 +58,7 @@ class Ledger:
 
     `may_ask` says whether there is room for one more. With `patience` the search ends after so many full evaluations
     without a larger hypervolume of (costs, log loss); `out_of_time` is asked where the record has no answer yet.
+    `stopped` says why the search ended before the ledger was spent.
     """
 
     def __init__(
@@ -69,6 +72,7 @@ class Ledger:
     ) -> None:
         self.n_trials, self.spent, self.repeats = n_trials, 0.0, 0
         self._price, self._seen = price, set(before)
+        self._answered = set(self._seen)
         self._patience, self._plateau = patience, plateau
         self._out_of_time = out_of_time
         self._told = self._improved = 0.0
@@ -76,9 +80,11 @@ class Ledger:
 
     def may_ask(self, recorded: bool) -> bool:
         """Whether one more ask fits; one that the record already answers takes no time."""
-        if self.stopped or self.spent >= self.n_trials - 1e-9 or self.repeats >= REPEATS_PER_TRIAL * self.n_trials:
+        if self.stopped or self.spent >= self.n_trials - 1e-9:
             return False
-        if self._patience is not None and self._told - self._improved >= self._patience:
+        if self.repeats >= REPEATS_PER_TRIAL * self.n_trials:
+            self.stopped = f"the sampler repeats itself ({self.repeats} of its asks were known)"
+        elif self._patience is not None and self._told - self._improved >= self._patience:
             self.stopped = f"no larger hypervolume in {self._patience:g} full evaluations (search.patience)"
         elif not recorded and self._out_of_time():
             self.stopped = "the time limit is reached (search.time_limit_s)"
@@ -94,25 +100,32 @@ class Ledger:
 
     def told(self, evaluation: Evaluation) -> None:
         """Look for a plateau."""
-        self._told += self._price(evaluation.ask)
+        if evaluation.ask not in self._answered:
+            self._answered.add(evaluation.ask)
+            self._told += self._price(evaluation.ask)
         if self._plateau is not None and self._plateau.grows(evaluation):
             self._improved = self._told
 
 
 class Plateau:
-    """Watches the hypervolume of (costs, log loss) of the full evaluations at the fitness tier."""
+    """Watches the hypervolume of (costs, log loss) of the full evaluations at the fitness tier.
 
-    def __init__(self, costs: Sequence[str], tier: str, scale: Callable[[float], float], seeds: Iterable[Evaluation]):
-        self._costs, self._tier, self._scale = tuple(costs), tier, scale
+    `judged` turns an answer into what the sampler is told of it; the problem's seeds are that already.
+    """
+
+    def __init__(self, problem: Problem, judged: Callable[[Evaluation], Evaluation] = lambda e: e) -> None:
+        self._costs, self._tier, self._judged = problem.objectives, problem.tier, judged
+        self._scale = loss_scale(problem)
         self._points: list[list[float]] = []
         self._volume = 0.0
-        values = [scale(e.loss) for e in seeds if e.ok]
-        self._reference = np.array([*(1.0 for _ in costs), max(values, default=0.0) + LOG_LOSS_SPAN])
-        for seed in seeds:
+        values = [self._scale(e.loss) for e in problem.seeds if e.ok]
+        self._reference = np.array([*(1.0 for _ in self._costs), max(values, default=0.0) + LOG_LOSS_SPAN])
+        for seed in problem.seeds:
             self.grows(seed)
 
     def grows(self, evaluation: Evaluation) -> bool:
         """Take an evaluation in; whether the hypervolume grew by more than a tenth of a percent."""
+        evaluation = self._judged(evaluation)
         if not evaluation.ok or evaluation.ask.fraction < 1.0 or evaluation.ask.tier != self._tier:
             return False
         point = [*(evaluation.costs[c] for c in self._costs), self._scale(evaluation.loss)]

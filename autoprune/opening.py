@@ -74,13 +74,13 @@ def calibrated(setting: Setting, evaluate: Evaluate) -> Generator[Evaluation, No
     return setting.at_tier(found.tier), found
 
 
-def seed_asks(setting: Setting, alone: bool = False) -> Labelled:
+def seed_asks(setting: Setting, ledger: int | None = None) -> Labelled:
     """The dense policy, the control arms and the knapsack over the budget range, and a warm start's points.
 
-    With `alone` they count against the sampler's ledger: without the control arms where there is a knapsack, and
-    thinned to a third of the ledger.
+    With a `ledger` they count against it: without the dense policy and, where there is a knapsack, the control arms,
+    and thinned to a third of so many full evaluations.
     """
-    problem, tier = setting.problem, setting.tier
+    problem, tier, alone = setting.problem, setting.tier, ledger is not None
     arms = () if alone and problem.table is not None else CONTROL_ARMS
     policies: list[tuple[str, Policy]] = []
     for arm in arms:
@@ -89,8 +89,8 @@ def seed_asks(setting: Setting, alone: bool = False) -> Labelled:
     if problem.table is not None:
         policies += [(f"knapsack@{t:g}", p) for t, p in knapsack_front(problem, setting.job)]
     policies += _warm(setting)
-    if alone:
-        policies = _thinned(policies, max(1, int(setting.job.search.trials * SEED_SHARE)), problem.budget.at)
+    if ledger is not None:
+        policies = _thinned(policies, max(1, int(ledger * SEED_SHARE)), problem.budget.at)
     dense = [] if alone else [("dense", Policy.dense(setting.structure))]
     return [(label, Ask(policy, tier)) for label, policy in (*dense, *policies)]
 
@@ -133,7 +133,7 @@ def _warm(setting: Setting) -> list[tuple[str, Policy]]:
         said = f"{other[0]}: {theirs.get(other[0], 'no group')} wide there, {ours.get(other[0], 'no group')} here"
         raise InputError(f"search.warm_start: {given} belongs to another structure or space ({said})")
     codec = Codec(structure)
-    return [(f"warm {p.id}", codec.policy(codec.floor(codec.ratios(p.policy.array(structure))))) for p in front]
+    return [(f"warm {p.id}", codec.policy(codec.floor(codec.encode(p.policy)))) for p in front]
 
 
 def _thinned(policies: Sequence[tuple[str, Policy]], n: int, asked: Sequence[float]) -> list[tuple[str, Policy]]:

@@ -97,7 +97,8 @@ class Problem:
 
     `objectives` are the names of the costs beside the loss; `tier` is the fitness tier to ask at; `table` is the
     sensitivity table, {group: {width: loss of the model with that group alone narrowed}}, at `tier` or `refit`; `seeds`
-    are evaluations that exist before the first ask; `n_trials` is the ledger in full evaluations.
+    are evaluations that exist before the first ask; `n_trials` is the ledger in full evaluations; `logarithmic` losses
+    compare by their ratios (a fidelity's), others (a task's own metric) by their differences.
     """
 
     structure: Structure
@@ -109,6 +110,7 @@ class Problem:
     tier: FitnessTier = "refit"
     table: Mapping[str, Mapping[int, float]] | None = None
     seeds: tuple[Evaluation, ...] = ()
+    logarithmic: bool = True
 
 
 class Sampler(Protocol):

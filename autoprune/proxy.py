@@ -58,19 +58,23 @@ class Calibrated:
 
 
 def candidates(problem: Problem, rng: np.random.Generator) -> list[tuple[float, Policy]]:
-    """A dozen (target, policy), distinct, spread around the knapsack's solution (uniform without a table)."""
+    """A dozen distinct (target, policy), spread around the knapsack's solution and around uniform, by turns.
+
+    Without a table around uniform alone.
+    """
     projector = Projector(problem.structure, problem.costs)
     budget, codec = problem.budget, projector.codec
     targets = budget.at or tuple(float(t) for t in np.linspace(budget.low, budget.high, 5)[1:4])
+    all_limits = [{**budget.limits, budget.cost: target} for target in targets]
+    centres = [[codec.ratios(codec.widths(c)) for c in _centres(problem, projector, limits)] for limits in all_limits]
     found: dict[Policy, float] = {}
     for k in range(4 * N_CANDIDATES):  # a tiny space may hold fewer
         if len(found) == N_CANDIDATES:
             break
-        target = targets[k % len(targets)]
-        limits = {**budget.limits, budget.cost: target}
-        centre = codec.ratios(codec.widths(_centre(problem, limits, k)))
-        noise = 0.0 if k < len(targets) else rng.uniform(-SPREAD, SPREAD, size=len(centre))
-        found.setdefault(projector.project(centre + noise, limits), target)
+        turn, i = divmod(k, len(targets))
+        centre = centres[i][turn % len(centres[i])]
+        noise = 0.0 if turn == 0 else rng.uniform(-SPREAD, SPREAD, size=len(centre))
+        found.setdefault(projector.project(centre + noise, all_limits[i]), targets[i])
     return [(target, policy) for policy, target in found.items()]
 
 
@@ -132,9 +136,9 @@ def _within_strata(evaluations: Sequence[Evaluation], strata: FloatArray, alive:
     return np.asarray(values, dtype=np.float64)
 
 
-def _centre(problem: Problem, limits: Mapping[str, float], k: int) -> IntArray:
-    """The knapsack's positions where there is a table, and every other candidate around the uniform ones."""
-    if problem.table is not None and k % 2 == 0:
-        return Allocator(problem.structure, problem.costs).solve(penalties(problem), limits)
-    projector = Projector(problem.structure, problem.costs)
-    return projector.positions(np.ones(len(problem.structure)), limits)
+def _centres(problem: Problem, projector: Projector, limits: Mapping[str, float]) -> list[IntArray]:
+    """Positions to spread around: the knapsack's, where there is a table, and the uniform ones."""
+    uniform = projector.positions(np.ones(len(problem.structure)), limits)
+    if problem.table is None:
+        return [uniform]
+    return [Allocator(problem.structure, problem.costs).solve(penalties(problem), limits), uniform]

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from autoprune.opening import CONTROL_ARMS, calibrated, control_policies, seed_a
 from autoprune.policy import Policy
 from autoprune.policy_file import save_csv, save_front
 from autoprune.protocols import Executor, Task, WorkerState
-from autoprune.samplers import build_sampler, log_loss, needs
+from autoprune.samplers import build_sampler, needs
 from autoprune.sensitivity import blank_table
 from autoprune.setting import Setting, check_executor, new_folder, prepare, write_event
 from autoprune.storage import JOURNAL, find_home, forget_study, load_study
@@ -49,7 +50,9 @@ def search(
     Raises:
         InputError: the job is wrong, or the folder belongs to a job that differs (names the keys).
     """
-    job = _as_job(job, task)
+    if task is not None and isinstance(job, Mapping):
+        job = {"task": {"factory": "autoprune:task"}, **job}
+    job = Job.of(job)
     folder = Path(out) if out is not None else Path("runs") / job.name
     return Run(job, folder, task, fresh)
 
@@ -102,12 +105,14 @@ class Run:
         ):
             _refuse_other(s.job, record.fact("job"), f"the record of {self.path}")
             record.note("job", s.job.portable())
-            write_event(self.path, "start", {"groups": len(s.structure), "trials": s.job.search.trials})
+            facts = {"groups": len(s.structure), "trials": s.job.search.trials, "database_s": round(s.built_s, 3)}
+            write_event(self.path, "start", facts)
             self._executor = executor = s.executor()
             try:
-                said = self.note
+                said, counted = self.note, set[Ask]()
                 for evaluation in self._stages(record, executor):
-                    self.done += self._setting.price(evaluation.ask)
+                    self.done += self._setting.price(evaluation.ask) if evaluation.ask not in counted else 0.0
+                    counted.add(evaluation.ask)
                     if self.note == said:  # a new note is shown before the mirror speaks
                         self._hear()
                     said = self.note
@@ -135,6 +140,11 @@ class Run:
     def total(self) -> float:
         """Full evaluations' worth of work, as far as it is known; later stages are guessed until they begin."""
         return sum(self._plan.values())
+
+    @property
+    def spent(self) -> Mapping[str, float]:
+        """What each stage of a finished run took, in full evaluations; only that of "search" is the job's trials."""
+        return {stage: worth for stage, worth in self._plan.items() if worth > 0}
 
     @property
     def workers(self) -> Sequence[WorkerState]:
@@ -190,7 +200,7 @@ class Run:
 
     def _begin(self, stage: str, asks: Labelled) -> None:
         self.stage = stage
-        self._plan[stage] = sum(self._setting.price(ask) for _, ask in asks)
+        self._plan[stage] = self._setting.worth(ask for _, ask in asks)
 
     def _stages(self, record: Record, executor: Executor) -> Iterator[Evaluation]:
         def evaluate(stage: Stage, asks: Labelled) -> Iterator[Evaluation]:
@@ -209,7 +219,8 @@ class Run:
         record.tier = self._setting.tier
         seeds: list[Evaluation] = []
         if not self._alone or needs(self._setting.job.search.sampler, self._setting.job.search.options).seeds:
-            for evaluation in evaluate("seed", seed_asks(self._setting, self._alone)):
+            ledger = record.horizon(self._setting.job.search.trials) if self._alone else None
+            for evaluation in evaluate("seed", seed_asks(self._setting, ledger)):
                 seeds.append(evaluation)
                 yield evaluation
         self._warn_of_dense(seeds)
@@ -217,7 +228,7 @@ class Run:
         for evaluation in self._search(record, executor, seeds):
             told.append(evaluation)
             yield evaluation
-        self._plan["search"] = sum(self._setting.price(e.ask) for e in told[len(seeds) :])
+        self._plan["search"] = self._setting.worth(e.ask for e in told[len(seeds) :])
         yield from self._finals(record, executor, told)
 
     def _warn_of_dense(self, seeds: list[Evaluation]) -> None:
@@ -236,11 +247,11 @@ class Run:
         problem = replace(s.problem, seeds=usable, n_trials=record.horizon(part.trials))
         sampler = build_sampler(part.sampler, problem, np.random.default_rng(part.seed), part.options)
         ledger = Ledger(
-            max(0.0, part.trials - (sum(s.price(e.ask) for e in seeds) if self._alone else 0.0)),
+            max(0.0, part.trials - (s.worth(e.ask for e in seeds) if self._alone else 0.0)),
             s.price,
             (e.ask for e in seeds),
             part.patience,
-            Plateau(problem.objectives, s.tier, log_loss(usable), usable) if part.patience else None,
+            Plateau(problem, partial(penalised, s.constraints)) if part.patience else None,
             lambda: part.time_limit_s is not None and record.clock() >= part.time_limit_s,
         )
         watched = Constrained(sampler, s.constraints) if s.constraints else sampler
@@ -265,7 +276,7 @@ class Run:
         scored: list[Evaluation] = []
         tuned: list[Evaluation] = []
         final: list[Evaluation] = []
-        spent = sum(s.price(e.ask) for e in told)
+        spent = s.worth(e.ask for e in told)
         chosen = finals.contenders(s, told, finals.n_finalists(s, spent))
         yield from evaluated("held back", finals.heldback_asks(s, told, chosen), held)
         yield from evaluated("finalists", finals.finalist_asks(chosen), tuned)
@@ -275,7 +286,8 @@ class Run:
         yield from evaluated("fine-tuned", finals.tuned_asks(s, winners, controls), final)
         full = [(i, e) for i, e in enumerate(told) if e.ask.fraction == 1.0 and e.ask.tier == s.tier]
         trials = {e.ask.policy: i for i, e in reversed(full)}
-        points = finals.exported(s, scored, final, winners, controls)
+        known = [e for e in scored if e.ask.policy in trials]  # alone, the dense model is measured but never found
+        points = finals.exported(s, known, final, winners, controls)
         latencies = finals.measured_latencies(s, points)
         fastest = min((found["ratio"] for found in latencies.values()), default=0.0)
         if fastest >= 1.0:
@@ -293,17 +305,8 @@ class Run:
         self.stage = "done"
         save_front(front, self.path / "policy.json")
         save_csv(front, self.path / "front.csv")
-        write_event(self.path, "summary", {"rows": rows})
+        write_event(self.path, "summary", {"rows": rows, "spent": self.spent})
         build_report(self.path)
-
-
-def _as_job(job: Job | str | Path | Mapping[str, Any], task: Task | None) -> Job:
-    if isinstance(job, Job):
-        return job
-    if isinstance(job, Mapping):
-        lent = {"task": {"factory": "autoprune:task"}} if task is not None else {}
-        return Job.from_dict({**lent, **job})
-    return Job.load(job)
 
 
 def _check_same_job(job: Job, folder: Path) -> None:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -66,6 +66,7 @@ class Setting:
     prices: Prices
     constraints: tuple[Constraint, ...] = ()
     latency: LatencyTable | None = None
+    built_s: float = 0.0
 
     @property
     def identity(self) -> dict[str, str]:
@@ -85,6 +86,10 @@ class Setting:
     def price(self, ask: Ask) -> float:
         """What `ask` costs, in full evaluations at the fitness tier."""
         return self.prices.full(ask, self.tier)
+
+    def worth(self, asks: Iterable[Ask]) -> float:
+        """What `asks` cost together: one that comes again costs nothing."""
+        return sum(map(self.price, dict.fromkeys(asks)))
 
     @property
     def precision(self) -> Precision:
@@ -175,8 +180,11 @@ def prepare(job: Job, folder: Path, task: Task | None = None, shared: Path | Non
     parts = prepared_parts(task, settings, model)
     seen = StatisticsOnly(task, parts.statistics)
     path = made / f"{database_key(model, structure, seen, job.criterion)}.safetensors"
+    built_s = 0.0
     if not path.exists():
+        started = time.perf_counter()
         build_database(model, structure, seen, load_criterion(job.criterion)).save(path)
+        built_s = time.perf_counter() - started
     database = LevelDatabase.open(path)
     samples = Samples(task, model, parts, settings.torch_device, settings.batch_size, settings.validation)
     base = Base(
@@ -204,7 +212,8 @@ def prepare(job: Job, folder: Path, task: Task | None = None, shared: Path | Non
     lesson = job.evaluator.finetune_steps * BATCH_SIZE
     splits = (size(parts.statistics), fitness, heldback, settings.validation)
     prices = Prices(*splits, lesson, settings.metrics_on_fitness, settings.direction is not None)
-    return Setting(job, task, lent, structure, database, path, problem, base, prices, constraints, latency)
+    given = (job, task, lent, structure, database, path, problem, base, prices, constraints, latency, built_s)
+    return Setting(*given)
 
 
 def load_criterion(name: str) -> Criterion:
@@ -268,7 +277,8 @@ def _problem(job: Job, structure: Structure, latency: LatencyTable | None) -> Pr
     tier = "refit" if job.evaluator.fitness == "auto" else job.evaluator.fitness
     if tier == "tune" and job.evaluator.finetune_steps == 0:
         raise InputError("evaluator.fitness: tune needs evaluator.finetune_steps of 1 or more, not 0")
-    return Problem(structure, {}, costs, budget, job.objectives.costs, job.search.trials, tier)
+    parts = (job.objectives.costs, job.search.trials, tier)
+    return Problem(structure, {}, costs, budget, *parts, logarithmic=job.objectives.logarithmic)
 
 
 def _model_name(job: Job, model: object) -> str:

@@ -244,7 +244,7 @@ class _Flight:
         else:
             self._leader[ask], self._followers[index] = index, []
             self._executor.submit(index, ask)
-        self._settle(timeout=0)  # what finished meanwhile is on disk at once
+        self._drain()
 
     def result(self, index: int) -> Evaluation:
         while (self._stage, index) not in self._record.evaluations:
@@ -253,10 +253,16 @@ class _Flight:
         return self._record.evaluations[self._stage, index]
 
     def abandon(self) -> None:
-        """Cancel what is under way; a later run asks again."""
+        """Cancel what is under way; a later run asks again. What is finished is kept."""
+        self._drain()
         for index in reversed(self._leader.values()):  # waiting ones first, or they would start again
             self._executor.cancel(index)
         self._leader.clear()
+
+    def _drain(self) -> None:
+        """What finished meanwhile is on disk at once."""
+        while self._settle(timeout=0):
+            pass
 
     def _settle(self, timeout: float | None) -> bool:
         """Record the next finished evaluation and those that waited for it."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import random
 import signal
 import subprocess
@@ -16,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import importing_alike
 from optuna import load_study
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
@@ -125,6 +125,25 @@ def test_grown_trials_go_on_from_the_searches_that_are_there(tmp_path: Path) -> 
     assert len(after) == len(set(after)) > len(before), "the first six were not asked again"
 
 
+def test_a_search_that_starts_from_seeds_goes_on_when_its_trials_grow(tmp_path: Path) -> None:
+    job = tiny_job(search={"trials": 6, "sampler": "evolution"})
+    Comparison(job, ("evolution",), (0.5,), (0,), tmp_path).finish()
+    grown = Comparison(tiny_job(search={"trials": 9, "sampler": "evolution"}), ("evolution",), (0.5,), (0,), tmp_path)
+    assert grown.document["cells"][0]["ledger"] == pytest.approx(9, abs=1)
+
+
+def test_a_range_that_reaches_up_to_the_dense_model_is_compared(tmp_path: Path) -> None:
+    rows = compare(tiny_job(), ("uniform", "random"), (1.0,), (0,), tmp_path)["rows"]
+    assert [row["strategy"] for row in rows] == ["uniform", "random"]
+
+
+def test_an_arm_that_misses_a_constraint_has_no_point_and_the_others_stand(tmp_path: Path) -> None:
+    job = tiny_job(constraints={"accuracy": ">=1.5"})
+    document = Comparison(job, ("uniform", "random"), (0.5,), (0,), tmp_path).document
+    assert [(row["loss"], row["hypervolume"]) for row in document["rows"]] == [(None, 0.0)] * 2
+    assert (tmp_path / "compare.csv").exists()
+
+
 def searched(journal: Path) -> list[int]:
     """The asks of the search in the order in which they were recorded."""
     trials = load_study(study_name=STUDY_NAME, storage=JournalStorage(JournalFileBackend(str(journal)))).trials
@@ -137,9 +156,8 @@ def test_options_of_the_job_go_to_its_own_sampler_alone(tmp_path: Path) -> None:
 
 
 def start(folder: Path, log: Path) -> subprocess.Popen[bytes]:
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(killable_compare.__file__), str(folder), str(log)]
-    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE)
+    return subprocess.Popen(command, env=importing_alike(), stderr=subprocess.PIPE)
 
 
 def test_killed_at_a_random_moment_it_goes_on_and_measures_no_finished_cell_again(

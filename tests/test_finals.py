@@ -47,3 +47,11 @@ def test_the_winner_is_that_of_all_samples_or_of_the_held_back_ones_after_a_fine
     ranked = reranked(setting, told, held)
     assert winners(setting, ranked, [])[budget] == held[0].ask.policy
     assert winners(setting, ranked, held)[budget] == held[1].ask.policy
+
+
+def test_a_budget_whose_finalists_all_failed_keeps_its_best_before_the_fine_tune(setting: Setting) -> None:
+    held = [measured(setting, 0.2, "heldback", 0.3), measured(setting, 0.9, "heldback", 0.1)]
+    tuned = [Evaluation.failed(held[0].ask, "the loss is nan", held[0].costs), held[1]]
+    found = winners(setting, held, tuned)
+    assert held[1].costs["macs"] > 0.7 > 0.3 > held[0].costs["macs"]
+    assert set(found.values()) == {held[0].ask.policy}

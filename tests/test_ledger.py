@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
+from functools import partial
 
 import pytest
 from synthetic import Hills, chain, make_problem
 
+from autoprune.constraints import Constraint, penalised
 from autoprune.evaluation import Ask, Evaluation
 from autoprune.ledger import REPEATS_PER_TRIAL, Ledger, Plateau, Prices
 from autoprune.policy import Policy
@@ -65,7 +66,9 @@ def test_partial_evaluations_buy_more_asks_and_repeats_are_free() -> None:
 
 
 def test_a_sampler_that_only_repeats_itself_is_stopped() -> None:
-    assert spend(Ledger(5, lambda a: 1.0), [Ask(POLICIES[0], "refit")] * 100) == 1 + 5 * REPEATS_PER_TRIAL
+    ledger = Ledger(5, lambda a: 1.0)
+    assert spend(ledger, [Ask(POLICIES[0], "refit")] * 100) == 1 + 5 * REPEATS_PER_TRIAL
+    assert "repeats itself" in ledger.stopped
 
 
 def test_time_ends_the_search_but_not_the_replay_of_what_is_recorded() -> None:
@@ -78,22 +81,27 @@ def test_time_ends_the_search_but_not_the_replay_of_what_is_recorded() -> None:
 
 def test_patience_ends_the_search_after_so_many_full_evaluations_without_gain() -> None:
     hills = Hills(STRUCTURE)
-    problem = make_problem(STRUCTURE)
     good = hills(Ask(POLICIES[3], "refit"))
-    plateau = Plateau(("macs",), "refit", math.log, problem.seeds)
-    ledger = Ledger(100, lambda a: 1.0, patience=3, plateau=plateau)
+    ledger = Ledger(100, lambda a: 1.0, patience=3, plateau=Plateau(make_problem(STRUCTURE)))
     better = replace(good, loss=good.loss * 1e-6, costs={"macs": 0.3})
-    ledger.told(better)
-    for _ in range(2):
-        ledger.told(better)
+    worse = [replace(better, ask=Ask(p, "refit"), loss=good.loss) for p in POLICIES[4:7]]
+    for answer in (better, *worse[:2], better, worse[0]):  # one that comes again took nothing
+        ledger.told(answer)
         assert ledger.may_ask(recorded=False)
-    ledger.told(better)
+    ledger.told(worse[2])
     assert not ledger.may_ask(recorded=False)
     assert "hypervolume" in ledger.stopped
 
 
+def test_points_that_miss_a_constraint_make_no_gain_for_the_plateau() -> None:
+    floor = (Constraint("accuracy", 1, 0.9),)
+    answer = Evaluation(Ask(POLICIES[0], "refit"), 0.1, {"macs": 0.5}, {"accuracy": 0.1})
+    assert Plateau(make_problem(STRUCTURE)).grows(answer)
+    assert not Plateau(make_problem(STRUCTURE), partial(penalised, floor)).grows(answer)
+
+
 def test_a_plateau_ignores_partial_and_failed_evaluations() -> None:
-    plateau = Plateau(("macs",), "refit", math.log, ())
+    plateau = Plateau(make_problem(STRUCTURE))
     ask = Ask(POLICIES[0], "refit")
     assert not plateau.grows(Evaluation(replace(ask, fraction=0.5), 0.1, {"macs": 0.5}))
     assert not plateau.grows(Evaluation.failed(ask, "broken", {"macs": 0.5}))

@@ -9,9 +9,12 @@ import numpy as np
 import pytest
 from synthetic import chain, make_problem, true_loss
 
+from autoprune import proxy
 from autoprune.evaluation import Ask, Evaluation
 from autoprune.policy import Policy
 from autoprune.proxy import calibrate, candidates, proxy_asks
+from autoprune.strategies.knapsack import knapsack
+from autoprune.strategies.uniform import uniform
 
 STRUCTURE = chain(9)
 PROBLEM = make_problem(STRUCTURE)
@@ -38,6 +41,17 @@ def test_a_dozen_distinct_candidates_are_spread_over_the_budgets(problem: type(P
     assert again == chosen
 
 
+@pytest.mark.parametrize("at", [(0.5,), (0.7, 0.3), (0.7, 0.5, 0.3)])
+def test_at_every_budget_some_are_around_the_knapsack_and_some_around_uniform(
+    at: tuple[float, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(proxy, "SPREAD", 0.0)
+    problem = replace(PROBLEM, budget=replace(PROBLEM.budget, at=at))
+    assert sorted(candidates(problem, np.random.default_rng(0)), key=str) == sorted(
+        ((t, arm(problem, t)) for t in at for arm in (knapsack, uniform)), key=str
+    )
+
+
 def test_the_cheapest_adequate_tier_is_chosen() -> None:
     chosen = candidates(PROBLEM, np.random.default_rng(0))
     both = calibrate(chosen, answers(chosen, {"stitch": 0.01, "refit": 0.0, "tune": 0.0}))
@@ -46,7 +60,7 @@ def test_the_cheapest_adequate_tier_is_chosen() -> None:
     assert (blurred.tier, blurred.dead) == ("refit", False)
     assert "fitness is refit; rank correlation with tune over 12 candidates" in blurred.verdict
     assert "an evaluation takes: stitch 0.1 s and 1 passes, refit 0.1 s" in blurred.verdict
-    fair = calibrate(chosen, answers(chosen, {"stitch": 5.0, "refit": 2.0, "tune": 0.0}, seed=3))
+    fair = calibrate(chosen, answers(chosen, {"stitch": 5.0, "refit": 2.0, "tune": 0.0}, seed=6))
     assert 0.3 < fair.qualities[1].correlation < 0.7
     assert "fitness is refit, although no cheap tier reaches a rank correlation of 0.7;" in fair.verdict
 
@@ -79,3 +93,12 @@ def test_candidates_that_fail_are_left_out() -> None:
     found = calibrate(chosen, some)
     assert "over 11 candidates" in found.verdict
     assert all(math.isfinite(q.correlation) for q in found.qualities)
+
+
+def test_a_tier_at_which_all_fail_ranks_nothing() -> None:
+    chosen = candidates(PROBLEM, np.random.default_rng(0))
+    some = answers(chosen, {"stitch": 0.01, "refit": 0.01, "tune": 0.0})
+    lost = [Evaluation.failed(e.ask, "the loss is nan") if e.ask.tier == "tune" else e for e in some]
+    found = calibrate(chosen, lost)
+    assert found.dead
+    assert "over 0 candidates" in found.verdict

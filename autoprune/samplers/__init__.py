@@ -1,10 +1,9 @@
-"""Samplers: propose policies one at a time; each is one file. Here is how one is built, and the loss that they see."""
+"""Samplers: propose policies one at a time; each is one file. Here is how one is built."""
 
 from __future__ import annotations
 
 import inspect
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -12,10 +11,7 @@ import numpy as np
 
 from autoprune import plugins
 from autoprune.errors import InputError, did_you_mean
-from autoprune.evaluation import Evaluation
 from autoprune.protocols import Problem, Sampler
-
-LEAST_LOSS = 1e-9  # below this, differences of losses are rounding
 
 
 def build_sampler(name: str, problem: Problem, rng: np.random.Generator, options: Mapping[str, Any]) -> Sampler:
@@ -24,7 +20,7 @@ def build_sampler(name: str, problem: Problem, rng: np.random.Generator, options
     A sampler that declares `one_objective` minimises the loss at the budget's cost.
 
     Raises:
-        InputError: no such sampler, or it does not take these options, or not so many objectives.
+        InputError: no such sampler, or it does not take these options or their values, or not so many objectives.
     """
     make = plugins.load("samplers", name)
     if getattr(make, "one_objective", False) and len(problem.objectives) > 1:
@@ -32,12 +28,18 @@ def build_sampler(name: str, problem: Problem, rng: np.random.Generator, options
             f"search.sampler: {name} minimises the loss at one cost, not {len(problem.objectives)} "
             f"({', '.join(problem.objectives)}); take evolution, nsga2, nsga3 or tpe, or name one in objectives.costs"
         )
-    if isinstance(make, type) and any(base.__qualname__ == "BaseSampler" for base in make.__mro__):
-        from autoprune.samplers.optuna_bridge import bridged
+    optunas = isinstance(make, type) and any(base.__qualname__ == "BaseSampler" for base in make.__mro__)
+    try:
+        if optunas:
+            from autoprune.samplers.optuna_bridge import bridged
 
-        return bridged(make, problem, rng, options)
-    check_options(make, options, given=2)
-    return cast(Sampler, make(problem, rng, **options))
+            return bridged(make, problem, rng, options)
+        check_options(make, options, given=2)
+        return cast(Sampler, make(problem, rng, **options))
+    except (TypeError, ValueError) as error:
+        if not options and not optunas:  # then nothing that the user wrote is wrong; Optuna's may lack an option
+            raise
+        raise InputError(f"search.options: the sampler {name} refuses {dict(options)}: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -69,25 +71,3 @@ def check_options(make: Callable[..., Any], options: Mapping[str, Any], given: i
     for option in options:
         if option not in allowed:
             raise InputError(f"search.options: unknown option {option!r}; {did_you_mean(option, allowed)}")
-
-
-@dataclass(frozen=True)
-class LossScale:
-    """The scale on which losses compare: their logarithm, or multiples of `spread` where there is one."""
-
-    spread: float | None = None
-
-    @property
-    def logarithmic(self) -> bool:
-        return self.spread is None
-
-    def __call__(self, loss: float) -> float:
-        return math.log(max(loss, LEAST_LOSS)) if self.spread is None else loss / self.spread
-
-
-def log_loss(seeds: Sequence[Evaluation]) -> LossScale:
-    """Logarithmic, or, where a seed's loss is not positive, by the spread of the seeds' losses."""
-    losses = [e.loss for e in seeds if e.ok]
-    if not losses or min(losses) > 0:
-        return LossScale()
-    return LossScale(max(float(np.std(losses)), LEAST_LOSS))

@@ -19,7 +19,7 @@ from autoprune.evaluation import Ask, Evaluation
 from autoprune.expectation import Expectation, Round
 from autoprune.policy import IntArray, Policy
 from autoprune.protocols import FloatArray, Problem
-from autoprune.samplers import log_loss
+from autoprune.scale import loss_scale
 
 TARGETS = 17  # over the budget range: a front of few points leaves steps in the hypervolume
 TRIES = 32  # children drawn before a duplicate is let through: a tiny space may have no new one
@@ -72,7 +72,7 @@ class Evolution:
         self._projector = Projector(problem.structure, problem.costs)
         self._projector.check({**budget.limits, budget.cost: budget.low})
         self._targets = lattice(budget, TARGETS)
-        self._log = log_loss(problem.seeds)
+        self._log = loss_scale(problem)
         self._names = (budget.cost, *(c for c in problem.objectives if c != budget.cost))
         self._least = {c: reachable(problem.structure, problem.costs[c])[0] for c in self._names[1:]}
         self._penalties = penalties(problem) if problem.table is not None else None
@@ -81,6 +81,7 @@ class Evolution:
         self._at_budget: dict[tuple[bytes, tuple[tuple[str, float], ...]], IntArray] = {}
         self._front: tuple[FloatArray, FloatArray] | None = None
         self._seen: set[Policy] = set()
+        self._crowned: set[Policy] = set()
         self._repeats: Counter[Policy] = Counter()
         self._rounds = [Round(REACH * max(budget.high - budget.low, 1e-9)) for _ in self._fractions[:-1]]
         self._expectation = Expectation(self._projector.codec, self._penalties, self._log.logarithmic, self._rounds)
@@ -99,7 +100,7 @@ class Evolution:
             policy, race_round = self._promoted.popleft()
         else:
             policy, race_round = self._child(), 0
-            if policy in self._seen:  # nothing new is left: a full repeat costs nothing and must disturb no race
+            if policy in self._seen:  # nothing new is left: a full one costs nothing, or judges what few samples did
                 self._repeats[policy] += 1
                 return Ask(policy, self._problem.tier, self._fractions[-1])
             self._seen.add(policy)
@@ -109,8 +110,11 @@ class Evolution:
         """Judge a candidate after a round; crown it after the last."""
         policy, race_round = evaluation.ask.policy, self._fractions.index(evaluation.ask.fraction)
         final = race_round == len(self._fractions) - 1
-        if final and self._repeats[policy]:
+        if final and self._repeats[policy]:  # it takes no part in the race
             self._repeats[policy] -= 1
+            if evaluation.ok and policy not in self._crowned:
+                self._learn(evaluation, race_round)
+                self._crown(evaluation)
             return
         values = self._values.pop(policy, {})
         if evaluation.ok:
@@ -124,7 +128,7 @@ class Evolution:
         if final:
             for earlier in values.keys() - {race_round}:
                 self._rounds[earlier].unjudged -= 1
-                if evaluation.ok:
+                if evaluation.ok and not evaluation.penalised:  # few samples know no penalty
                     self._rounds[earlier].learn(evaluation.costs[self._names[0]], values[earlier] - value)
         for _ in range(len(self._held)):
             self._judge(*self._held.popleft())
@@ -268,7 +272,10 @@ class Evolution:
         return np.asarray(np.clip(start + sign * stride.astype(np.int64), 0, last))
 
     def _crown(self, evaluation: Evaluation) -> None:
-        """Take a candidate into the archive and redraw the front."""
+        """Take a candidate into the archive, once, and redraw the front."""
+        if evaluation.ask.policy in self._crowned:
+            return
+        self._crowned.add(evaluation.ask.policy)
         codec = self._projector.codec
         positions = codec.positions(evaluation.ask.policy.array(codec.structure))
         costs = np.array([evaluation.costs[c] for c in self._names])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
 
 import numpy as np
 from cmaes import SepCMA
@@ -15,16 +14,9 @@ from autoprune.errors import InputError
 from autoprune.evaluation import Ask, Evaluation
 from autoprune.policy import IntArray, Policy
 from autoprune.protocols import FloatArray, Problem
-from autoprune.samplers import log_loss
+from autoprune.scale import loss_scale
 
 TRIES = 16  # weights drawn before a repeated policy is let through: close weights often have one knapsack
-
-
-@dataclass(frozen=True)
-class _Drawn:
-    """What was asked: the log-weights it came from, None for the unweighted knapsack."""
-
-    weights: FloatArray | None
 
 
 class Spdy:
@@ -50,11 +42,11 @@ class Spdy:
         self._allocator, self._codec = Allocator(problem.structure, problem.costs), Codec(problem.structure)
         self._targets = lattice(budget)
         self._unweighted = deque(sorted(set(self._targets.tolist())))
-        self._log = log_loss(problem.seeds)
+        self._log = loss_scale(problem)
         self._reference: dict[float, float] = {}  # cost -> log loss of the unweighted knapsack there
         self._known = {s.ask.policy: s for s in problem.seeds if s.ask.tier == problem.tier and s.ask.fraction == 1.0}
         self._seen = set(self._known)
-        self._asked: deque[_Drawn] = deque()
+        self._asked: deque[FloatArray | None] = deque()  # log-weights, None for an unweighted knapsack
         self._told: list[tuple[FloatArray, Evaluation]] = []
         self._cma = self._fresh()
 
@@ -75,11 +67,11 @@ class Spdy:
 
     def tell(self, evaluation: Evaluation) -> None:
         """Remember the unweighted ones as what to beat; hand the others to CMA-ES, a generation at a time."""
-        drawn = self._asked.popleft()
-        if drawn.weights is None:
+        weights = self._asked.popleft()
+        if weights is None:
             self._refer(evaluation)
             return
-        self._told.append((drawn.weights, evaluation))
+        self._told.append((weights, evaluation))
         if len(self._told) == self._cma.population_size:
             generation, self._told = self._told, []
             self._cma.tell([(w, v) for (w, _), v in zip(generation, self._values(generation), strict=True)])
@@ -88,7 +80,7 @@ class Spdy:
 
     def _asking(self, policy: Policy, weights: FloatArray | None) -> Ask:
         self._seen.add(policy)
-        self._asked.append(_Drawn(weights))
+        self._asked.append(weights)
         return Ask(policy, self._problem.tier)
 
     def _solved(self, target: float, weights: FloatArray | None) -> Policy:
