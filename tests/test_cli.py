@@ -99,6 +99,10 @@ def test_no_arguments_show_the_help(capsys: pytest.CaptureFixture[str]) -> None:
             r"search.options: the sampler evolution refuses \{'fractions': 0.5\}: .*not iterable",
         ),
         (
+            ["search", DIGITS, "--set", "search.sampler=tpe", "--set", "search.options.n_startup_trials=x"],
+            "search.options: the sampler cannot ask: ",
+        ),
+        (
             ["compare", DIGITS, "--set", "search.options.fractions=0.5"],
             "--strategies: evolution: search.options: the sampler evolution refuses",
         ),

@@ -83,6 +83,8 @@ class Bridge:
         try:
             with optuna_quiet():
                 trial = self._study.ask(fixed_distributions=self._space)
+        except TypeError as error:  # of an option that Optuna does not look at before it needs it
+            raise InputError(f"search.options: the sampler cannot ask: {error}") from error
         except ValueError as error:
             hint = "samplers of one objective take options: {multi_objective: false}"
             raise InputError(f"search.sampler: {error} ({hint})") from error
