@@ -48,7 +48,7 @@ from benchmarks.search_figure import draw
 from benchmarks.search_results import DENSE, Arm, Score, Store, Tables
 
 BUDGETS = (0.7, 0.5, 0.3)
-CLOSED = ("uniform", "global", "lamp", "erk", "owl", "fastnas", "knapsack")
+CLOSED = ("uniform", "global", "lamp", "erk", "fastnas", "knapsack")
 SEARCHERS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "random": ("random", {}),
     "tpe": ("tpe", {}),

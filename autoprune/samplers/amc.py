@@ -46,8 +46,9 @@ class Amc:
     come from a lattice over the budget range; learning starts after 30 walks, and from there the noise falls from
     `sigma` to a twentieth over `problem.n_trials` walks; `problem.table` is needed. Profile "classic": the paper's
     state, clip, noise (truncated normal, .5 in keep ratio, for 100 walks without learning, then times .95 a walk) and
-    moving-average baseline, of each target apart; targets are `budget.at` in turn. Noise is the standard deviation of
-    an action in [-1, 1]; SAC and PPO start from it and go on by their own.
+    moving-average baseline; targets are `budget.at` in turn, one agent and one baseline for all, though the paper's
+    state does not name the target: for one budget it is the paper's. Noise is the standard deviation of an action in
+    [-1, 1]; SAC and PPO start from it and go on by their own.
 
     Raises:
         InputError: unknown agent or profile, an option out of range, a budget out of reach, or no table.
@@ -90,7 +91,7 @@ class Amc:
         self._seen: set[Policy] = {e.ask.policy for e in problem.seeds}
         self._known = {e.ask.policy: e.loss for e in problem.seeds if e.ok and _is_full(e, problem)}
         self._worst = math.inf
-        self._averages: dict[float, float] = {}  # target -> moving average of its rewards
+        self._average: float | None = None
         self._held: deque[tuple[Steps, float]] = deque()  # walks from before learning began
         self._scale: tuple[float, float] | None = None
         self._gradient_steps = self._habits.gradient_steps or self._walk.n_steps
@@ -125,7 +126,7 @@ class Amc:
             if self._residual:
                 self._learn_scaled(walked.steps, reward)
             else:
-                self._learn_as_the_paper(walked.steps, reward, target)
+                self._learn_as_the_paper(walked.steps, reward)
 
     def _reward(self, evaluation: Evaluation, target: float) -> float:
         """Of the profile; a failure is as bad as the worst."""
@@ -150,11 +151,10 @@ class Amc:
             self._agent.remember(walk, float(np.clip((raw - mean) / spread, -OUTLIER, OUTLIER)))
         self._agent.train(self._gradient_steps)
 
-    def _learn_as_the_paper(self, steps: Steps, reward: float, target: float) -> None:
-        """With rewards less their moving average, that of each target apart: a narrow network is no worse agent's."""
-        before = self._averages.get(target, reward)
-        self._averages[target] = average = before + MEMORY * (reward - before)
-        self._agent.remember(steps, reward - average)
+    def _learn_as_the_paper(self, steps: Steps, reward: float) -> None:
+        """With rewards less their moving average."""
+        self._average = reward if self._average is None else self._average + MEMORY * (reward - self._average)
+        self._agent.remember(steps, reward - self._average)
         if self._told > self._habits.warm_up:
             self._agent.train(self._gradient_steps)
 
