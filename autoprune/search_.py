@@ -27,7 +27,7 @@ from autoprune.policy import Policy
 from autoprune.policy_file import save_csv, save_front
 from autoprune.protocols import Executor, Task, WorkerState
 from autoprune.samplers import build_sampler, needs
-from autoprune.sensitivity import blank_table
+from autoprune.sensitivity import blank_table, table_asks
 from autoprune.setting import Setting, check_executor, new_folder, prepare, write_event
 from autoprune.storage import JOURNAL, find_home, forget_study, load_study
 from autoprune.study import Record, Stage, evaluate_all, locked, search_loop
@@ -143,8 +143,13 @@ class Run:
 
     @property
     def spent(self) -> Mapping[str, float]:
-        """What each stage of a finished run took, in full evaluations; only that of "search" is the job's trials."""
-        return {stage: worth for stage, worth in self._plan.items() if worth > 0}
+        """What each stage of a finished run took, in whichever call, in full evaluations; the ledger is "search" alone."""
+        s, found = self._setting, dict(self._plan)
+        if s.problem.table is not None:  # it may have been there
+            asks = table_asks(s.structure, max(1, s.job.evaluator.sensitivity))
+            found[STAGES["table"]] = s.worth(ask for _, ask in asks)
+        order = (*STAGES.values(), "search", "held back", "finalists", "validation", "fine-tuned")
+        return {stage: found[stage] for stage in order if found.get(stage, 0.0) > 0}
 
     @property
     def workers(self) -> Sequence[WorkerState]:

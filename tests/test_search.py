@@ -80,6 +80,19 @@ def test_the_front_is_a_front_on_validation_and_its_costs_are_those_of_its_width
         assert abs(p.costs["macs_ratio"] - p.ratio("macs")) < 1e-5
 
 
+def test_a_run_says_what_each_stage_took(finished: Run) -> None:
+    passes = dict.fromkeys(("table", "search"), 0.0)
+    full = finished.setting.prices.samples(Ask(Policy.dense(finished.setting.structure), finished.setting.tier))
+    total = finished.setting.base.space["calibration"]
+    for trial in finished.study.get_trials(deepcopy=False):
+        facts = trial.user_attrs
+        if facts["stage"] in passes:
+            passes[facts["stage"]] += facts["passes"] * total / full
+    spent = finished.spent
+    assert passes["search"] == pytest.approx(spent["search"])
+    assert passes["table"] == pytest.approx(spent["sensitivity table"])
+
+
 def test_the_summary_puts_the_search_beside_both_control_arms_at_each_asked_budget(finished: Run) -> None:
     assert [(r["budget"], r["arm"]) for r in finished.summary] == [
         (at, arm) for at in (0.6, 0.3) for arm in ("search", "uniform", "global")
