@@ -143,7 +143,7 @@ class Run:
 
     @property
     def spent(self) -> Mapping[str, float]:
-        """What each stage of a finished run took, in whichever call, in full evaluations; the ledger is "search" alone."""
+        """What each stage of a finished run took, in whichever call, in full evaluations; "search" is the ledger."""
         s, found = self._setting, dict(self._plan)
         if s.problem.table is not None:  # it may have been there
             asks = table_asks(s.structure, max(1, s.job.evaluator.sensitivity))
