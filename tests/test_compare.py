@@ -19,11 +19,12 @@ from conftest import importing_alike
 from optuna import load_study
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
+from synthetic import chain, make_problem
 
 from autoprune.cells import Cell, Scored
 from autoprune.cli import run
 from autoprune.compare_ import Comparison, compare
-from autoprune.compare_input import parse_seeds
+from autoprune.compare_input import parse_seeds, works_without_table
 from autoprune.compare_result import COLUMNS
 from autoprune.errors import InputError
 from autoprune.policy import Policy
@@ -130,6 +131,14 @@ def test_a_search_that_starts_from_seeds_goes_on_when_its_trials_grow(tmp_path: 
     Comparison(job, ("evolution",), (0.5,), (0,), tmp_path).finish()
     grown = Comparison(tiny_job(search={"trials": 9, "sampler": "evolution"}), ("evolution",), (0.5,), (0,), tmp_path)
     assert grown.document["cells"][0]["ledger"] == pytest.approx(9, abs=1)
+
+
+@pytest.mark.parametrize(
+    ("name", "works"),
+    [("lamp", True), ("owl", True), ("knapsack", False), ("fastnas", False), ("tests.test_compare:narrow", True)],
+)
+def test_only_strategies_that_read_it_make_the_table_be_measured(name: str, works: bool) -> None:
+    assert works_without_table(name, make_problem(chain(4))) is works
 
 
 def test_a_range_that_reaches_up_to_the_dense_model_is_compared(tmp_path: Path) -> None:
