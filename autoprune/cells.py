@@ -105,7 +105,7 @@ def closed_form_cell(key: str, strategy: str, setting: Setting, done: Sequence[E
     asked, dense = done[: len(setting.problem.budget.at)], done[len(setting.problem.budget.at)]
     front = pareto_front([e for e in done if e is not dense and _stands(setting, e)], ("macs",))
     chosen = tuple(Scored.of(e) if _stands(setting, e) else None for e in asked)
-    return _cell(_Of(key, strategy, setting), chosen, front, dense, list({e.ask: e for e in done}.values()), 0.0)
+    return _cell(_Of(key, strategy, setting), chosen, front, dense, _ran(done), 0.0)
 
 
 def searched_cell(
@@ -132,10 +132,14 @@ def searched_cell(
     front = pareto_front(scored.values(), ("macs",))
     own = [(stage, e) for (stage, _), e in evaluations.items() if stage not in SHARED_STAGES]
     ledger = setting.worth(e.ask for stage, e in own if stage in CHARGED_STAGES)
-    ran = {e.ask: e for _, e in reversed(own)}  # the first of equal asks, which was evaluated
     whole = Ask(Policy.dense(setting.structure), "refit", split="validation")
     dense = next(e for e in evaluations.values() if e.ask == whole)
-    return _cell(_Of(key, strategy, setting), tuple(chosen), front, dense, list(ran.values()), ledger)
+    return _cell(_Of(key, strategy, setting), tuple(chosen), front, dense, _ran([e for _, e in own]), ledger)
+
+
+def _ran(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
+    """The first of equal asks, which was evaluated; the others were answered with it and took nothing."""
+    return list({e.ask: e for e in reversed(evaluations)}.values())
 
 
 def _stands(setting: Setting, evaluation: Evaluation) -> bool:

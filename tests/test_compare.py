@@ -23,7 +23,7 @@ from synthetic import chain, make_problem
 
 from autoprune.cells import Cell, Scored
 from autoprune.cli import run
-from autoprune.compare_ import Comparison, compare
+from autoprune.compare_ import Comparison, closed_form_asks, compare
 from autoprune.compare_input import parse_seeds, works_without_table
 from autoprune.compare_result import COLUMNS
 from autoprune.errors import InputError
@@ -82,6 +82,16 @@ def test_closed_forms_are_the_same_for_every_seed_and_searches_are_not(finished:
 def test_every_search_spends_the_same_ledger(finished: Comparison) -> None:
     spent = {c["ledger"] for c in finished.document["cells"] if c["strategy"] == "random"}
     assert spent == {8.0}
+
+
+def test_a_closed_forms_work_is_that_of_the_evaluations_that_ran(finished: Comparison) -> None:
+    for name in ("uniform", "global"):
+        cell = finished.cells[name, SEEDS[0]]
+        setting = finished._setting
+        asks = [ask for _, ask in closed_form_asks(setting, name)]
+        assert cell.evaluations == len(set(asks)) < len(asks)
+        forward = sum(setting.prices.samples(ask) for ask in set(asks))
+        assert cell.passes == pytest.approx(forward / setting.base.space["calibration"])
 
 
 def test_every_point_of_a_front_carries_its_interval(finished: Comparison) -> None:
