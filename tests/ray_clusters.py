@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray._common.utils import reset_ray_address
 from ray.cluster_utils import Cluster
 from synthetic import Hills
 
@@ -21,6 +22,7 @@ SLOT = {"slot": 1.0}
 def start_cluster(*nodes: int) -> tuple[Cluster, list[Any]]:
     """A head without room for workers, and a node for each number of slots."""
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    reset_ray_address()  # that others on this machine find: killed tests would leave them that of a dead cluster
     return cluster, [add_node(cluster, slots) for slots in nodes]
 
 

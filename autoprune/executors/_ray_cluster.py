@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import ray
+from ray._private import services
 from ray.exceptions import RayError
 from ray.util.serialization import deregister_serializer, register_serializer
 
@@ -31,17 +32,18 @@ def connect(address: str, runtime_env: Mapping[str, Any] | None = None, cores: i
     Raises:
         InputError: there is none, or it cannot take the runtime_env, in one line that says what to try.
     """
-    if address.startswith("ray://"):
+    where = _where(address)
+    if where.startswith("ray://"):
         raise InputError(
-            f"executor.address: {address} is for Ray Client, which cannot share data with workers; submit the search "
+            f"executor.address: {where} is for Ray Client, which cannot share data with workers; submit the search "
             f"with `ray job submit -- autoprune search JOB.yaml --ray auto`, or name the head's own host:port"
         )
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "error", "configure_logging": True}
-    if address == "local":
+    if where == "local":
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         options |= {"include_dashboard": False, "num_cpus": cores}
-    elif address != "auto":
-        _check_listening(address)
+    elif where != "auto":
+        _check_listening(where)
     if runtime_env:
         options["runtime_env"] = dict(runtime_env)
     try:
@@ -55,6 +57,16 @@ def connect(address: str, runtime_env: Mapping[str, Any] | None = None, cores: i
         ) from error
 
 
+def _where(address: str) -> str:
+    """What "auto" stands for: $RAY_ADDRESS, or the cluster that `ray start` left word of, which may be long dead."""
+    if address != "auto":
+        return address
+    try:
+        return services.canonicalize_bootstrap_address(address) or "local"
+    except (OSError, ValueError):
+        return os.environ.get("RAY_ADDRESS") or address  # of which the caller, or ray.init at once, says what is wrong
+
+
 def _check_listening(address: str) -> None:
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit():
@@ -64,7 +76,8 @@ def _check_listening(address: str) -> None:
     except OSError as error:
         raise InputError(
             f"executor: no Ray cluster answers at {address} ({error.strerror or error}); start one with `ray start "
-            f"--head`, see its address with `ray status`, or use --ray auto on a machine of the cluster"
+            f"--head` (after `ray stop` where one has died), see its address with `ray status`, or use --ray auto on a "
+            f"machine of the cluster"
         ) from None
 
 
