@@ -22,7 +22,7 @@ from autoprune.constraints import Constraint, kept
 from autoprune.errors import NoPointError, RunError
 from autoprune.evaluate import COSTS, Settings, prepared_model
 from autoprune.evaluation import Ask, Evaluation, Labelled, Split, Tier
-from autoprune.front import Front, Point, front_volume, pareto_front, reference_point
+from autoprune.front import Front, Point, front_volume, pareto_front, reference_point, thinned
 from autoprune.latency.calibrate import remeasure
 from autoprune.policy import Policy
 from autoprune.setting import Setting
@@ -313,12 +313,10 @@ def _fitting(setting: Setting, front: Sequence[Evaluation], limit: float) -> lis
 
 
 def _thinned(front: Sequence[Evaluation], setting: Setting) -> list[Evaluation]:
-    """MAX_POINTS evenly along the front, and the nearest below each asked budget."""
-    if len(front) <= MAX_POINTS:
-        return list(front)
-    nearest = {len(_fitting(setting, front, limit)) - 1 for limit in setting.problem.budget.at}
-    step = (len(front) - 1) / (MAX_POINTS - 1)
-    return [front[i] for i in sorted({round(k * step) for k in range(MAX_POINTS)} | (nearest - {-1}))]
+    """MAX_POINTS of the front, and the nearest below each asked budget."""
+    problem, log = setting.problem, setting.job.objectives.logarithmic
+    nearest = {len(_fitting(setting, front, limit)) - 1 for limit in problem.budget.at} - {-1}
+    return thinned(front, MAX_POINTS, problem.objectives, log, nearest)
 
 
 def measured_on(setting: Setting) -> dict[str, Any]:

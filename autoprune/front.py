@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, overload
 
@@ -52,8 +52,37 @@ def reference_point(n_costs: int) -> tuple[float, ...]:
 
 def front_volume(points: Iterable[tuple[Sequence[float], float]], logarithmic: bool = True) -> float:
     """Hypervolume of (cost ratios, loss) up to `reference_point`; without `logarithmic` the loss counts as it is."""
-    found = [[*costs, math.log(max(loss, LEAST_LOSS)) if logarithmic else loss] for costs, loss in points]
-    return hypervolume(np.array(found), np.array(reference_point(len(found[0]) - 1))) if found else 0.0
+    found = _objectives(points, logarithmic)
+    return hypervolume(found, np.array(reference_point(found.shape[1] - 1))) if len(found) else 0.0
+
+
+def thinned(
+    front: Sequence[Evaluation], n: int, costs: Sequence[str], logarithmic: bool = True, spared: Collection[int] = ()
+) -> list[Evaluation]:
+    """At most `n` of a front, those at the indices `spared` among them: again and again the one of least volume goes.
+
+    That is the one without which the hypervolume falls least (Bader & Zitzler 2011); points spread evenly
+    would leave high steps where the loss falls steeply. Hypervolumes end at `reference_point`, or beyond the front
+    where that reaches further.
+    """
+    if len(front) <= n:
+        return list(front)
+    import moocore
+
+    points = _objectives([([e.costs[c] for c in costs], e.loss) for e in front], logarithmic)
+    best, worst = points.min(axis=0), points.max(axis=0)
+    reference = np.maximum(reference_point(len(costs)), worst + (worst - best) / 10)
+    left = list(range(len(front)))
+    while len(left) > max(n, len(spared)):
+        added = np.array(moocore.hv_contributions(points[left], ref=reference))
+        added[[i in spared for i in left]] = np.inf
+        del left[int(np.argmin(added))]
+    return [front[i] for i in left]
+
+
+def _objectives(points: Iterable[tuple[Sequence[float], float]], logarithmic: bool) -> npt.NDArray[np.float64]:
+    """(cost ratios, loss) [points, costs + 1], the logarithm of the loss where that is asked for."""
+    return np.array([[*costs, math.log(max(loss, LEAST_LOSS)) if logarithmic else loss] for costs, loss in points])
 
 
 @dataclass(frozen=True)

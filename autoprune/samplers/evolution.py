@@ -21,7 +21,7 @@ from autoprune.policy import IntArray, Policy
 from autoprune.protocols import FloatArray, Problem
 from autoprune.scale import loss_scale
 
-TARGETS = 17  # over the budget range: a front of few points leaves steps in the hypervolume
+TARGETS = 33  # over the budget range: a front of few points leaves steps in the hypervolume
 TRIES = 32  # children drawn before a duplicate is let through: a tiny space may have no new one
 EXPLORED = 16  # half of the first children are drawn from the whole space, an ever smaller share of later ones
 POOL = 8  # parents are drawn among this many, the better ones more often
