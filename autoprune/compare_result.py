@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -14,6 +13,7 @@ import numpy as np
 from autoprune.cells import Cell, Scored
 from autoprune.compare_input import is_closed_form
 from autoprune.front import reference_point
+from autoprune.sensitivity import table_cost
 from autoprune.setting import Setting
 from autoprune.verdict import RULE, judge
 
@@ -46,6 +46,7 @@ def document_of(setting: Setting, cells: Cells, budgets: Sequence[float]) -> dic
     """Everything that compare.json holds; `cells` by strategy and seed, in the order in which they were asked for."""
     names, seeds = list(dict.fromkeys(name for name, _ in cells)), list(dict.fromkeys(seed for _, seed in cells))
     ordered = [cells[name, seed] for name in names for seed in seeds]
+    table = None if setting.problem.table is None else table_cost(setting.table_path)  # where a cell needed one
     return {
         "rows": [_row(cell, i) for name in names for i in range(len(budgets)) for cell in _of(cells, name, seeds)],
         "summary": [_summary(_of(cells, name, seeds), i) for i in range(len(budgets)) for name in names],
@@ -57,7 +58,7 @@ def document_of(setting: Setting, cells: Cells, budgets: Sequence[float]) -> dic
         },
         "about": ABOUT,
         **{"cost": setting.problem.budget.cost, "tier": setting.tier, "trials": setting.job.search.trials},
-        **{"log": setting.job.objectives.logarithmic, "table": _table(setting), "dense": dict(ordered[0].dense)},
+        **{"log": setting.job.objectives.logarithmic, "table": table, "dense": dict(ordered[0].dense)},
         "cells": [_facts(cell) for cell in ordered],
     }
 
@@ -111,11 +112,3 @@ def _facts(cell: Cell) -> dict[str, Any]:
 
 def _point(point: Scored) -> dict[str, Any]:
     return {name: value for name, value in asdict(point).items() if name != "sample_losses"}
-
-
-def _table(setting: Setting) -> dict[str, Any] | None:
-    """What the shared sensitivity table cost; None where no cell needed one."""
-    if setting.problem.table is None:
-        return None
-    document = json.loads(setting.table_path.read_text(encoding="utf-8"))
-    return {name: document.get(name) for name in ("evaluations", "seconds", "passes")}

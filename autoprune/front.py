@@ -70,8 +70,8 @@ def thinned(
     import moocore
 
     points = _objectives([([e.costs[c] for c in costs], e.loss) for e in front], logarithmic)
-    best, worst = points.min(axis=0), points.max(axis=0)
-    reference = np.maximum(reference_point(len(costs)), worst + (worst - best) / 10)
+    reference, worst = np.array(reference_point(len(costs))), points.max(axis=0)
+    reference = np.where(worst < reference, reference, worst + np.ptp(points, axis=0) / 10)
     left = list(range(len(front)))
     while len(left) > max(n, len(spared)):
         added = np.array(moocore.hv_contributions(points[left], ref=reference))

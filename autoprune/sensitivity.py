@@ -9,7 +9,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -82,7 +82,17 @@ def load_table(path: Path) -> Table | None:
     if not path.exists():
         return None
     try:
-        groups = json.loads(path.read_text(encoding="utf-8"))["table"]
+        groups = _document(path)["table"]
         return {name: {int(w): float(loss) for w, loss in row.items()} for name, row in groups.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path} is no sensitivity table ({error}); remove it and it is measured again") from None
+
+
+def table_cost(path: Path) -> dict[str, float]:
+    """What the table of a file cost: its evaluations, passes and seconds."""
+    document = _document(path)
+    return {name: document[name] for name in ("evaluations", "passes", "seconds")}
+
+
+def _document(path: Path) -> dict[str, Any]:
+    return dict(json.loads(path.read_text(encoding="utf-8")))

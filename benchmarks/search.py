@@ -41,6 +41,7 @@ from autoprune.opening import with_table
 from autoprune.policy import Policy
 from autoprune.protocols import Executor
 from autoprune.search_ import Run
+from autoprune.sensitivity import table_cost
 from autoprune.setting import Setting, prepare
 from autoprune.study import Record, Stage, evaluate_all
 from benchmarks.resnet20 import on_test
@@ -142,8 +143,7 @@ class Base:
 
         for _ in drive():
             pass
-        table = json.loads(made[0].table_path.read_text(encoding="utf-8"))
-        self._store.share({name: table[name] for name in ("evaluations", "passes", "seconds")})
+        self._store.share(table_cost(made[0].table_path))
         return made[0]
 
 

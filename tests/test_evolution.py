@@ -103,7 +103,7 @@ def test_a_space_that_is_used_up_is_repeated_in_full_and_disturbs_no_race(fracti
     problem = make_problem(structure)
     sampler, evaluate = Evolution(problem, np.random.default_rng(0), fractions=fractions), Hills(structure)
     asks: list[Ask] = []
-    for told in range(120):
+    for told in range(240):
         while len(asks) < told + 16:
             asks.append(sampler.ask())
         sampler.tell(evaluate(asks[told]))

@@ -1,0 +1,66 @@
+"""Thinning a front: what goes is what the hypervolume misses least."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from synthetic import chain
+
+from autoprune.evaluation import Ask, Evaluation
+from autoprune.front import front_volume, pareto_front, thinned
+from autoprune.policy import Policy
+
+ASK = Ask(Policy.dense(chain(2)), "refit")
+SHARES = st.floats(0.01, 0.99)
+
+
+def told(loss: float, *costs: float) -> Evaluation:
+    return Evaluation(ASK, loss, dict(zip(("macs", "params"), costs, strict=False)))
+
+
+def volume(front: list[Evaluation], logarithmic: bool = True) -> float:
+    return front_volume(((tuple(e.costs.values()), e.loss) for e in front), logarithmic)
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(SHARES, SHARES, SHARES), min_size=3, max_size=12), st.booleans(), st.booleans())
+def test_the_first_to_go_is_the_one_that_the_hypervolume_misses_least(
+    values: list[tuple[float, float, float]], two_costs: bool, logarithmic: bool
+) -> None:
+    costs = ("macs", "params") if two_costs else ("macs",)
+    front = list(pareto_front([told(loss, *rest[: len(costs)]) for loss, *rest in values], costs))
+    left = thinned(front, len(front) - 1, costs, logarithmic)
+    without = [volume(front[:i] + front[i + 1 :], logarithmic) for i in range(len(front))]
+    assert len(left) == len(front) - 1
+    assert volume(left, logarithmic) == pytest.approx(max(without), abs=1e-9)
+    assert left == [e for e in front if e in left], "ascending as before"
+
+
+def test_a_front_keeps_more_volume_than_one_thinned_evenly() -> None:
+    front = [told(math.exp(-8 * m), m) for m in np.linspace(0.1, 0.9, 200) ** 2]
+    evenly = [front[round(i)] for i in np.linspace(0, 199, 20)]
+    left = thinned(front, 20, ("macs",))
+    assert len(left) == 20
+    assert volume(left) > volume(evenly) + 0.005
+
+
+def test_those_that_are_spared_stay_and_a_short_front_is_left_alone() -> None:
+    front = [told(1 - m, m) for m in np.linspace(0.1, 0.9, 50)]
+    assert thinned(front, 50, ("macs",)) == front
+    assert thinned([], 3, ("macs",)) == []
+    left = thinned(front, 5, ("macs",), spared={7, 8, 9})
+    assert len(left) == 5
+    assert [e for e in front[7:10] if e in left] == front[7:10]
+    assert thinned(front, 2, ("macs",), spared={7, 8, 9}) == front[7:10]
+
+
+def test_losses_and_costs_beyond_the_reference_are_thinned_over_their_whole_range() -> None:
+    front = [told(100.0 - m, m) for m in np.linspace(0.5, 3.0, 60)]
+    kept = [e.costs["macs"] for e in thinned(front, 10, ("macs",), logarithmic=False)]
+    assert min(np.diff(kept)) > 0.1
+    assert min(kept) < 1.0
+    assert max(kept) > 2.5
