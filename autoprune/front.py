@@ -71,7 +71,8 @@ def thinned(
 
     points = _objectives([([e.costs[c] for c in costs], e.loss) for e in front], logarithmic)
     reference, worst = np.array(reference_point(len(costs))), points.max(axis=0)
-    reference = np.where(worst < reference, reference, worst + np.ptp(points, axis=0) / 10)
+    beyond = worst + np.maximum(np.ptp(points, axis=0), 1e-6) / 10
+    reference = np.where(worst < reference, reference, beyond)
     left = list(range(len(front)))
     while len(left) > max(n, len(spared)):
         added = np.array(moocore.hv_contributions(points[left], ref=reference))

@@ -64,3 +64,7 @@ def test_losses_and_costs_beyond_the_reference_are_thinned_over_their_whole_rang
     assert min(np.diff(kept)) > 0.1
     assert min(kept) < 1.0
     assert max(kept) > 2.5
+    stuck = [told(1 - m, m, 1.5) for m in np.linspace(0.1, 0.9, 60)]
+    kept = [e.costs["macs"] for e in thinned(stuck, 10, ("macs", "params"))]
+    assert min(kept) < 0.2
+    assert max(kept) > 0.8
