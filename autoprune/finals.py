@@ -307,16 +307,12 @@ def _whole(setting: Setting, told: Iterable[Evaluation]) -> list[Evaluation]:
     return [e for e in told if e.ok and e.ask == Ask(e.ask.policy, setting.tier)]
 
 
-def _fitting(setting: Setting, front: Sequence[Evaluation], limit: float) -> list[Evaluation]:
-    """Those of an ascending front that cost at most `limit`."""
-    return [e for e in front if e.costs[setting.problem.budget.cost] <= limit + SLACK]
-
-
 def _thinned(front: Sequence[Evaluation], setting: Setting) -> list[Evaluation]:
-    """MAX_POINTS of the front, and the nearest below each asked budget."""
+    """MAX_POINTS of the front, the best within each asked budget among them."""
     problem, log = setting.problem, setting.job.objectives.logarithmic
-    nearest = {len(_fitting(setting, front, limit)) - 1 for limit in problem.budget.at} - {-1}
-    return thinned(front, MAX_POINTS, problem.objectives, log, nearest)
+    by_loss = sorted(range(len(front)), key=lambda i: front[i].loss)
+    within = ([i for i in by_loss if front[i].costs[problem.budget.cost] <= at + SLACK] for at in problem.budget.at)
+    return thinned(front, MAX_POINTS, problem.objectives, log, {best for best, *_ in filter(None, within)})
 
 
 def measured_on(setting: Setting) -> dict[str, Any]:

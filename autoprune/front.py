@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from heapq import heapify, heappop, heapreplace
 from typing import Any, overload
 
 import numpy as np
@@ -67,17 +68,24 @@ def thinned(
     """
     if len(front) <= n:
         return list(front)
-    import moocore
-
     points = _objectives([([e.costs[c] for c in costs], e.loss) for e in front], logarithmic)
     reference, worst = np.array(reference_point(len(costs))), points.max(axis=0)
     beyond = worst + np.maximum(np.ptp(points, axis=0), 1e-6) / 10
     reference = np.where(worst < reference, reference, beyond)
     left = list(range(len(front)))
+
+    def added(index: int) -> float:
+        others = [i for i in left if i != index]
+        return hypervolume(points[left], reference) - hypervolume(points[others], reference)
+
+    queue = [(added(i), i) for i in left if i not in spared]
+    heapify(queue)
     while len(left) > max(n, len(spared)):
-        added = np.array(moocore.hv_contributions(points[left], ref=reference))
-        added[[i in spared for i in left]] = np.inf
-        del left[int(np.argmin(added))]
+        index = queue[0][1]
+        now = added(index)  # it only grows as others go, so what the rest added before is a lower bound
+        heapreplace(queue, (now, index))
+        if queue[0][1] == index:
+            left.remove(heappop(queue)[1])
     return [front[i] for i in left]
 
 

@@ -88,10 +88,10 @@ def load_table(path: Path) -> Table | None:
         raise InputError(f"{path} is no sensitivity table ({error}); remove it and it is measured again") from None
 
 
-def table_cost(path: Path) -> dict[str, float]:
-    """What the table of a file cost: its evaluations, passes and seconds."""
+def table_cost(path: Path) -> dict[str, float | None]:
+    """What the table of a file cost: its evaluations, passes and seconds; None what the file does not tell."""
     document = _document(path)
-    return {name: document[name] for name in ("evaluations", "passes", "seconds")}
+    return {name: document.get(name) for name in ("evaluations", "passes", "seconds")}
 
 
 def _document(path: Path) -> dict[str, Any]:

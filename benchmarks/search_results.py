@@ -78,7 +78,7 @@ class Store:
                 raise InputError(f"{self.path} holds other results: {'; '.join(other)}; choose another --results")
         write_whole(self.path / "protocol.json", json.dumps(protocol, indent=1) + "\n")
 
-    def share(self, table: Mapping[str, float]) -> None:
+    def share(self, table: Mapping[str, float | None]) -> None:
         """Keep what the sensitivity table took, which arms share."""
         write_whole(self.path / "table.json", json.dumps(table, indent=1) + "\n")
 

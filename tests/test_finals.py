@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from autoprune.evaluation import Ask, Evaluation, Split
-from autoprune.finals import reranked, winners
+from autoprune.finals import MAX_POINTS, heldback_asks, reranked, winners
 from autoprune.policy import Policy
 from autoprune.setting import Setting
 from tests.conftest import ROOT
@@ -55,3 +57,18 @@ def test_a_budget_whose_finalists_all_failed_keeps_its_best_before_the_fine_tune
     found = winners(setting, held, tuned)
     assert held[1].costs["macs"] > 0.7 > 0.3 > held[0].costs["macs"]
     assert set(found.values()) == {held[0].ask.policy}
+
+
+@pytest.mark.parametrize("objectives", [("macs",), ("macs", "params"), ("params", "macs")])
+def test_a_thinned_front_keeps_the_best_within_each_asked_budget(setting: Setting, objectives: tuple[str, ...]) -> None:
+    narrow = replace(setting, problem=replace(setting.problem, objectives=objectives))
+    groups = narrow.structure.groups
+    dense = Policy.dense(narrow.structure).as_dict()
+    told = []
+    for i, (name, width) in enumerate((g.name, w) for g in groups for w in g.grid[:-1]):
+        macs, ask = 0.21 + 0.005 * i, Ask(Policy.of({**dense, name: width}), narrow.tier)
+        told.append(Evaluation(ask, 1 - macs, {"macs": macs, "params": (0.37 * i) % 1}))
+    asked = [ask.policy for _, ask in heldback_asks(narrow, told, {})]
+    assert len(told) > len(asked) == MAX_POINTS
+    for at in narrow.problem.budget.at:
+        assert min((e for e in told if e.costs["macs"] <= at), key=lambda e: e.loss).ask.policy in asked

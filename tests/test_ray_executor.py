@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -29,6 +30,7 @@ from test_resume import n_lines_of, recorded
 import autoprune
 from autoprune.errors import InputError
 from autoprune.evaluation import Ask, Evaluation
+from autoprune.executors._ray_cluster import _check_listening
 from autoprune.executors.inline import Inline
 from autoprune.executors.ray import Ray
 from autoprune.policy import Policy
@@ -241,6 +243,19 @@ def test_no_cluster_at_the_address_is_one_line_within_seconds(
     assert len(errors.strip().splitlines()) == 1
     assert time.monotonic() - started < 20
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_door_is_found_at_an_address_of_ipv6_as_well() -> None:
+    with socket.socket(socket.AF_INET6) as door:
+        try:
+            door.bind(("::1", 0))
+        except OSError:
+            pytest.skip("no IPv6 on this machine")
+        door.listen()
+        address = f"[::1]:{door.getsockname()[1]}"
+        _check_listening(address)
+    with pytest.raises(InputError, match="no Ray cluster answers"):
+        _check_listening(address)
 
 
 def test_a_runtime_env_that_cannot_be_brought_to_workers_is_named(tmp_path: Path) -> None:

@@ -35,8 +35,9 @@ def connect(address: str, runtime_env: Mapping[str, Any] | None = None, cores: i
     where = _where(address)
     if where.startswith("ray://"):
         raise InputError(
-            f"executor.address: {where} is for Ray Client, which cannot share data with workers; submit the search "
-            f"with `ray job submit -- autoprune search JOB.yaml --ray auto`, or name the head's own host:port"
+            f"executor.address (or RAY_ADDRESS): {where} is for Ray Client, which cannot share data with workers; "
+            f"submit the search with `ray job submit -- autoprune search JOB.yaml --ray auto`, or name the head's own "
+            f"host:port"
         )
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "error", "configure_logging": True}
     if where == "local":
@@ -70,9 +71,9 @@ def _where(address: str) -> str:
 def _check_listening(address: str) -> None:
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit():
-        raise InputError(f"executor.address must be auto, local or host:port, not {address!r}")
+        raise InputError(f"executor.address (or RAY_ADDRESS) must be auto, local or host:port, not {address!r}")
     try:
-        socket.create_connection((host, int(port)), timeout=CONNECT_S).close()
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S).close()
     except OSError as error:
         raise InputError(
             f"executor: no Ray cluster answers at {address} ({error.strerror or error}); start one with `ray start "
