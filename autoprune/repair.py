@@ -207,8 +207,7 @@ class Refit(TorchFunctionMode):
             weight = torch.where(alive.view(call.groups, -1, 1), weight, prior.flatten(2))
             shift = torch.where(alive, shift, 0.0 if site.bias is None else live[site.bias])
         native = from_matrix(weight.view_as(prior), call.kind, kernel)
-        like = torch.channels_last if call.weight.dim() == 4 else torch.contiguous_format
-        live[site.weight].data = native.contiguous(memory_format=like)
+        live[site.weight].data = self.stitcher.laid_out(site.weight, native.contiguous())
         if site.bias is not None:
             live[site.bias].data = shift
             dirty.add(site.bias)

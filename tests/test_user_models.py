@@ -33,6 +33,17 @@ class View(nn.Module):
         return self.head(self.norm(self.conv(x)).relu().view(x.size(0), -1))
 
 
+class Textbook(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.c1, self.c2 = nn.Conv2d(1, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.f1, self.f2 = nn.Linear(8 * 16, 12), nn.Linear(12, 4)
+
+    def forward(self, x):
+        x = F.max_pool2d(F.relu(self.c2(F.relu(self.c1(x)))), 2)
+        return self.f2(F.relu(self.f1(x.view(-1, 8 * 16))))
+
+
 class Volume(nn.Module):
     def __init__(self):
         super().__init__()
@@ -49,7 +60,8 @@ class Branch(View):
 
 def make(kind):
     torch.manual_seed(0)
-    model = {"view": View, "volume": Volume, "branch": Branch, "half": View}[kind]().eval()
+    kinds = {"view": View, "textbook": Textbook, "volume": Volume, "branch": Branch, "half": View}
+    model = kinds[kind]().eval()
     shape = (1, 5, 5, 5) if kind == "volume" else (1, 8, 8)
     x, y = torch.randn(160, *shape), torch.arange(160) % 4
     if kind == "half":
@@ -82,7 +94,7 @@ def job_of(kind: str, folder: Path) -> str:
     return str(path)
 
 
-@pytest.mark.parametrize("kind", ["view", "volume"])
+@pytest.mark.parametrize("kind", ["view", "textbook", "volume"])
 def test_a_model_that_flattens_by_view_or_convolves_volumes_goes_all_the_way(
     kind: str, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -72,6 +72,13 @@ class Stitcher:
                 return None if bool(mask.all()) else mask.nonzero()[:, 0]
         return None
 
+    def laid_out(self, tensor: str, value: Tensor) -> Tensor:
+        """`value` in the memory format of the dense tensor: a model that flattens by `view` runs in no other."""
+        like = self.dense[tensor]
+        if value.dim() != 4 or like.is_contiguous():
+            return value
+        return value.contiguous(memory_format=torch.channels_last)
+
     def narrowed(self) -> frozenset[str]:
         """Names of the tensors that the policy makes smaller than dense."""
         widths = dict(self.policy.widths)
@@ -141,12 +148,10 @@ class Stitcher:
         return columns
 
     def _slice(self, tensor: str, value: Tensor) -> Tensor:
-        """Kept positions of every dimension, in the dense tensor's memory format, never aliasing the dense tensor."""
-        like = self.dense[tensor]
+        """Kept positions of every dimension, laid out as the dense tensor, never aliasing it."""
         for axis in self._axes.get(tensor, ()):
             mask = self._alive[axis.owner]
             if not bool(mask.all()):
                 value = value.index_select(axis.dim, mask.nonzero()[:, 0])
-        if value.dim() == 4 and like.is_contiguous(memory_format=torch.channels_last) and not like.is_contiguous():
-            value = value.contiguous(memory_format=torch.channels_last)
-        return value.clone() if value is like else value.contiguous() if value.dim() != 4 else value
+        value = self.laid_out(tensor, value)
+        return value.clone() if value is self.dense[tensor] else value.contiguous() if value.dim() != 4 else value
