@@ -174,7 +174,7 @@ def prepare(job: Job, folder: Path, task: Task | None = None, shared: Path | Non
     model = prepared_model(task, settings.torch_device)
     whole = analyze(task.build(), task.example_inputs(), seed=job.search.seed)
     structure = restrict(whole, job.search_space())
-    made = (shared or folder) / "database"
+    made = (shared or folder).resolve() / "database"  # workers may stand in other folders
     latency = _latency(job, structure, model, task, made) if "latency" in settings.costs else None
     problem = _problem(job, structure, latency)
     parts = prepared_parts(task, settings, model)

@@ -49,6 +49,7 @@ Say = Callable[[str], None]
 _ALOUD: ContextVar[Say] = ContextVar("_ALOUD")
 SUMMARY, EXPERIMENTS, WEIGHTS = "finetune.json", "tune", "finetuned"
 ENVIRONMENT = {
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # a task that opens files by relative paths finds them
     "RAY_USAGE_STATS_ENABLED": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # files for other viewers, written at every epoch
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C must interrupt us, as everywhere

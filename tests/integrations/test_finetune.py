@@ -110,7 +110,7 @@ def test_where_every_trial_fails_the_reason_is_said_and_the_run_stays(
 def test_killed_it_goes_on_from_its_checkpoints_and_repeats_nothing_that_was_finished(run: Run, tmp_path: Path) -> None:
     job = tmp_path / "job.yaml"
     job.write_text(Job.from_dict(JOB).dump())
-    command = ("search", str(job), "--out", str(run.path))
+    command = ("search", str(job), "--out", run.path.name)  # relative, as by default
     first = autoprune_process(*command, cwd=tmp_path)
     deadline = time.monotonic() + 200
     while len(_states(run.path)) < 3 and first.poll() is None and time.monotonic() < deadline:
