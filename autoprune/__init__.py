@@ -9,14 +9,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from autoprune.apply_ import apply as apply
-    from autoprune.apply_ import load_applied as load_applied
-    from autoprune.compare_ import compare as compare
-    from autoprune.front import pareto_front as pareto_front
-    from autoprune.job import Job as Job
+    from autoprune.application.apply import apply as apply
+    from autoprune.application.apply import load_applied as load_applied
+    from autoprune.comparison.comparison import compare as compare
+    from autoprune.files.job import Job as Job
+    from autoprune.files.policy_file import load_front as load_front
+    from autoprune.pareto import pareto_front as pareto_front
     from autoprune.policy import Policy as Policy
-    from autoprune.policy_file import load_front as load_front
-    from autoprune.search_ import search as search
+    from autoprune.run.run import search as search
     from autoprune.structure import Structure as Structure
     from autoprune.tasks._wrap import task as task
     from autoprune.tracing.analyze import analyze as analyze
@@ -24,16 +24,16 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Job": "job",
+    "Job": "files.job",
     "Policy": "policy",
     "Structure": "structure",
     "analyze": "tracing.analyze",
-    "apply": "apply_",
-    "compare": "compare_",
-    "load_applied": "apply_",
-    "load_front": "policy_file",
-    "pareto_front": "front",
-    "search": "search_",
+    "apply": "application.apply",
+    "compare": "comparison.comparison",
+    "load_applied": "application.apply",
+    "load_front": "files.policy_file",
+    "pareto_front": "pareto",
+    "search": "run.run",
     "task": "tasks._wrap",
 }
 __all__ = [*_HOMES]

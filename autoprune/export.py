@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from autoprune.errors import InputError, RunError, did_you_mean
-from autoprune.tasks._modes import evaluating
+from autoprune.tracing.eval_mode import evaluating
 
 TOLERANCE = 1e-3
 """Largest relative error of an exported model's outputs; other kernels add up in another order."""

@@ -19,10 +19,10 @@ import numpy as np
 from autoprune import plugins
 from autoprune.errors import InputError
 from autoprune.evaluation import Ask, Evaluation
-from autoprune.job import Job
+from autoprune.files.job import Job
 from autoprune.policy import Policy
-from autoprune.search_ import Run
-from autoprune.setting import Setting
+from autoprune.run.run import Run
+from autoprune.run.setting import Setting
 from benchmarks.resnet20 import CALIBRATION, on_test
 from benchmarks.search import ROOT
 from benchmarks.search_results import Store

@@ -11,7 +11,7 @@ from collections import deque
 
 import numpy as np
 
-from autoprune.budget import Projector
+from autoprune.allocation.budget import Projector
 from autoprune.evaluation import Ask, Evaluation
 from autoprune.policy import IntArray, Policy
 from autoprune.protocols import Problem

@@ -6,10 +6,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from synthetic import Hills
-
 from autoprune.evaluation import Ask, Evaluation
 from autoprune.structure import Structure
+from tests.synthetic import Hills
 
 
 @dataclass(frozen=True)

@@ -7,19 +7,14 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 import time
 from collections import deque
-from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-
-from synthetic import Hills, chain, make_problem
-
 from autoprune.evaluation import Ask
 from autoprune.samplers import build_sampler
+from tests.synthetic import Hills, chain, make_problem
 
 WINDOW = 16
 EVALUATION_S = 0.3

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import os
 import resource
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -30,14 +29,12 @@ from autoprune.evaluation import Ask, Evaluation
 from autoprune.executors.local import Local
 from autoprune.policy import Policy
 from autoprune.protocols import Executor, WorkerState
+from autoprune.record.record import Record
+from autoprune.run.loop import search_loop
 from autoprune.samplers import build_sampler
 from autoprune.structure import Structure
-from autoprune.study import Record, search_loop
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-from synthetic import Asks, Hills, chain, make_problem
-
 from benchmarks.naps import Nap
+from tests.synthetic import Asks, Hills, chain, make_problem
 
 WORKERS = 2
 
@@ -268,7 +265,7 @@ def own_memory() -> dict[str, float]:
 
 def start() -> None:
     """ResNet-20 with its CIFAR-10 data: from ray.init to the first answer, and what a worker weighs."""
-    from autoprune.setting import prepare
+    from autoprune.run.prepare import prepare
     from benchmarks.search import job, parsed
 
     with tempfile.TemporaryDirectory() as folder:

@@ -11,13 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from autoprune.calibration import chunks, gather
-from autoprune.calibration import prepare as prepare_batch
-from autoprune.evaluate import TieredEvaluator, make_evaluator
+from autoprune.database.batches import chunks, gather
+from autoprune.database.batches import prepare as prepare_batch
 from autoprune.evaluation import Ask, Evaluation
-from autoprune.losses import kl
-from autoprune.precision import computing
+from autoprune.evaluator.fidelity import kl
+from autoprune.evaluator.precision import computing
+from autoprune.evaluator.tiers import TieredEvaluator
 from autoprune.protocols import Batch, Task
+from autoprune.run.worker_evaluator import make_evaluator
 from autoprune.structure import Structure
 from autoprune.tasks.images import Images
 

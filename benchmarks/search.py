@@ -27,23 +27,25 @@ from typing import Any, get_args
 import numpy as np
 
 from autoprune import plugins
-from autoprune.compare_ import N_CURVE
-from autoprune.compare_input import checked_seeds, parse_seeds
+from autoprune.allocation.sensitivity import table_cost
+from autoprune.comparison.checks import checked_seeds, parse_seeds
+from autoprune.comparison.comparison import N_CURVE
 from autoprune.errors import InputError, did_you_mean
 from autoprune.evaluation import Ask, Evaluation
 from autoprune.executors._lazy import Lazy
 from autoprune.executors.local import Local
-from autoprune.files import write_whole
-from autoprune.finals import measured_on
-from autoprune.job import Job
-from autoprune.ledger import Prices
-from autoprune.opening import with_table
+from autoprune.files.job import Job
+from autoprune.files.whole import write_whole
 from autoprune.policy import Policy
 from autoprune.protocols import Executor
-from autoprune.search_ import Run
-from autoprune.sensitivity import table_cost
-from autoprune.setting import Setting, prepare
-from autoprune.study import Record, Stage, evaluate_all
+from autoprune.record.record import Record, Stage
+from autoprune.run.after import measured_on
+from autoprune.run.before import with_table
+from autoprune.run.ledger import Prices
+from autoprune.run.loop import evaluate_all
+from autoprune.run.prepare import prepare
+from autoprune.run.run import Run
+from autoprune.run.setting import Setting
 from benchmarks.resnet20 import on_test
 from benchmarks.search_figure import draw
 from benchmarks.search_results import DENSE, Arm, Score, Store, Tables

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from autoprune.files import write_whole
+from autoprune.files.whole import write_whole
 from benchmarks.search_results import Arm
 
 FloatArray = npt.NDArray[np.float64]

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from autoprune.bootstrap import paired
 from autoprune.errors import InputError
-from autoprune.files import whole, write_whole
-from autoprune.front import front_volume, reference_point
+from autoprune.estimates import paired
+from autoprune.files.whole import whole, write_whole
+from autoprune.pareto import front_volume, reference_point
 from autoprune.policy import Policy
 
 TIERS = ("refit", "tune")

@@ -23,17 +23,19 @@ import torch
 from torch import nn
 
 from autoprune import plugins
-from autoprune.budget import project
-from autoprune.calibration import StatisticsOnly, prepare, size
+from autoprune.allocation.budget import project
+from autoprune.database.batches import StatisticsOnly, prepare, size
 from autoprune.database.store import build_database
-from autoprune.evaluate import Settings, TieredEvaluator, prepared_model, prepared_parts
 from autoprune.evaluation import Ask
-from autoprune.job import Job
-from autoprune.memory import keep_blocks
+from autoprune.evaluator.memory import keep_blocks
+from autoprune.evaluator.prepared import prepared_model, prepared_parts
+from autoprune.evaluator.settings import Settings
+from autoprune.evaluator.tiers import TieredEvaluator
+from autoprune.files.job import Job
 from autoprune.policy import Policy
 from autoprune.protocols import Task
-from autoprune.setting import Setting
-from autoprune.setting import prepare as prepare_setting
+from autoprune.run.prepare import prepare as prepare_setting
+from autoprune.run.setting import Setting
 from autoprune.tasks._cifar_resnet import resnet56
 from autoprune.tracing.analyze import analyze
 from autoprune.tracing.wiring import batch_norms

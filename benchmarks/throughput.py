@@ -21,11 +21,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from autoprune.evaluate import make_evaluator
 from autoprune.evaluation import Ask, Tier
-from autoprune.finals import measured_on
 from autoprune.policy import Policy
-from autoprune.setting import prepare
+from autoprune.run.after import measured_on
+from autoprune.run.prepare import prepare
+from autoprune.run.worker_evaluator import make_evaluator
 from autoprune.structure import Structure
 from benchmarks.search import job
 

@@ -8,8 +8,8 @@ import ray
 from ray import tune
 from ray.tune.search.optuna import OptunaSearch
 
-from autoprune.front import pareto_front
 from autoprune.integrations.tune import evaluations, param_space, trainable
+from autoprune.pareto import pareto_front
 
 JOB = Path(__file__).parents[1] / "search_spaces" / "digits.yaml"
 

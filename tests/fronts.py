@@ -11,11 +11,11 @@ import numpy as np
 from autoprune.costs.macs import Macs
 from autoprune.costs.params import Params
 from autoprune.evaluation import Ask, Evaluation
+from autoprune.files.policy_file import save_front
 from autoprune.front import Base, Front, Point
 from autoprune.policy import Policy
-from autoprune.policy_file import save_front
+from autoprune.record.record import Record
 from autoprune.structure import Structure
-from autoprune.study import Record
 from tests.synthetic import chain
 
 SHARES = (0.3, 0.45, 0.6, 0.75, 0.9, 1.0)

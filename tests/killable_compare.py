@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from autoprune.compare_ import Comparison
-from autoprune.job import Job
+from autoprune.comparison.comparison import Comparison
+from autoprune.files.job import Job
 from tests.families import FAMILIES
 from tests.small import RandomTask
 

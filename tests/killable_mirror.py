@@ -6,8 +6,8 @@ import sys
 import time
 from pathlib import Path
 
-from autoprune import mirror
-from autoprune.search_ import search
+from autoprune.record import mirror
+from autoprune.run.run import search
 from tests.killable_compare import tiny_job
 
 if __name__ == "__main__":

@@ -10,16 +10,17 @@ from contextlib import closing
 from pathlib import Path
 
 import numpy as np
-from synthetic import Asks, MakeHills, chain, make_problem
 
 from autoprune.evaluation import Ask, Evaluation
 from autoprune.executors.inline import Inline
 from autoprune.executors.local import Local
-from autoprune.front import pareto_front
+from autoprune.pareto import pareto_front
 from autoprune.protocols import Executor
+from autoprune.record.record import Record
+from autoprune.run.loop import evaluate_all, search_loop
 from autoprune.samplers import build_sampler
 from autoprune.strategies.uniform import uniform
-from autoprune.study import Record, evaluate_all, search_loop
+from tests.synthetic import Asks, MakeHills, chain, make_problem
 
 STRUCTURE = chain(6)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from autoprune.storage import JOURNAL
+from autoprune.record.storage import JOURNAL
 
 BUCKET = "pruning"
 

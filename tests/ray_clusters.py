@@ -10,10 +10,10 @@ from typing import Any
 import ray
 from ray._common.utils import reset_ray_address
 from ray.cluster_utils import Cluster
-from synthetic import Hills
 
 from autoprune.evaluation import Ask, Evaluation
 from autoprune.structure import Structure
+from tests.synthetic import Hills
 
 SLOT = {"slot": 1.0}
 """A custom resource that worker nodes alone offer, so that nothing runs on the head, which the tests never kill."""

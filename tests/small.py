@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from autoprune.calibration import Parts, StatisticsOnly, prepare
+from autoprune.database.batches import Parts, StatisticsOnly, prepare
 from autoprune.protocols import Batch, Direction
 from autoprune.space import Space, restrict
 from autoprune.structure import Structure

@@ -13,7 +13,7 @@ from autoprune.costs.bytes import Bytes
 from autoprune.costs.macs import Macs
 from autoprune.costs.params import Params
 from autoprune.evaluation import Ask, Evaluation
-from autoprune.front import hypervolume, pareto_front
+from autoprune.pareto import hypervolume, pareto_front
 from autoprune.policy import Policy
 from autoprune.protocols import Budget, Cost, Problem, Sampler
 from autoprune.strategies.global_ import global_

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from autoprune.latency.features import attainable
-from autoprune.latency.table import LatencyTable, OpTimes
+from autoprune.costs._latency_features import attainable
+from autoprune.costs._latency_table import LatencyTable, OpTimes
 from autoprune.structure import Op, Structure, TensorSpec
 
 COEFFICIENTS = {"ops": 0.8, "elements": 0.1, "macs": 0.0}

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from synthetic import chain
 
 from autoprune.codec import Codec
 from autoprune.errors import InputError
 from autoprune.policy import Policy
+from tests.synthetic import chain
 
 
 @settings(max_examples=50, deadline=None)

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from synthetic import chain
 
 from autoprune.evaluation import Ask, Evaluation
-from autoprune.front import front_volume, pareto_front, thinned
+from autoprune.pareto import front_volume, pareto_front, thinned
 from autoprune.policy import Policy
+from tests.synthetic import chain
 
 ASK = Ask(Policy.dense(chain(2)), "refit")
 SHARES = st.floats(0.01, 0.99)

@@ -11,11 +11,11 @@ import pytest
 import torch
 
 import autoprune
-from autoprune.calibration import size
+from autoprune.database.batches import size
 from autoprune.evaluation import Ask
 from autoprune.policy import Policy
+from tests.evaluator.test_tiers import evaluator, narrow
 from tests.small import world
-from tests.test_evaluate import evaluator, narrow
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU here")
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from synthetic import chain
 
 from autoprune.errors import InputError
 from autoprune.space import Space, restrict
 from autoprune.structure import Group, Structure
+from tests.synthetic import chain
 
 STRUCTURE = chain(12)
 

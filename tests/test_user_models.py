@@ -13,8 +13,8 @@ from torch import Tensor, nn
 import autoprune
 from autoprune.cli import run
 from autoprune.errors import InputError
-from autoprune.setting import prepare
-from tests.test_search import job
+from autoprune.run.prepare import prepare
+from tests.run.test_run import job
 
 MODULE = """
 import torch

@@ -17,7 +17,6 @@ from autoprune import plugins
 from autoprune.cli.progress import follow
 from autoprune.cli.tables import (
     console,
-    inspect_facts,
     print_comparison,
     print_finetune,
     print_inspect,
@@ -29,8 +28,8 @@ from autoprune.cli.tables import (
 from autoprune.errors import AutopruneError, InputError
 
 if TYPE_CHECKING:
-    from autoprune.job import Job
-    from autoprune.search_ import Run
+    from autoprune.files.job import Job
+    from autoprune.run.run import Run
 
 app = typer.Typer(
     help="Search how much each layer of a neural network should be pruned.",
@@ -101,6 +100,7 @@ def inspect(
     set_: SetOption = None,
 ) -> dict[str, Any] | None:
     """Show groups, widths, their share of the MACs, and what is frozen and why."""
+    from autoprune.run.inspection import inspect_facts
     from autoprune.space import restrict
     from autoprune.tracing.analyze import analyze
 
@@ -114,8 +114,8 @@ def inspect(
 
 
 def _sensitivity(job: Job, out: Path | None, json_: bool) -> dict[str, Any]:
-    from autoprune.inspect_ import Inspection
     from autoprune.report.sensitivity import build_sensitivity
+    from autoprune.run.inspection import Inspection
 
     folder = Path("runs") / job.name if out is None else out
     inspection = Inspection(job, folder)
@@ -159,7 +159,7 @@ def search(  # noqa: PLR0913  # the options of the command line
     overrides = [*(set_ or []), *(f"{key}={value}" for key, value in flags.items() if value is not None)]
     the_job = _load(job, overrides)
 
-    from autoprune.search_ import search as search_verb
+    from autoprune.run.run import search as search_verb
 
     done = search_verb(the_job, out=out, fresh=fresh)
     follow(done, console(json_))
@@ -212,8 +212,8 @@ def compare(
     the_job = _load(job, set_)
     asked = None if budgets is None else tuple(_ratio(b) for b in _words(budgets))
 
-    from autoprune.compare_ import Comparison
-    from autoprune.compare_input import parse_seeds
+    from autoprune.comparison.checks import parse_seeds
+    from autoprune.comparison.comparison import Comparison
 
     comparison = Comparison(the_job, _words(strategies), asked, parse_seeds(seeds), out)
     follow(comparison, console(json_=True))
@@ -243,7 +243,7 @@ def apply(
     formats = check_formats(_words(export))
     the_job = _load(task, None)
 
-    from autoprune.apply_ import apply_file
+    from autoprune.application.apply import apply_file
 
     report_ = apply_file(policy, the_job, weights, at, finetune_epochs, formats, out)
     return report_ if json_ else _shown(print_mapping, report_)
@@ -269,7 +269,7 @@ def _shown(show: Callable[[Any], None], document: object) -> dict[str, Any] | No
 
 
 def _load(path: Path, overrides: Sequence[str] | None) -> Job:
-    from autoprune.job import Job
+    from autoprune.files.job import Job
 
     return Job.load(path, overrides or ())
 

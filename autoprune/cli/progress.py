@@ -138,7 +138,7 @@ class _FrontSoFar:
             return
         if self._front and self._front[0].ask.tier != ask.tier:
             return  # losses of different tiers do not compare
-        from autoprune.front import pareto_front
+        from autoprune.pareto import pareto_front
 
         self._front = pareto_front([*self._front, evaluation], [next(iter(evaluation.costs))])
 

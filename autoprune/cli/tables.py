@@ -10,8 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from autoprune.protocols import Task
-    from autoprune.structure import Structure
+    pass
 
 PLAIN_WIDTH = 140
 PREDICTED_AT = (0.75, 0.5, 0.25)
@@ -22,35 +21,6 @@ def console(json_: bool = False) -> Console:
     """stdout, or stderr where stdout is for JSON; of fixed width where it is no terminal."""
     made = Console(stderr=json_)
     return made if made.is_terminal else Console(stderr=json_, width=PLAIN_WIDTH)
-
-
-def inspect_facts(structure: Structure, task: Task) -> dict[str, Any]:
-    """What `inspect` shows, as plain values; a group's share is that of the operations that it scales."""
-    shapes = {t.name: t.shape for op in structure.ops for t in op.tensors}
-    macs = {op.name: op.positions * _numel(shapes[op.weight] if op.weight else ()) for op in structure.ops}
-    total = max(sum(macs.values()), 1)
-    groups = []
-    for group in structure:
-        own = {s.tensor for s in group.slices}
-        share = sum(macs[op.name] for op in structure.ops if op.weight in own) / total
-        facts = {"name": group.name, "kind": group.kind, "width": group.width, "grid": list(group.grid)}
-        groups.append({**facts, "macs_share": share})
-    params = sum(_numel(t.shape) for op in structure.ops for t in op.tensors if t.is_parameter)
-    shapes_in = [list(x.shape) for x in task.example_inputs()]
-    return {
-        "fingerprint": structure.fingerprint,
-        "inputs": shapes_in,
-        "dense": {"macs": sum(macs.values()), "params": params},
-        "groups": groups,
-        "frozen": dict(structure.frozen),
-    }
-
-
-def _numel(shape: Sequence[int]) -> int:
-    product = 1
-    for size in shape:
-        product *= size
-    return product
 
 
 def print_inspect(facts: Mapping[str, Any]) -> None:

@@ -8,7 +8,7 @@ from autoprune import plugins
 from autoprune.errors import InputError
 
 if TYPE_CHECKING:
-    from autoprune.latency.table import LatencyTable
+    from autoprune.costs._latency_table import LatencyTable
     from autoprune.protocols import Cost
     from autoprune.structure import Structure
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from autoprune.costs._latency_features import Features
+from autoprune.costs._latency_table import LatencyTable
 from autoprune.errors import InputError
-from autoprune.latency.features import Features
-from autoprune.latency.table import LatencyTable
 from autoprune.policy import IntArray
 from autoprune.protocols import FloatArray
 from autoprune.structure import Structure

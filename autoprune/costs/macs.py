@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from autoprune.allocation.polynomial import macs_polynomial
 from autoprune.errors import InputError
 from autoprune.policy import IntArray, Policy
-from autoprune.polynomial import macs_polynomial
 from autoprune.protocols import FloatArray
 from autoprune.structure import Structure
 

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from autoprune.criteria._atoms import atom_sums, produced_weights
 from autoprune.errors import InputError
-from autoprune.gradients import SoundGradients
 from autoprune.protocols import Task
 from autoprune.structure import Group
+from autoprune.tracing.sound_gradients import SoundGradients
 
 
 class Taylor:

@@ -12,12 +12,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from autoprune.calibration import StatisticsOnly, chunks, digest
+from autoprune.database.batches import StatisticsOnly, chunks, digest
 from autoprune.database.compensate import drop_atoms
 from autoprune.database.consumers import Consumer, consumed, consumers_of
 from autoprune.database.grams import collect_grams
 from autoprune.errors import InputError
-from autoprune.files import whole
+from autoprune.files.whole import whole
 from autoprune.protocols import Criterion, FloatArray, GramCriterion
 from autoprune.structure import Group, Structure
 from autoprune.tracing.fingerprint import weights_fingerprint

@@ -19,13 +19,7 @@ import torch
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 
-from autoprune.errors import InputError, RunError, one_line
-from autoprune.evaluate import TieredEvaluator
-from autoprune.evaluation import Ask, Evaluation
-from autoprune.executors._ray_cluster import connect
-from autoprune.files import write_whole
-from autoprune.finals import figures
-from autoprune.finetuning import (
+from autoprune.application.courses import (
     Plan,
     Trial,
     Tuition,
@@ -37,13 +31,19 @@ from autoprune.finetuning import (
     planned,
     read_finished,
 )
-from autoprune.job_parts import ExecutorPart
+from autoprune.errors import InputError, RunError, one_line
+from autoprune.evaluation import Ask, Evaluation
+from autoprune.evaluator.tiers import TieredEvaluator
+from autoprune.executors._ray_cluster import connect
+from autoprune.files.job_parts import ExecutorPart
+from autoprune.files.policy_file import save_csv, save_front
+from autoprune.files.whole import write_whole
 from autoprune.policy import Policy
-from autoprune.policy_file import save_csv, save_front
 from autoprune.protocols import EvaluatorFactory
-from autoprune.search_ import Run
-from autoprune.setting import write_event
-from autoprune.study import locked
+from autoprune.record.folder import write_event
+from autoprune.record.record import locked
+from autoprune.run.after import figures
+from autoprune.run.run import Run
 
 Say = Callable[[str], None]
 _ALOUD: ContextVar[Say] = ContextVar("_ALOUD")

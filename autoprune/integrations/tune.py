@@ -24,11 +24,12 @@ from ray import tune
 
 from autoprune.errors import InputError, RunError
 from autoprune.evaluation import Ask, Evaluation
-from autoprune.job import Job
+from autoprune.files.job import Job
 from autoprune.policy import Policy
 from autoprune.protocols import EvaluatorFactory, Problem
+from autoprune.record.folder import make_folder
+from autoprune.run.prepare import prepare
 from autoprune.samplers.optuna_bridge import TARGET, Knobs, knob
-from autoprune.setting import make_folder, prepare
 from autoprune.space import restrict
 from autoprune.tracing.analyze import analyze
 

@@ -12,19 +12,19 @@ import numpy as np
 import torch
 from torch import nn
 
-from autoprune.budget import Projector, reachable
-from autoprune.calibration import in_format
+from autoprune.allocation.budget import Projector, reachable
 from autoprune.codec import Codec
+from autoprune.costs._latency_features import Features
+from autoprune.costs._latency_table import LatencyTable
 from autoprune.costs.macs import Macs
+from autoprune.database.batches import in_format
 from autoprune.errors import InputError
-from autoprune.latency.features import Features
+from autoprune.estimates import spearman
 from autoprune.latency.fit import fit
 from autoprune.latency.probes import time_operations
 from autoprune.latency.runtimes import Runtime, batched, one_thread, resolve
-from autoprune.latency.table import LatencyTable
 from autoprune.latency.timing import Timing, measure_ratios
 from autoprune.policy import Policy
-from autoprune.ranks import spearman
 from autoprune.structure import Structure
 from autoprune.tracing.slim import slim
 

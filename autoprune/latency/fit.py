@@ -9,8 +9,8 @@ import numpy as np
 from scipy.optimize import nnls
 
 from autoprune.errors import InputError
+from autoprune.estimates import spearman
 from autoprune.protocols import FloatArray
-from autoprune.ranks import spearman
 
 SURE = 1e3
 """Weight of the one equation that must hold: the dense model costs one."""

@@ -12,14 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from autoprune.latency.features import attainable
+from autoprune.costs._latency_features import attainable
+from autoprune.costs._latency_table import OpTimes, alignment, thinned
 from autoprune.latency.onnx_models import operation, session_runner
 from autoprune.latency.runtimes import Runtime, torch_runner
-from autoprune.latency.table import OpTimes, alignment, thinned
 from autoprune.latency.timing import seconds_of
 from autoprune.protocols import FloatArray
 from autoprune.structure import Structure, TensorSpec
-from autoprune.tasks._modes import evaluating
+from autoprune.tracing.eval_mode import evaluating
 from autoprune.tracing.slim import expected_attributes
 from autoprune.tracing.watch import is_depthwise
 

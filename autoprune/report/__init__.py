@@ -10,10 +10,10 @@ from string import Template
 from typing import Any
 
 from autoprune.errors import InputError
-from autoprune.files import write_whole
+from autoprune.files.job import Job
+from autoprune.files.policy_file import load_front
+from autoprune.files.whole import write_whole
 from autoprune.front import Front
-from autoprune.job import Job
-from autoprune.policy_file import load_front
 from autoprune.report.figures import front_figure, heatmap_figure, stylesheet, to_html, trials_figure
 from autoprune.report.read import Trial, read_summary, read_trials
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from autoprune.files import write_whole
+from autoprune.files.whole import write_whole
 from autoprune.report.figures import COLOURS, OTHER, SMALLEST_LOSS, stylesheet, to_html
 
 FloatArray = npt.NDArray[np.float64]

@@ -30,7 +30,7 @@ def read_trials(journal: Path, storage: str | None = None) -> tuple[Trial, ...]:
     """All trials of the run whose journal would be `journal`, or in the database `storage`; none without a journal."""
     if storage is None and not journal.exists():
         return ()
-    from autoprune.storage import find_home, load_study
+    from autoprune.record.storage import find_home, load_study
 
     home = find_home(journal.parent, storage)
     try:

@@ -9,9 +9,9 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.colors import sample_colorscale
 
-from autoprune.files import write_whole
+from autoprune.allocation.sensitivity import Table
+from autoprune.files.whole import write_whole
 from autoprune.report.figures import COLOURS, SMALLEST_LOSS, cost_word, to_html
-from autoprune.sensitivity import Table
 
 PAGE = (
     '<!doctype html><html lang="en"><meta charset="utf-8"><title>Sensitivity of {name}</title>'

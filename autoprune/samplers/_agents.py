@@ -19,7 +19,7 @@ from stable_baselines3 import DDPG, PPO, SAC, TD3
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
-from autoprune.walk import State, Walk
+from autoprune.allocation.walk import State, Walk
 
 KEPT = 512  # walks in the replay buffer
 BATCH = 64

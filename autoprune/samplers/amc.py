@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from autoprune.budget import lattice
+from autoprune.allocation.budget import lattice
+from autoprune.allocation.walk import Episode, build_walk
 from autoprune.errors import InputError, did_you_mean
 from autoprune.evaluation import Ask, Evaluation
 from autoprune.policy import Policy
 from autoprune.protocols import Budget, FloatArray, Problem
-from autoprune.walk import Episode, build_walk
 
 if TYPE_CHECKING:
     from autoprune.samplers._agents import Habits, Steps

@@ -12,14 +12,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from autoprune.allocation import Allocator, penalties
-from autoprune.budget import Projector, lattice, reachable
+from autoprune.allocation.budget import Projector, lattice, reachable
+from autoprune.allocation.knapsack import Allocator, penalties
+from autoprune.allocation.loss_scale import loss_scale
 from autoprune.errors import InputError
 from autoprune.evaluation import Ask, Evaluation
-from autoprune.expectation import Expectation, Round
 from autoprune.policy import IntArray, Policy
 from autoprune.protocols import FloatArray, Problem
-from autoprune.scale import loss_scale
+from autoprune.samplers._expectation import Expectation, Round
 
 TARGETS = 33  # over the budget range: a front of few points leaves steps in the hypervolume
 TRIES = 32  # children drawn before a duplicate is let through: a tiny space may have no new one

@@ -15,14 +15,14 @@ from optuna.samplers import BaseSampler
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
-from autoprune.budget import Projector
+from autoprune.allocation.budget import Projector
+from autoprune.allocation.loss_scale import loss_scale
 from autoprune.errors import InputError
 from autoprune.evaluation import Ask, Evaluation
 from autoprune.policy import Policy
 from autoprune.protocols import FloatArray, Problem, Sampler
+from autoprune.record.storage import optuna_quiet
 from autoprune.samplers import check_options
-from autoprune.scale import loss_scale
-from autoprune.storage import optuna_quiet
 
 TARGET = "target"
 """The parameter that is the budget of a proposal."""

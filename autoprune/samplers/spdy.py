@@ -7,14 +7,14 @@ from collections import deque
 import numpy as np
 from cmaes import SepCMA
 
-from autoprune.allocation import Allocator, penalties
-from autoprune.budget import Projector, lattice
+from autoprune.allocation.budget import Projector, lattice
+from autoprune.allocation.knapsack import Allocator, penalties
+from autoprune.allocation.loss_scale import loss_scale
 from autoprune.codec import Codec
 from autoprune.errors import InputError
 from autoprune.evaluation import Ask, Evaluation
 from autoprune.policy import IntArray, Policy
 from autoprune.protocols import FloatArray, Problem
-from autoprune.scale import loss_scale
 
 TRIES = 16  # weights drawn before a repeated policy is let through: close weights often have one knapsack
 

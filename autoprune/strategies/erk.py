@@ -6,7 +6,7 @@ from math import prod
 
 import numpy as np
 
-from autoprune.budget import Projector
+from autoprune.allocation.budget import Projector
 from autoprune.policy import IntArray, Policy
 from autoprune.protocols import FloatArray, Problem
 from autoprune.structure import Structure

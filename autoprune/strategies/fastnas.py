@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from autoprune.allocation import penalties
-from autoprune.budget import Projector
+from autoprune.allocation.budget import Projector
+from autoprune.allocation.knapsack import penalties
 from autoprune.policy import IntArray, Policy
 from autoprune.protocols import Problem
 

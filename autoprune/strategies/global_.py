@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from autoprune.budget import normalised
+from autoprune.allocation.budget import normalised
 from autoprune.policy import Policy
 from autoprune.protocols import Problem
-from autoprune.thresholds import above_threshold
+from autoprune.strategies._thresholds import above_threshold
 
 
 def global_(problem: Problem, target: float) -> Policy:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from autoprune.allocation import Allocator, penalties
+from autoprune.allocation.knapsack import Allocator, penalties
 from autoprune.codec import Codec
 from autoprune.policy import Policy
 from autoprune.protocols import Problem

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from autoprune.budget import project
+from autoprune.allocation.budget import project
 from autoprune.policy import Policy
 from autoprune.protocols import Problem
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from autoprune.errors import InputError, did_you_mean
 from autoprune.protocols import SPLITS, Direction
-from autoprune.tasks._modes import evaluating
+from autoprune.tracing.eval_mode import evaluating
 
 Pair = tuple[Tensor, Tensor]
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from autoprune.errors import InputError, did_you_mean
 from autoprune.protocols import SPLITS, Batch, Direction
-from autoprune.tasks._modes import evaluating
+from autoprune.tracing.eval_mode import evaluating
 
 LossFn = Callable[[Tensor, Any], Tensor]
 MetricFn = Callable[[Tensor, Any], Mapping[str, float]]

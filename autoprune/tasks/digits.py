@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from autoprune.errors import InputError
-from autoprune.files import whole
-from autoprune.gradients import SoundGradients
+from autoprune.files.whole import whole
 from autoprune.protocols import Batch, Direction
 from autoprune.tasks._arrays import DIRECTIONS, Batches, accuracies, cut, pick
 from autoprune.tasks._cifar_resnet import CifarResNet
 from autoprune.tasks._weights import load_weights
+from autoprune.tracing.sound_gradients import SoundGradients
 
 N_TEST, EPOCHS, BATCH, PEAK_RATE, AUGMENTED = 360, 60, 32, 0.05, 0.8
 RECIPE = 2

@@ -13,27 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from autoprune.allocation.polynomial import macs_polynomial
 from autoprune.errors import InputError, RunError, one_line
-from autoprune.gradients import SoundGradients
 from autoprune.policy import Policy
-from autoprune.polynomial import macs_polynomial
 from autoprune.structure import Group, Op, Structure
-from autoprune.tracing.copies import (
-    first_samples,
-    flat_output,
-    private_copy,
-    quiet_random_state,
-    to_double,
-)
+from autoprune.tracing.copies import first_samples, flat_output, private_copy, quiet_random_state, to_double
 from autoprune.tracing.ops import count_macs
-from autoprune.tracing.slim import (
-    Keep,
-    expected_attributes,
-    kept_positions,
-    named_tensors,
-    removed_positions,
-    slim,
-)
+from autoprune.tracing.slim import Keep, expected_attributes, kept_positions, named_tensors, removed_positions, slim
+from autoprune.tracing.sound_gradients import SoundGradients
 
 TOLERANCE = 1e-5
 """Largest relative error between a slim model and its masked reference."""

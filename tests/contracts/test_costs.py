@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from synthetic import chain
-from tables import latency_table
 
 from autoprune import plugins
 from autoprune.costs import build_cost
 from autoprune.policy import Policy
 from autoprune.protocols import Cost
+from tests.synthetic import chain
+from tests.tables import latency_table
 
 STRUCTURE = chain()
 WIDTHS = np.array(

@@ -10,14 +10,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import RAY
-from synthetic import Hills, MakeHills, chain, single_steps
 
 from autoprune import plugins
 from autoprune.errors import InputError, RunError
 from autoprune.evaluation import Ask, Evaluation
 from autoprune.policy import Policy
 from autoprune.protocols import Evaluator, EvaluatorFactory, Executor
+from tests.conftest import RAY
+from tests.synthetic import Hills, MakeHills, chain, single_steps
 
 STRUCTURE = chain()
 ASKS = [Ask(p, "refit") for p in single_steps(STRUCTURE, Policy.of({g.name: g.grid[0] for g in STRUCTURE.groups}))]

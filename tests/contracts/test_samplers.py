@@ -10,16 +10,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from synthetic import Asks, Hills, MakeHills, chain, make_problem
 
 from autoprune import plugins
 from autoprune.errors import InputError
 from autoprune.evaluation import Ask, Evaluation
 from autoprune.executors.inline import Inline
 from autoprune.protocols import Problem, Sampler
+from autoprune.record.record import Record
+from autoprune.record.storage import JOURNAL
+from autoprune.run.loop import search_loop
 from autoprune.samplers import build_sampler
-from autoprune.storage import JOURNAL
-from autoprune.study import Record, search_loop
+from tests.synthetic import Asks, Hills, MakeHills, chain, make_problem
 
 STRUCTURE = chain(4, grid_step=2)
 PROBLEM = make_problem(STRUCTURE)

@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from synthetic import chain, make_problem, single_steps
 
 from autoprune import plugins
 from autoprune.costs.macs import Macs
@@ -14,6 +13,7 @@ from autoprune.errors import InputError
 from autoprune.policy import Policy
 from autoprune.protocols import Problem, Strategy
 from autoprune.structure import Structure
+from tests.synthetic import chain, make_problem, single_steps
 
 STRUCTURE = chain()
 

@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from autoprune.calibration import chunks
+from autoprune.database.batches import chunks
 from autoprune.database.compensate import RIDGE, drop_atoms
 from autoprune.database.consumers import Consumer, consumed, consumers_of
 from autoprune.database.grams import collect_grams

@@ -16,20 +16,19 @@ from typing import Any
 import pytest
 import ray
 import torch
-from conftest import RAY
 from safetensors.torch import load_file
 
+from autoprune.application.courses import Trial, Tuition, planned, recipes
 from autoprune.errors import InputError, RunError
 from autoprune.evaluation import Ask
-from autoprune.finetuning import Trial, Tuition, planned, recipes
+from autoprune.files.job import Job
+from autoprune.files.job_parts import FinetunePart
+from autoprune.files.policy_file import load_front
 from autoprune.integrations import finetune
 from autoprune.integrations.finetune import ByPoint, finetune_front
-from autoprune.job import Job
-from autoprune.job_parts import FinetunePart
-from autoprune.policy_file import load_front
-from autoprune.search_ import Run, search
-from autoprune.setting import Setting
-from tests.conftest import autoprune_process
+from autoprune.run.run import Run, search
+from autoprune.run.setting import Setting
+from tests.conftest import RAY, autoprune_process
 
 pytestmark = [RAY, pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning:ray")]
 

@@ -10,18 +10,18 @@ from typing import Any
 import numpy as np
 import pytest
 import ray
-from conftest import RAY
 from ray import tune
 from ray.tune.search.optuna import OptunaSearch
 
-from autoprune.budget import Projector
+from autoprune.allocation.budget import Projector
 from autoprune.errors import InputError
 from autoprune.evaluation import Ask, Evaluation
-from autoprune.front import pareto_front
+from autoprune.files.job import Job
 from autoprune.integrations.tune import PolicyTrial, evaluations, param_space, trainable
-from autoprune.job import Job
+from autoprune.pareto import pareto_front
+from autoprune.run.prepare import prepare
 from autoprune.samplers.optuna_bridge import Knobs
-from autoprune.setting import prepare
+from tests.conftest import RAY
 
 pytestmark = [RAY, pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning:ray")]
 

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from autoprune.allocation.polynomial import macs_polynomial, numel_polynomial
 from autoprune.errors import InputError, RunError
 from autoprune.policy import Policy
-from autoprune.polynomial import macs_polynomial, numel_polynomial
 from autoprune.structure import Structure
 from autoprune.tracing.analyze import analyze
 from autoprune.tracing.fingerprint import weights_fingerprint

@@ -1,0 +1,1 @@
+"""From a point of a front to a smaller model: applied, repaired, trained, saved."""

@@ -1,0 +1,239 @@
+"""The long fine-tuning of front points, without a word on who schedules it: points, recipes, courses, what is kept."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from autoprune.database.batches import size
+from autoprune.errors import InputError
+from autoprune.evaluation import Ask
+from autoprune.evaluator.finetune import BATCH_SIZE, Course, Recipe, usual_rate
+from autoprune.evaluator.settings import Settings
+from autoprune.evaluator.tiers import TieredEvaluator
+from autoprune.files.job_parts import FinetunePart
+from autoprune.files.whole import whole
+from autoprune.front import Front, Point
+from autoprune.policy import Policy
+from autoprune.protocols import Budget
+from autoprune.run.setting import Setting
+from autoprune.tracing.wiring import batch_norms
+
+WEIGHTS, STATE = "model.safetensors", "course.pt"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One recipe for one point of the front."""
+
+    point: str
+    epochs: int
+    learning_rate: float
+    distillation: float
+
+    @property
+    def recipe(self) -> Recipe:
+        return Recipe(self.learning_rate, self.distillation)
+
+    def __str__(self) -> str:
+        epochs = f"{self.epochs} epoch{'s' * (self.epochs > 1)}"
+        return f"{self.point}, {epochs}, rate {self.learning_rate:.3g}, distillation {self.distillation:.2f}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the stage does: `trials` on the points' policies. `key` names it: the same key means the same work."""
+
+    key: str
+    policies: Mapping[str, Policy]
+    trials: tuple[Trial, ...]
+
+
+def planned(setting: Setting, front: Front, section: FinetunePart) -> Plan:
+    """The stage for a front: its chosen points, each with its share of the recipes; points take turns."""
+    points = chosen_points(front, setting.problem.budget, section.points)
+    rate = section.learning_rate or _usual_rates(setting)
+    shares = [len(range(i, section.samples, len(points))) for i in range(len(points))]
+    seed = setting.job.search.seed
+    rows = [recipes(p.id, section, rate, n, (seed, i)) for i, (p, n) in enumerate(zip(points, shares, strict=True))]
+    turns = [row[k] for k in range(max(shares)) for row in rows if k < len(row)]
+    policies = {p.id: p.policy for p in points}
+    depends = (section.model_dump(), setting.identity, sorted(policies.items()), turns, Settings.of(setting.job))
+    return Plan(hashlib.sha256(repr(depends).encode()).hexdigest()[:12], policies, tuple(turns))
+
+
+def chosen_points(front: Front, budget: Budget, n: int) -> list[Point]:
+    """The best point at each asked budget, dearest first, then always the point farthest in cost from those chosen."""
+    chosen: list[Point] = []
+    for at in sorted(budget.at, reverse=True):
+        fitting = [p for p in front if p.ratio(budget.cost) <= at + 1e-9]
+        best = min(fitting, key=_judged_loss, default=None)
+        if best is not None and best not in chosen:
+            chosen.append(best)
+    rest = [p for p in front if p not in chosen]
+    while rest and len(chosen) < n:
+        taken = [c.ratio(budget.cost) for c in chosen]
+        chosen.append(max(rest, key=partial(_distance, budget.cost, taken)))
+        rest.remove(chosen[-1])
+    return chosen[:n]
+
+
+def recipes(point: str, section: FinetunePart, rate: tuple[float, float], n: int, seed: tuple[int, int]) -> list[Trial]:
+    """`n` recipes for a point, a Latin hypercube over the three ranges; rates on a logarithmic scale."""
+    rng = np.random.default_rng(seed)
+    cells = np.stack([rng.permutation(n) for _ in range(3)], axis=1)
+    unit = (cells + rng.random((n, 3))) / n
+    (few, many), (low, high), (little, much) = section.epochs, rate, section.distillation
+    return [
+        Trial(
+            point,
+            min(many, few + int(u * (many - few + 1))),
+            float(f"{low * (high / low) ** v:.4g}"),
+            round(little + w * (much - little), 3),
+        )
+        for u, v, w in unit.tolist()
+    ]
+
+
+class Tuition:
+    """The course of one trial on the evaluator's resident model, an epoch at a time, from the repaired model on."""
+
+    def __init__(self, evaluator: TieredEvaluator, policy: Policy, trial: Trial) -> None:
+        self._evaluator, self._policy, self._trial = evaluator, policy, trial
+        self._per_epoch = epoch_steps(evaluator)
+        self._course: Course | None = None
+
+    @property
+    def epoch(self) -> int:
+        """Epochs done."""
+        return 0 if self._course is None else self._course.done // self._per_epoch
+
+    @property
+    def done(self) -> bool:
+        return self.epoch >= self._trial.epochs
+
+    def advance(self) -> float:
+        """Train for one epoch; returns the loss on the held-back samples.
+
+        Raises:
+            ArithmeticError: a loss is not finite.
+        """
+        if self._course is None:
+            self._evaluator.repaired(Ask(self._policy, "refit"))
+            self._course = self._made()
+        try:
+            self._course.advance(self._per_epoch)
+        finally:
+            self._evaluator.stitcher.model.requires_grad_(False)
+        loss = self._evaluator.standing("heldback").loss
+        if not math.isfinite(loss):
+            raise ArithmeticError(f"the held-back loss is {loss} after epoch {self.epoch}")
+        return loss
+
+    def save(self, folder: Path) -> None:
+        """Weights, and the course as plain tensors and values."""
+        assert self._course is not None
+        save_file(_weights(self._evaluator), folder / WEIGHTS)
+        torch.save(self._course.state_dict(), folder / STATE)
+
+    def load(self, folder: Path) -> None:
+        """Go on where `save` stood."""
+        load_weights(self._evaluator, self._policy, folder)
+        self._course = self._made()
+        self._course.load_state_dict(torch.load(folder / STATE, weights_only=True))
+
+    def _made(self) -> Course:
+        e, steps = self._evaluator, self._trial.epochs * self._per_epoch
+        e.stitcher.mark_dirty()  # before the first step: whatever happens in it
+        lesson, at_once = e.lesson(math.ceil(_n_train(e) / BATCH_SIZE)), min(BATCH_SIZE, e.samples.batch_size)
+        return Course(e.stitcher.model, lesson, steps, e.settings.seed, at_once, self._trial.recipe)
+
+
+def epoch_steps(evaluator: TieredEvaluator) -> int:
+    """Optimizer steps of an epoch: its whole batches."""
+    return max(1, _n_train(evaluator) // BATCH_SIZE)
+
+
+def _n_train(evaluator: TieredEvaluator) -> int:
+    return sum(size(batch) for batch in evaluator.task.split("train"))
+
+
+def load_weights(evaluator: TieredEvaluator, policy: Policy, folder: Path) -> None:
+    """The resident model at `policy` with the weights that a Tuition saved."""
+    model = evaluator.stitcher.stitch(policy)
+    evaluator.stitcher.mark_dirty()
+    model.load_state_dict(load_file(folder / WEIGHTS))
+
+
+def keep_weights(evaluator: TieredEvaluator, path: Path) -> None:
+    """The resident model's weights at `path`, whole or not at all."""
+    with whole(path) as draft:
+        save_file(_weights(evaluator), draft)
+
+
+def merged(front: Front, found: Sequence[Mapping[str, Any]]) -> Front:
+    """The front, each point with the metrics of its fine-tune where that beats what the point has."""
+    better = {row["point"]: row for row in found if row["better"]}
+    points = []
+    for p in front:
+        row = better.get(p.id)
+        tuned = {} if row is None else {"finetuned": {**row["validation"], **row["recipe"]}}
+        points.append(replace(p, metrics={**p.metrics, **tuned}))
+    return replace(front, points=tuple(points))
+
+
+def conclusion(
+    point: Point, trial: Trial, steps: int, heldback: float, validation: Mapping[str, float]
+) -> dict[str, Any]:
+    """What finetune.json says about a point: its best recipe, its scores, and whether it is better than before."""
+    tuned = point.metrics.get("finetuned")
+    recipe = {k: v for k, v in asdict(trial).items() if k != "point"}
+    return {
+        "point": point.id,
+        "macs_ratio": point.ratio("macs"),
+        "recipe": {"steps": steps, **recipe},
+        "heldback_loss": heldback,
+        "before": dict(point.metrics["validation"] if tuned is None else tuned),
+        "validation": dict(validation),
+        "better": tuned is None or validation["loss"] < tuned["loss"],
+    }
+
+
+def read_finished(path: Path, key: str) -> dict[str, Any] | None:
+    """finetune.json where it holds the conclusion of this very plan."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError):
+        raise InputError(f"{path} is damaged; remove it to go on from the checkpoints") from None
+    return found if isinstance(found, dict) and found.get("key") == key else None
+
+
+def _distance(cost: str, taken: Sequence[float], point: Point) -> float:
+    return min((abs(point.ratio(cost) - t) for t in taken), default=0.0)
+
+
+def _judged_loss(point: Point) -> float:
+    """Validation loss, after the brief fine-tune where there was one."""
+    return float(point.metrics.get("finetuned", point.metrics["validation"])["loss"])
+
+
+def _usual_rates(setting: Setting) -> tuple[float, float]:
+    usual = usual_rate(bool(batch_norms(setting.task.build())))
+    return usual / 5, usual * 2.5
+
+
+def _weights(evaluator: TieredEvaluator) -> dict[str, Tensor]:
+    return {k: v.contiguous().clone() for k, v in evaluator.stitcher.model.state_dict().items()}

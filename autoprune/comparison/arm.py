@@ -1,0 +1,187 @@
+"""One cell of a comparison: a strategy at one seed, its figures on validation, kept in a file once it is finished."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from autoprune.errors import RunError
+from autoprune.estimates import loss_interval
+from autoprune.evaluation import Ask, Evaluation
+from autoprune.files.whole import write_whole
+from autoprune.pareto import front_volume, pareto_front
+from autoprune.policy import Policy
+from autoprune.record.record import Stage
+from autoprune.run.after import SLACK, reranked
+from autoprune.run.constraints import kept
+from autoprune.run.setting import Setting
+
+FORMAT = 1
+SHARED_STAGES = ("table", "proxy")
+"""Measured once for all cells, so no cell's figures count them."""
+CHARGED_STAGES = ("seed", "search")
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A policy's figures on validation; `low` and `high` bound the loss at 95 %, over the samples.
+
+    `sample_losses` are kept at the asked budgets alone; all three are empty where the loss is not a mean over samples.
+    """
+
+    policy: str
+    macs_ratio: float
+    loss: float
+    accuracy: float | None
+    low: float | None = None
+    high: float | None = None
+    sample_losses: tuple[float, ...] = ()
+
+    @staticmethod
+    def of(evaluation: Evaluation) -> Scored:
+        e = evaluation
+        low, high = loss_interval(e.sample_losses) or (None, None)
+        figures = (e.ask.policy.digest, e.costs["macs"], e.loss, e.metrics.get("accuracy"))
+        return Scored(*figures, low, high, e.sample_losses)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What one strategy reached at one seed: `chosen` at each asked budget (None: nothing within it), and its `front`.
+
+    `evaluations` really ran, `passes` over the calibration data and `seconds` are theirs; `ledger` is what of it the
+    search was charged, in full evaluations. `dense` holds the dense model's metrics on validation. `key` identifies
+    the job and the data that the figures belong to.
+    """
+
+    key: str
+    strategy: str
+    seed: int
+    budgets: tuple[float, ...]
+    chosen: tuple[Scored | None, ...]
+    front: tuple[Scored, ...]
+    dense: Mapping[str, float]
+    evaluations: int
+    seconds: float
+    passes: float
+    ledger: float
+    hypervolume: float
+
+    def save(self, path: Path) -> None:
+        """Write the cell, whole or not at all."""
+        write_whole(path, json.dumps({"format": FORMAT, **asdict(self)}, indent=1))
+
+    @staticmethod
+    def load(path: Path, key: str) -> Cell | None:
+        """The finished cell in `path`; None where there is none, or one of another key."""
+        try:
+            a: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            if a.pop("format") != FORMAT or a["key"] != key:
+                return None
+            a["chosen"] = tuple(None if p is None else _scored(p) for p in a["chosen"])
+            a["front"], a["budgets"] = tuple(_scored(p) for p in a["front"]), tuple(a["budgets"])
+            return Cell(**a)
+        except (OSError, ValueError, KeyError, TypeError):  # a file of ours that cannot be read is measured again
+            return None
+
+
+def cell_key(setting: Setting) -> str:
+    """What a cell's figures depend on: its job (not where it runs), the structure, the weights and the data."""
+    plain = {name: part for name, part in setting.job.plain().items() if name not in ("executor", "sync_to")}
+    text = json.dumps([plain, setting.identity], sort_keys=True)
+    return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
+
+
+def closed_form_cell(key: str, strategy: str, setting: Setting, done: Sequence[Evaluation]) -> Cell:
+    """The cell of a closed-form strategy from its evaluations at the asked budgets, of dense, along the range.
+
+    Raises:
+        RunError: the dense model fails on validation.
+    """
+    asked, dense = done[: len(setting.problem.budget.at)], done[len(setting.problem.budget.at)]
+    front = pareto_front([e for e in done if e is not dense and _stands(setting, e)], ("macs",))
+    chosen = tuple(Scored.of(e) if _stands(setting, e) else None for e in asked)
+    return _cell(_Of(key, strategy, setting), chosen, front, dense, _ran(done), 0.0)
+
+
+def searched_cell(
+    key: str,
+    strategy: str,
+    setting: Setting,
+    evaluations: Mapping[tuple[Stage, int], Evaluation],
+    points: Iterable[Policy],
+) -> Cell:
+    """The cell of a sampler from the record of its search; `points` are the policies of its front.
+
+    At each budget stands the point of least re-ranked loss within it: chosen on other samples than those that judge.
+    """
+    on_front, tier = set(points), setting.tier
+    final = [e for e in evaluations.values() if e.ok and e.ask.tier == tier and e.ask.policy in on_front]
+    scored = {e.ask.policy: e for e in final if e.ask.split == "validation"}
+    held = (e for e in final if e.ask.split == "heldback" and e.ask.policy in scored)
+    ranked = reranked(setting, evaluations.values(), held)
+    cost, chosen = setting.problem.budget.cost, list[Scored | None]()
+    for at in setting.problem.budget.at:
+        fitting = [e for e in ranked if e.costs[cost] <= at + SLACK]
+        best = min(fitting, key=lambda e: (e.loss, e.costs[cost]), default=None)
+        chosen.append(None if best is None else Scored.of(scored[best.ask.policy]))
+    front = pareto_front(scored.values(), ("macs",))
+    own = [(stage, e) for (stage, _), e in evaluations.items() if stage not in SHARED_STAGES]
+    ledger = setting.worth(e.ask for stage, e in own if stage in CHARGED_STAGES)
+    whole = Ask(Policy.dense(setting.structure), "refit", split="validation")
+    dense = next(e for e in evaluations.values() if e.ask == whole)
+    return _cell(_Of(key, strategy, setting), tuple(chosen), front, dense, _ran([e for _, e in own]), ledger)
+
+
+def _ran(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
+    """The first of equal asks, which was evaluated; the others were answered with it and took nothing."""
+    return list({e.ask: e for e in reversed(evaluations)}.values())
+
+
+def _stands(setting: Setting, evaluation: Evaluation) -> bool:
+    """Whether a closed form's evaluation counts: it succeeded and keeps the constraints, as a search's points do."""
+    return evaluation.ok and kept(setting.constraints, evaluation.metrics)
+
+
+@dataclass(frozen=True)
+class _Of:
+    """Whose cell it is."""
+
+    key: str
+    strategy: str
+    setting: Setting
+
+
+def _cell(
+    of: _Of,
+    chosen: tuple[Scored | None, ...],
+    front: Sequence[Evaluation],
+    dense: Evaluation,
+    ran: Sequence[Evaluation],
+    ledger: float,
+) -> Cell:
+    if not dense.ok:
+        raise RunError(f"the dense model fails on validation: {dense.error}")
+    points = tuple(replace(Scored.of(e), sample_losses=()) for e in front)
+    return Cell(
+        of.key,
+        of.strategy,
+        of.setting.job.search.seed,
+        of.setting.problem.budget.at,
+        chosen,
+        points,
+        dict(dense.metrics),
+        len(ran),
+        sum(e.seconds for e in ran),
+        sum(e.passes for e in ran),
+        ledger,
+        front_volume((((p.macs_ratio,), p.loss) for p in points), of.setting.job.objectives.logarithmic),
+    )
+
+
+def _scored(values: Mapping[str, Any]) -> Scored:
+    return Scored(**{**values, "sample_losses": tuple(values["sample_losses"])})

@@ -1,0 +1,147 @@
+"""What `compare` is asked for, checked before anything is searched: names, budgets, seeds, and whether all fit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from autoprune import plugins
+from autoprune.allocation.budget import Projector
+from autoprune.allocation.sensitivity import blank_table
+from autoprune.errors import AutopruneError, InputError, did_you_mean, one_line
+from autoprune.evaluation import Tier
+from autoprune.files.job import Job, changed_keys
+from autoprune.protocols import Problem, Strategy
+from autoprune.samplers import build_sampler
+
+MAY_DIFFER = ("budget.at",)
+"""Keys that cells do not share, beside those that any search may change when it resumes."""
+
+
+def checked_names(strategies: Sequence[str]) -> tuple[str, ...]:
+    """The names without repeats; InputError where there are none or one is unknown."""
+    known = (*plugins.names("strategies"), *plugins.names("samplers"))
+    for name in strategies:
+        if ":" not in name and name not in known:
+            raise InputError(f"--strategies: unknown name {name!r}; {did_you_mean(name, known)}")
+    if not strategies:
+        raise InputError(f"--strategies: compare needs at least one strategy or sampler; allowed: {', '.join(known)}")
+    return tuple(dict.fromkeys(strategies))
+
+
+def checked_budgets(budgets: Sequence[float]) -> tuple[float, ...]:
+    """The budgets without repeats; InputError where there are none or one is no ratio."""
+    for budget in budgets:
+        if not (math.isfinite(budget) and 0.0 < budget <= 1.0):
+            raise InputError(f"--budgets: {budget:g} is no ratio to dense; it must be above 0 and at most 1")
+    if not budgets:
+        raise InputError("--budgets: compare needs at least one budget, as in 0.7,0.5,0.3")
+    return tuple(dict.fromkeys(float(b) for b in budgets))
+
+
+def checked_seeds(seeds: int | Sequence[int], first: int) -> tuple[int, ...]:
+    """The seeds themselves: so many from `first` on, or those of the list; InputError where there are none."""
+    asked = range(first, first + max(seeds, 0)) if isinstance(seeds, int) else tuple(dict.fromkeys(seeds))
+    if not asked or min(asked) < 0:
+        raise InputError("--seeds: compare needs at least one seed, as in 3 (so many) or 0,1,2 (these), none negative")
+    return tuple(asked)
+
+
+def parse_seeds(text: str) -> int | tuple[int, ...]:
+    """So many seeds for "3", these ones for "0,1,2" or "7,"; InputError for anything else."""
+    words = [word.strip() for word in text.split(",")]
+    try:
+        if len(words) == 1:
+            return int(words[0])
+        return tuple(int(word) for word in words if word)
+    except ValueError:
+        raise InputError(f"--seeds takes a number, as in 3, or a list, as in 0,1,2 or 7, (not {text!r})") from None
+
+
+def check_same_job(folder: Path, job: Job) -> None:
+    """InputError that names the keys where `folder` holds a comparison of a job that differs."""
+    if not (folder / "job.yaml").exists():
+        return
+    keys = [key for key in changed_keys(Job.load(folder / "job.yaml"), job) if key not in MAY_DIFFER]
+    if keys:
+        raise InputError(
+            f"{folder} holds a comparison of another job: {', '.join(keys)} differ; trials may grow, strategies, "
+            f"budgets, seeds and executor.* may change, for anything else choose another --out"
+        )
+
+
+def check_reach(problem: Problem, budgets: Sequence[float]) -> None:
+    """InputError with the reachable range where the widths cannot get down to a budget."""
+    projector = Projector(problem.structure, problem.costs)
+    for budget in budgets:
+        projector.check({problem.budget.cost: budget, **problem.budget.limits})
+
+
+def check_fits(name: str, problem: Problem, options: Mapping[str, Any]) -> None:
+    """InputError where a strategy cannot answer at a budget, or a sampler cannot be built and asked."""
+    trial = replace(problem, table=blank_table(problem.structure))
+    try:
+        if is_closed_form(name):
+            strategy: Strategy = plugins.load("strategies", name)
+            for budget in problem.budget.at:
+                strategy(trial, budget)
+        else:
+            build_sampler(name, trial, np.random.default_rng(0), options).ask()
+    except AutopruneError as error:
+        raise InputError(f"--strategies: {name}: {error}") from error
+    except Exception as error:  # a user's own may fail in any way
+        raise InputError(f"--strategies: {name} cannot be used: {one_line(error)}") from error
+
+
+def is_closed_form(name: str) -> bool:
+    """Whether `name` is a strategy (a function) and not a sampler (a class, where it is a user's own)."""
+    return not isinstance(plugins.load_object(name), type) if ":" in name else name in plugins.names("strategies")
+
+
+def works_without_table(name: str, problem: Problem) -> bool:
+    """Whether a closed form answers at the asked budgets where there is no sensitivity table."""
+    strategy: Strategy = plugins.load("strategies", name)
+    try:
+        for budget in problem.budget.at:
+            strategy(replace(problem, table=None), budget)
+    except Exception:  # a user's own may miss the table in any way
+        return False
+    return True
+
+
+def at_budgets(job: Job, budgets: Sequence[float]) -> Job:
+    """The job asked at these budgets, its range wide enough for them, without tuned finalists, recorded in files."""
+    plain, budget = job.plain(), job.budget.plain()
+    plain.pop("storage", None)  # a cell is named by its whole path, a study in a database by the run's name alone
+    span = [min(budget.low, *budgets), max(budget.high, *budgets)]
+    plain["budget"] = {**plain["budget"], budget.cost: span, "at": list(budgets)}
+    plain["evaluator"] = {**plain["evaluator"], "finalists": 0}
+    return _again(job, plain)
+
+
+def at_tier(job: Job, tier: Tier) -> Job:
+    """The job with its fitness tier fixed, so that all cells are searched and judged at the same one."""
+    plain = job.plain()
+    plain["evaluator"] = {**plain["evaluator"], "fitness": tier}
+    return _again(job, plain)
+
+
+def at_seed(job: Job, seed: int, sampler: str | None = None) -> Job:
+    """The job at one seed, and for one of the compared samplers."""
+    plain, name = job.plain(), sampler or job.search.sampler
+    plain["search"] = {**plain["search"], "seed": seed, "sampler": name, "options": options_of(job, name)}
+    return _again(job, plain)
+
+
+def options_of(job: Job, sampler: str) -> dict[str, Any]:
+    """The job's options where they are this sampler's."""
+    return dict(job.search.options) if sampler == job.search.sampler else {}
+
+
+def _again(job: Job, plain: Mapping[str, Any]) -> Job:
+    return Job.from_dict(plain, source=job.name)

@@ -1,0 +1,266 @@
+"""The verb `compare`: strategies and samplers at the same budgets, seeds and ledgers, side by side, on validation."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from autoprune import plugins
+from autoprune.comparison.arm import Cell, cell_key, closed_form_cell, searched_cell
+from autoprune.comparison.checks import (
+    at_budgets,
+    at_seed,
+    at_tier,
+    check_fits,
+    check_reach,
+    check_same_job,
+    checked_budgets,
+    checked_names,
+    checked_seeds,
+    is_closed_form,
+    options_of,
+    works_without_table,
+)
+from autoprune.comparison.document import csv_of, document_of
+from autoprune.errors import NoPointError
+from autoprune.evaluation import Ask, Evaluation, Labelled
+from autoprune.executors._lazy import Lazy
+from autoprune.files.job import Job
+from autoprune.files.whole import write_whole
+from autoprune.policy import Policy
+from autoprune.protocols import Strategy, Task
+from autoprune.record.folder import make_folder, new_folder
+from autoprune.record.record import Record, Stage, locked
+from autoprune.run.after import MAX_POINTS
+from autoprune.run.before import calibrated, with_table
+from autoprune.run.loop import evaluate_all
+from autoprune.run.prepare import prepare
+from autoprune.run.run import Run
+from autoprune.run.setting import Setting
+from autoprune.samplers import needs
+
+N_CURVE = MAX_POINTS
+"""Targets over the range at which a closed-form strategy is scored: as many as a search exports points at most."""
+SHARED = "shared"
+
+
+def compare(
+    job: Job | str | Path,
+    strategies: Sequence[str] = ("uniform", "global", "evolution"),
+    budgets: Sequence[float] | None = None,
+    seeds: int | Sequence[int] = 3,
+    out: Path | None = None,
+    task: Task | None = None,
+) -> dict[str, Any]:
+    """Compare to the end; returns {"rows": [...], "summary": ..., "verdicts": ..., "reference": ...}.
+
+    Writes compare.csv (the rows), compare.json (all of it) and compare.html. See `Comparison`.
+
+    Raises:
+        InputError: before anything is searched: an unknown name, a budget out of reach, a list that is empty, a sampler
+            that does not fit the problem, or a folder with a comparison of another job.
+    """
+    return Comparison(job, strategies, budgets, seeds, out, task).finish().document
+
+
+class Comparison:
+    """A comparison under way. Iterating drives it to the end; finished cells are kept, so that it goes on after a kill.
+
+    A cell is one strategy at one seed. A closed-form strategy ("module:function" for a user's own) is one policy a
+    budget; a sampler ("module:Class") is one whole search of the job's trials, without the control arms' points. All
+    share one level database, one sensitivity table and one fitness tier. `seeds` is a number of seeds, from the job's
+    own on, or a list of them. `stage` says which cell of how many is under way, `done` counts evaluations of a `total`
+    that is a guess until the last cell, `kept` the cells that were found finished; `note` is about the tier.
+    """
+
+    def __init__(
+        self,
+        job: Job | str | Path,
+        strategies: Sequence[str],
+        budgets: Sequence[float] | None = None,
+        seeds: int | Sequence[int] = 3,
+        out: Path | None = None,
+        task: Task | None = None,
+    ) -> None:
+        self.strategies = checked_names(strategies)
+        job = Job.load(job) if isinstance(job, str | Path) else job
+        self.budgets = checked_budgets(job.budget.plain().at if budgets is None else budgets)
+        self.seeds = checked_seeds(seeds, job.search.seed)
+        self.path = Path(out) if out is not None else Path("runs") / f"{job.name}-compare"
+        check_same_job(self.path, job)
+        self._job, self._task = at_budgets(job, self.budgets), task
+        with new_folder(self.path):
+            self._setting = self._checked(job)
+        with locked(self.path):
+            write_whole(self.path / "job.yaml", job.dump())
+        self.cells: dict[tuple[str, int], Cell] = {}
+        self.stage, self.note, self.done, self.total, self.kept, self._begun = "prepare", "", 0, 0, 0, 0
+
+    def __iter__(self) -> Iterator[Evaluation]:
+        """Evaluations as they are told, cell after cell."""
+        self.cells, self.done, self.total, self.kept, self._begun = {}, 0, 0, 0, 0
+        with locked(self.path):
+            for evaluation in self._stages():
+                self.done += 1
+                self.total = max(self.total, self.done)
+                yield evaluation
+            self._publish()
+
+    def finish(self) -> Comparison:
+        """Drive the comparison to its end."""
+        for _ in self:
+            pass
+        return self
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """What compare.json holds; drives the comparison to its end if that has not happened."""
+        if len(self.cells) < len(self.strategies) * len(self.seeds):
+            self.finish()
+        ordered = {(name, seed): self.cells[name, seed] for name in self.strategies for seed in self.seeds}
+        return {**document_of(self._setting, ordered, self.budgets), "note": self.note}
+
+    @property
+    def n_cells(self) -> int:
+        """Cells of the comparison."""
+        n_closed = len(self._closed_forms)
+        return n_closed * len(self._closed_seeds) + (len(self.strategies) - n_closed) * len(self.seeds)
+
+    @property
+    def _closed_forms(self) -> tuple[str, ...]:
+        return tuple(name for name in self.strategies if is_closed_form(name))
+
+    @property
+    def _closed_seeds(self) -> tuple[int, ...]:
+        """The seeds at which closed forms are measured: only a fine-tune depends on the seed."""
+        return self.seeds if self._setting.tier == "tune" else self.seeds[:1]
+
+    def _checked(self, job: Job) -> Setting:
+        """The problem of all cells; InputError where a budget, a strategy or a sampler does not fit it."""
+        shared = self.path / SHARED
+        setting = prepare(at_seed(self._job, self.seeds[0]), shared, self._task, shared)
+        check_reach(setting.problem, self.budgets)
+        for name in self.strategies:
+            check_fits(name, setting.problem, options_of(job, name))
+        return setting
+
+    def _stages(self) -> Iterator[Evaluation]:
+        yield from self._open()
+        for seed in self._closed_seeds:
+            yield from self._measure(seed)
+        for seed in self.seeds:
+            for name in self.strategies:
+                if not is_closed_form(name):
+                    yield from self._search(name, seed)
+
+    def _open(self) -> Iterator[Evaluation]:
+        """What all cells share: the sensitivity table, where any of them needs it, and the fitness tier."""
+        setting, self.stage = self._setting, "shared by all cells"
+        objectives, place = setting.problem.objectives, self.path / SHARED
+        with (
+            Record(place, setting.structure, objectives, setting.tier, setting.identity) as record,
+            closing(Lazy(setting.executor)) as executor,
+        ):
+
+            def evaluate(stage: Stage, asks: Labelled) -> Iterator[Evaluation]:
+                self.total = self.done + len(asks)
+                return evaluate_all(record, executor, asks, stage)
+
+            if any(self._needs_table(name) for name in self.strategies):
+                setting = yield from with_table(setting, lambda asks: evaluate("table", asks))
+            setting, found = yield from calibrated(setting, evaluate)
+            self.note = found.verdict if found is not None else ""
+        self._setting, self._job = setting, at_tier(self._job, setting.tier)
+
+    def _needs_table(self, name: str) -> bool:
+        if is_closed_form(name):
+            return not works_without_table(name, self._setting.problem)
+        return self._job.evaluator.sensitivity > 0 and needs(name, options_of(self._job, name)).table
+
+    def _measure(self, seed: int) -> Iterator[Evaluation]:
+        """The cells of the closed-form strategies at `seed`."""
+        setting = replace(self._setting, job=at_seed(self._job, seed))
+        place, key = self.path / f"closed-form-seed{seed}", cell_key(setting)
+        make_folder(place)
+        with (
+            Record(place, setting.structure, setting.problem.objectives, setting.tier, setting.identity) as record,
+            closing(Lazy(setting.executor)) as executor,
+        ):
+            for name in self._closed_forms:
+                self._begin(name, seed)
+                file = place / f"{self._word(name)}.json"
+                cell = self._kept(file, key)
+                if cell is None:
+                    asks = closed_form_asks(setting, name)
+                    self._expect(len(asks))
+                    done: list[Evaluation] = []
+                    for evaluation in evaluate_all(record, executor, asks, "final"):
+                        done.append(evaluation)
+                        yield evaluation
+                    cell = closed_form_cell(key, name, setting, done)
+                    cell.save(file)
+                for at in self.seeds if len(self._closed_seeds) == 1 else (seed,):
+                    self.cells[name, at] = replace(cell, seed=at)
+
+    def _search(self, name: str, seed: int) -> Iterator[Evaluation]:
+        """The cell of a sampler at `seed`: a whole search in a folder of its own."""
+        self._begin(name, seed)
+        setting = replace(self._setting, job=at_seed(self._job, seed, name))
+        place, key = self.path / f"{self._word(name)}-seed{seed}", cell_key(setting)
+        cell = self._kept(place / "cell.json", key)
+        if cell is None:
+            self._expect(setting.job.search.trials)
+            run = Run(setting.job, place, self._task, alone=True, shared=self.path / SHARED)
+            try:
+                yield from run
+                points = [point.policy for point in run.front]
+            except NoPointError:  # the other cells stand, and this one says that there is none
+                points = []
+            with Record(place, setting.structure, setting.problem.objectives, setting.tier, setting.identity) as record:
+                cell = searched_cell(key, name, setting, record.evaluations, points)
+            cell.save(place / "cell.json")
+        self.cells[name, seed] = cell
+
+    def _begin(self, name: str, seed: int) -> None:
+        self._begun += 1
+        self.stage = f"cell {self._begun} of {self.n_cells}: {name}, seed {seed}"
+
+    def _expect(self, n: int) -> None:
+        """Guess the total: `n` evaluations in this cell, the job's trials in each search that is still to come."""
+        searches = min(self.n_cells - self._begun, (len(self.strategies) - len(self._closed_forms)) * len(self.seeds))
+        self.total = self.done + n + searches * self._job.search.trials
+
+    def _kept(self, file: Path, key: str) -> Cell | None:
+        cell = Cell.load(file, key)
+        self.kept += cell is not None
+        return cell
+
+    def _word(self, name: str) -> str:
+        """A file name for a strategy at these budgets."""
+        return f"{re.sub(r'[^A-Za-z0-9_.-]', '.', name)}-at{'-'.join(f'{b:g}' for b in self.budgets)}"
+
+    def _publish(self) -> None:
+        from autoprune.report.comparison import build_comparison
+
+        document = self.document
+        write_whole(self.path / "compare.csv", csv_of(document["rows"]))
+        write_whole(self.path / "compare.json", json.dumps(document, indent=1))
+        build_comparison(self.path, document)
+        self.stage = "done"
+
+
+def closed_form_asks(setting: Setting, name: str) -> Labelled:
+    """The strategy at the asked budgets, the dense model, and the strategy along the range, all on validation."""
+    strategy: Strategy = plugins.load("strategies", name)
+    problem, budget = setting.problem, setting.problem.budget
+    targets = [*budget.at, *(float(t) for t in np.linspace(budget.low, budget.high, N_CURVE))]
+    asks = [(f"{name}@{t:.6g}", Ask(strategy(problem, t), problem.tier, split="validation")) for t in targets]
+    dense = ("dense", Ask(Policy.dense(setting.structure), "refit", split="validation"))
+    return [*asks[: len(budget.at)], dense, *asks[len(budget.at) :]]

@@ -1,0 +1,126 @@
+"""Widths to the quantities that latency is a sum of: times of single operations and elements written; vectorised."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from autoprune.allocation.polynomial import macs_polynomial
+from autoprune.costs._latency_table import OpTimes, nearest_levels
+from autoprune.errors import InputError
+from autoprune.policy import IntArray
+from autoprune.protocols import FloatArray
+from autoprune.structure import Structure, TensorSpec
+
+FEATURES = ("ops", "elements", "macs")
+"""Summed times of single operations; elements that they write (norms, activations and sums go with it); MACs."""
+
+
+class Features:
+    """Called with widths [..., groups]: the features [...] by name, each relative to the dense model, where it is 1."""
+
+    def __init__(self, structure: Structure, ops: Sequence[OpTimes], names: Sequence[str] = FEATURES) -> None:
+        uses = [(op, weight, calls) for op in ops for weight, calls in op.uses]
+        specs = _weights(structure)
+        for _, weight, _ in uses:
+            if weight not in specs:
+                raise InputError(f"the latency table times an unknown weight {weight!r}; remove it to measure anew")
+        shapes = [specs[weight].shape for _, weight, _ in uses]
+        sides = [side_size(structure, specs[weight], dim) for dim in (0, 1) for _, weight, _ in uses]
+        self._slope = np.stack([slope for slope, _ in sides], axis=1) if sides else np.zeros((len(structure), 0))
+        self._half = len(uses)
+        starts = np.cumsum([0, *(shape[dim] + 1 for dim in (0, 1) for shape in shapes)])[:-1]
+        # one flat lookup for all sides: its start is part of the base, so that a size is an index at once
+        self._base = np.array([base for _, base in sides]) + starts
+        self._place, self._times = _lookup(uses, shapes)
+        self._elements, self._fixed = _elements(structure)
+        dense = np.array([g.width for g in structure.groups], dtype=np.int64)
+        self._functions: dict[str, Callable[[IntArray], FloatArray]] = {
+            "ops": self._op_ms,
+            "elements": self._written,
+            "macs": macs_polynomial(structure),
+        }
+        self.names = tuple(name for name in names if self._functions[name](dense) > 0)
+        self._dense = {name: self._functions[name](dense) for name in self.names}
+
+    def __call__(self, widths: IntArray) -> dict[str, FloatArray]:
+        """Widths [..., groups] -> {name: relative to dense [...]}."""
+        return {name: self._functions[name](widths) / self._dense[name] for name in self.names}
+
+    def _op_ms(self, widths: IntArray) -> FloatArray:
+        sizes = np.asarray(widths, dtype=np.float64) @ self._slope + self._base
+        place = self._place[sizes.astype(np.int64)]
+        return np.asarray(self._times[place[..., : self._half] + place[..., self._half :]].sum(axis=-1))
+
+    def _written(self, widths: IntArray) -> FloatArray:
+        return np.asarray(np.asarray(widths, dtype=np.float64) @ self._elements + self._fixed)
+
+
+def side_size(structure: Structure, spec: TensorSpec, dim: int) -> tuple[FloatArray, float]:
+    """Size of dimension `dim` of a tensor as (slope [groups], constant); dimensions beyond its shape are 1."""
+    slope = np.zeros(len(structure))
+    for index, group in enumerate(structure.groups):
+        slope[index] = sum(s.repeat for s in group.slices if (s.tensor, s.dim) == (spec.name, dim))
+    dense = np.array([g.width for g in structure.groups], dtype=np.float64)
+    return slope, float(spec.shape[dim]) - float(slope @ dense)
+
+
+def attainable(structure: Structure, spec: TensorSpec, dim: int) -> tuple[int, ...]:
+    """Sizes that a dimension can have on the grids, ascending; every size between where several groups share it."""
+    slope, base = side_size(structure, spec, dim)
+    shared = np.flatnonzero(slope)
+    grids = [structure.groups[i].grid for i in shared]
+    if len(shared) == 0:
+        return (spec.shape[dim],)
+    if len(shared) == 1:
+        sizes = [round(base + slope[shared[0]] * w) for w in grids[0]]
+    else:
+        low = base + sum(slope[i] * grid[0] for i, grid in zip(shared, grids, strict=True))
+        step = int(np.gcd.reduce(slope[shared].astype(np.int64)))
+        sizes = list(range(spec.shape[dim], round(low) - 1, -step))
+    return tuple(sorted({s for s in sizes if s > 0} | {spec.shape[dim]}))
+
+
+def _weights(structure: Structure) -> dict[str, TensorSpec]:
+    return {spec.name: spec for op in structure.ops for spec in op.tensors if len(spec.shape) > 1}
+
+
+def _lookup(uses: Sequence[tuple[OpTimes, str, int]], shapes: Sequence[tuple[int, ...]]) -> tuple[IntArray, FloatArray]:
+    """(place of every size of every side, all times flat): place of the row + place of the column is a time's index."""
+    levels: dict[tuple[tuple[int, ...], int], IntArray] = {}
+
+    def nearest(known: tuple[int, ...], largest: int) -> IntArray:
+        key = (known, largest)
+        if key not in levels:
+            levels[key] = nearest_levels(known, largest)
+        return levels[key]
+
+    rows: list[IntArray] = []
+    columns: list[IntArray] = []
+    times: list[npt.NDArray[Any]] = []
+    start = 0
+    for (op, _, calls), shape in zip(uses, shapes, strict=True):
+        block = np.asarray(op.ms) * calls
+        rows.append(start + nearest(op.rows, shape[0]) * len(op.columns))
+        columns.append(nearest(op.columns, shape[1]))
+        times.append(block.ravel())
+        start += block.size
+    if not uses:
+        return np.zeros(0, dtype=np.int64), np.zeros(0)
+    return np.concatenate([*rows, *columns]), np.concatenate(times)
+
+
+def _elements(structure: Structure) -> tuple[FloatArray, float]:
+    """(slope [groups], constant) of the elements that all operations with a weight write for one sample."""
+    specs = _weights(structure)
+    written = {s.tensor: s.dim for g in structure.groups for s in g.slices if s.role in ("produce", "carry")}
+    slope, fixed = np.zeros(len(structure)), 0.0
+    for op in structure.ops:
+        if op.weight in specs:
+            spec = specs[op.weight]
+            side, base = side_size(structure, spec, written.get(spec.name, 0))
+            slope, fixed = slope + op.positions * side, fixed + op.positions * base
+    return slope, fixed

@@ -1,0 +1,125 @@
+"""What the dense model does on a batch: outputs, moments before batch norms, and targets for a refit; seen once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from autoprune.evaluator.precision import Precision, computing, exactly, widened
+from autoprune.protocols import Batch, Task
+from autoprune.tracing.calls import ADDS, outputs_at, parse_call, parse_norm, pick_positions, spatial_count
+from autoprune.tracing.wiring import Site, batch_norms
+
+REFIT_POSITIONS = 32
+MANY = 32_768
+"""Values a channel from which every other row is enough for its moments, as both networks are measured alike; from four
+times as many every fourth."""
+BLOCK = 131_072
+"""Values of a block: 512 kB."""
+
+Moments = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The dense model on one batch: its outputs, moments of the inputs of batch norms, and targets of the refit.
+
+    A batch norm that is called more than once has no moments of its own and stays as it is.
+
+    A target is the dense output of a weight at fixed positions [samples * positions, outputs]: of the conv itself, or,
+    where it closes a residual branch, of the sum.
+    """
+
+    outputs: Tensor
+    norms: Mapping[str, Moments]
+    targets: Mapping[str, Tensor]
+
+
+def observe(
+    model: nn.Module,
+    task: Task,
+    batch: Batch,
+    sites: Mapping[str, Site] | None = None,
+    precision: Precision = "fp32",
+) -> Reference:
+    """One dense pass in `precision`; targets are recorded for `sites`, all of it in float32."""
+    watch = _Watch(model, sites or {})
+    with torch.no_grad(), computing(model, precision), watch:
+        outputs = task.outputs(model, batch)
+    single = {name: seen[0] for name, seen in watch.moments.items() if len(seen) == 1}
+    return Reference(outputs.detach(), single, watch.targets)
+
+
+def moments(y: Tensor) -> Moments:
+    """Mean and biased variance of [N, C, ...] over all but the channels [C]; from some of the rows of a large map.
+
+    Products with ones over blocks that stay in the cache: torch.var_mean takes twenty times as long on a CPU.
+    """
+    channels, line = y.shape[1], y.shape[1] * (y.shape[-1] if y.dim() > 2 else 1)
+    lines, values = y.movedim(1, -1).reshape(-1, line), y[:, 0].numel()
+    lines = lines[:: 1 if values < MANY else 2 if values < 4 * MANY else 4]
+    size = max(1, BLOCK // line)
+    ones = widened(y.new_ones(size))
+    total, squares = ones.new_zeros(line), ones.new_zeros(line)
+    with exactly(y.device):
+        for part in lines.split(size):
+            block = widened(part)
+            total.addmv_(block.T, ones[: len(block)])
+            squares.addmv_((block.square() if block is part else block.square_()).T, ones[: len(block)])
+    count = lines.numel() // channels
+    mean = total.view(-1, channels).sum(0) / count
+    return mean, (squares.view(-1, channels).sum(0) / count - mean.square()).clamp_min(0.0)
+
+
+class _Watch(TorchFunctionMode):
+    """Records a dense pass."""
+
+    def __init__(self, model: nn.Module, sites: Mapping[str, Site]) -> None:
+        super().__init__()
+        self.norms, self.sites = norm_ids(model), sites
+        self.names = {id(p): n for n, p in model.named_parameters() if n in sites}
+        self.moments: dict[str, list[Moments]] = {}
+        self.targets: dict[str, Tensor] = {}
+        self.open: dict[int, tuple[Site, Tensor]] = {}  # tensors on their way to the addition that they close
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        opened = [self.open.pop(id(a)) for a in args if isinstance(a, Tensor) and id(a) in self.open]
+        norm = parse_norm(func, args, kwargs)
+        if norm is not None and id(norm.mean) in self.norms:
+            self.moments.setdefault(self.norms[id(norm.mean)], []).append(moments(norm.x))
+        out = func(*args, **kwargs)
+        if opened and not isinstance(out, Tensor):  # a look at its shape
+            self.open.update({id(t): (site, t) for site, t in opened})
+        elif opened and norm is not None:
+            self.open[id(out)] = (opened[0][0], out)
+        elif opened and func in ADDS:
+            for site, _ in opened:
+                self.targets[site.weight] = self._at(site, out)
+        call = parse_call(func, args, kwargs)
+        if call is not None and (name := self.names.get(id(call.weight))) is not None:
+            site = self.sites[name]
+            if site.closes:
+                self.open[id(out)] = (site, out)
+            elif site.calls == 1:
+                self.targets[name] = self._at(site, out)
+        return out
+
+    @staticmethod
+    def _at(site: Site, y: Tensor) -> Tensor:
+        return widened(outputs_at(site.kind, y, positions_of(site.kind, y))).clone()
+
+
+def positions_of(kind: str, y: Tensor) -> Tensor:
+    """The fixed random positions at which a refit looks, for an output of this size."""
+    return pick_positions(spatial_count(kind, y), REFIT_POSITIONS, seed=1)
+
+
+def norm_ids(model: nn.Module) -> dict[int, str]:
+    """Batch norms of a model by the identity of their running mean, which is what a call shows."""
+    return {id(m.running_mean): n for n, m in batch_norms(model).items()}

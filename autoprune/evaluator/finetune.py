@@ -1,0 +1,196 @@
+"""Fine-tuning of a pruned model, by default by distillation from the dense one: proxy in the search, recovery later."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from autoprune.database.batches import size, take
+from autoprune.errors import InputError
+from autoprune.evaluator.fidelity import Fidelity
+from autoprune.evaluator.precision import Precision, computing
+from autoprune.evaluator.repair import Folded
+from autoprune.protocols import Batch
+from autoprune.tracing.sound_gradients import SoundGradients
+from autoprune.tracing.wiring import Site, batch_norms
+
+BATCH_SIZE = 128
+MAX_NORM = 1.0
+"""Largest gradient norm: with fixed statistics a batch norm no longer tames a large step."""
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """Training samples as one batch, the dense outputs for them, and the loss between outputs; how to compute it fast.
+
+    `sites` say which batch norm can be folded into which weight; `task_loss` is the task's own, for a recipe that does
+    not distil alone.
+    """
+
+    samples: Batch
+    teacher: Tensor
+    outputs: Callable[[nn.Module, Batch], Tensor]
+    fidelity: Fidelity
+    sites: Mapping[str, Site]
+    precision: Precision = "fp32"
+    task_loss: Callable[[nn.Module, Batch], Tensor] | None = None
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The peak learning rate (None: the optimizer's usual one) and the share of distillation in the loss.
+
+    The rest of the loss is the task's own.
+    """
+
+    learning_rate: float | None = None
+    distillation: float = 1.0
+
+
+def finetune(model: nn.Module, lesson: Lesson, steps: int, seed: int, at_once: int = BATCH_SIZE) -> int:
+    """Train `model` in place for `steps` optimizer steps; returns the samples seen. See Course.
+
+    Raises:
+        ArithmeticError: the loss is not finite.
+    """
+    return Course(model, lesson, steps, seed, at_once).advance(steps)
+
+
+class Course:
+    """A fine-tune of `steps` optimizer steps, in as many parts as wanted; stopped and gone on with changes nothing.
+
+    SGD with Nesterov momentum where there are batch norms, else AdamW; linear warm-up over a tenth, then cosine. Batch
+    norms train their scale and shift and keep their repaired statistics: those of a batch would undo the repair; so
+    they can be folded into the weights before them, which saves a sixth of a step. The order of the samples and dropout
+    depend on `seed` alone, so that all candidates learn alike. The forward runs in the lesson's precision, weights and
+    loss are float32; a batch goes through in parts of `at_once` samples.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        lesson: Lesson,
+        steps: int,
+        seed: int,
+        at_once: int = BATCH_SIZE,
+        recipe: Recipe | None = None,
+    ) -> None:
+        self.done = 0
+        self._model, self._lesson, self._steps, self._seed, self._at_once = model, lesson, steps, seed, at_once
+        self._recipe = recipe or Recipe()
+        self._optimizer = _optimizer(model, bool(batch_norms(model)), self._recipe.learning_rate)
+        self._peak = self._optimizer.defaults["lr"]
+        self._chance: list[Tensor] = []  # states of the generators that dropout draws from; none before the first step
+
+    def advance(self, steps: int) -> int:
+        """Train for the next `steps` of the course; returns the samples seen.
+
+        Raises:
+            ArithmeticError: the loss is not finite.
+        """
+        model, stop, seen = self._model, min(self.done + steps, self._steps), 0
+        order = islice(_batches(size(self._lesson.samples), stop, self._seed), self.done, None)
+        model.train().requires_grad_(True)
+        for norm in batch_norms(model).values():
+            norm.eval()
+        precise = computing(model, self._lesson.precision)
+        with torch.enable_grad(), precise, torch.random.fork_rng(devices=[]):
+            self._seed_chance()
+            for index in order:
+                self._step(index)
+                seen += len(index)
+            self._chance = _chance(self._lesson.teacher.device)
+        model.zero_grad(set_to_none=True)
+        model.eval()
+        return seen
+
+    def state_dict(self) -> dict[str, Any]:
+        """All but the weights: plain values and tensors, for `torch.load(weights_only=True)`."""
+        return {"done": self.done, "optimizer": self._optimizer.state_dict(), "chance": self._chance}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where the course of `state` stood; the model must have its weights of then."""
+        self.done, self._chance = int(state["done"]), list(state["chance"])
+        self._optimizer.load_state_dict(state["optimizer"])
+
+    def _step(self, index: Tensor) -> None:
+        self._optimizer.zero_grad(set_to_none=True)
+        loss = _backward(self._model, self._lesson, index, self._at_once, self._recipe.distillation)
+        if not math.isfinite(loss):
+            raise ArithmeticError(f"the fine-tuning loss is {loss} at step {self.done}")
+        nn.utils.clip_grad_norm_(self._model.parameters(), MAX_NORM)
+        for group in self._optimizer.param_groups:
+            group["lr"] = self._peak * _rate(self.done, max(1, self._steps // 10), self._steps)
+        self._optimizer.step()
+        self.done += 1
+
+    def _seed_chance(self) -> None:
+        """Dropout draws from the global generators: from the seed, or on from where they stood."""
+        if not self._chance:
+            torch.manual_seed(self._seed)
+            return
+        torch.set_rng_state(self._chance[0])
+        if len(self._chance) > 1:
+            torch.cuda.set_rng_state(self._chance[1], self._lesson.teacher.device)
+
+
+def _backward(model: nn.Module, lesson: Lesson, index: Tensor, at_once: int, distillation: float) -> float:
+    """Gradients of the samples at `index`; returns their loss."""
+    total = 0.0
+    for part in index.to(lesson.teacher.device).split(at_once):
+        with SoundGradients(), Folded(model, lesson.sites):
+            loss = _loss(model, lesson, part, distillation) * (len(part) / len(index))
+        loss.backward()
+        total += loss.item()
+    return total
+
+
+def _loss(model: nn.Module, lesson: Lesson, index: Tensor, distillation: float) -> Tensor:
+    """Mean of w * fidelity + (1 - w) * the task's loss; a term without weight costs no forward pass."""
+    batch, terms = take(lesson.samples, index), list[Tensor]()
+    if distillation > 0.0:
+        faithful = lesson.fidelity(lesson.outputs(model, batch), lesson.teacher[index]).mean()
+        terms.append(faithful if distillation == 1.0 else distillation * faithful)
+    if distillation < 1.0:
+        if lesson.task_loss is None:
+            raise InputError(f"a distillation weight of {distillation} needs the task's own loss")
+        terms.append((1.0 - distillation) * lesson.task_loss(model, batch))
+    return sum(terms[1:], terms[0])
+
+
+def usual_rate(convolutional: bool) -> float:
+    """The peak learning rate where a recipe names none: of SGD for models with batch norms, of AdamW for others."""
+    return 0.02 if convolutional else 1e-3
+
+
+def _optimizer(model: nn.Module, convolutional: bool, rate: float | None) -> torch.optim.Optimizer:
+    parameters = list(model.parameters())
+    rate = usual_rate(convolutional) if rate is None else rate
+    if convolutional:
+        return torch.optim.SGD(parameters, rate, momentum=0.9, nesterov=True, weight_decay=1e-4)
+    return torch.optim.AdamW(parameters, rate, weight_decay=0.01)
+
+
+def _chance(device: torch.device) -> list[Tensor]:
+    states = [torch.get_rng_state()]
+    return [*states, torch.cuda.get_rng_state(device)] if device.type == "cuda" else states
+
+
+def _batches(samples: int, steps: int, seed: int) -> Iterator[Tensor]:
+    """Indices of each step's batch: whole batches of one random order after the other."""
+    generator, order = torch.Generator().manual_seed(seed), torch.empty(0, dtype=torch.long)
+    for _ in range(steps):
+        if len(order) < min(BATCH_SIZE, samples):
+            order = torch.randperm(samples, generator=generator)
+        yield order[:BATCH_SIZE]
+        order = order[BATCH_SIZE:]
+
+
+def _rate(step: int, warm: int, steps: int) -> float:
+    return (step + 1) / warm if step < warm else 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))

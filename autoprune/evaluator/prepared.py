@@ -1,0 +1,84 @@
+"""A task's model and calibration data as evaluation wants them: format, device, precision, loss."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from autoprune import plugins
+from autoprune.database.batches import Parts, in_format, prepare
+from autoprune.errors import InputError
+from autoprune.evaluator.dense_reference import observe
+from autoprune.evaluator.fidelity import FIDELITIES, Fidelity
+from autoprune.evaluator.memory import with_room
+from autoprune.evaluator.precision import LARGEST_ERROR, Precision, choose_precision
+from autoprune.evaluator.samples import Samples
+from autoprune.evaluator.settings import Settings
+from autoprune.protocols import Task
+from autoprune.structure import Structure
+
+
+def prepared_model(task: Task, device: torch.device, model: nn.Module | None = None) -> nn.Module:
+    """The task's model (or another one, in place) as evaluation wants it: eval mode, fast format, on `device`.
+
+    Raises:
+        InputError: the model computes in half precision, in which nothing can be solved for.
+    """
+    model = (task.build() if model is None else model).to(device).eval()
+    for name, parameter in model.named_parameters():
+        if parameter.is_floating_point() and parameter.dtype not in (torch.float32, torch.float64):
+            raise InputError(f"{name} is {parameter.dtype}; give the model in float32: model.float()")
+    return in_format(model, fast_format(task, model))
+
+
+def fast_format(task: Task, model: nn.Module) -> torch.memory_format:
+    """channels_last where the model runs in it (one that flattens by `view` does not), else contiguous."""
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    try:
+        with torch.no_grad():
+            twin = in_format(copy.deepcopy(model), torch.channels_last)
+            twin(*prepare(task.example_inputs(), device, torch.channels_last))
+    except RuntimeError:
+        return torch.contiguous_format
+    return torch.channels_last
+
+
+def prepared_parts(task: Task, settings: Settings, model: nn.Module) -> Parts:
+    """The calibration parts on the settings' device, in the format that suits `model`."""
+    parts = Parts.of(task, settings.calibration, settings.batch_size)
+    return replace(parts, layout=fast_format(task, model)).on(settings.torch_device)
+
+
+def resolved_precision(
+    task: Task, dense: nn.Module, structure: Structure, settings: Settings, samples: Samples
+) -> tuple[Precision, float]:
+    """The precision to evaluate in, never one that the dense model does not bear, and its loss in that to float32."""
+    macs = float(plugins.load("costs", "macs")(structure).dense)
+    precision = choose_precision(settings.precision, settings.torch_device, macs)
+    if precision == "fp32":
+        return precision, 0.0
+
+    def looked() -> float:
+        batch = samples.batches("fitness")[0]
+        exact, rounded = (observe(dense, task, batch, None, p).outputs for p in ("fp32", precision))
+        return float(fidelity_of(settings.loss, exact)(rounded, exact).mean())
+
+    error = with_room(looked, samples.halve)
+    if error <= LARGEST_ERROR:
+        return precision, error
+    warnings.warn(
+        f"in bfloat16 the dense model's outputs are off by {error:.2g} (at most {LARGEST_ERROR:g} is allowed), so "
+        "everything is computed in float32; evaluator.precision: fp32 says so from the start",
+        stacklevel=3,
+    )
+    return "fp32", error
+
+
+def fidelity_of(loss: str, outputs: Tensor) -> Fidelity:
+    """The loss between outputs, also where the search minimises a metric."""
+    classes = outputs.dim() > 1 and outputs.shape[-1] > 1
+    return FIDELITIES.get(loss, FIDELITIES["kl" if classes else "mse"])

@@ -1,0 +1,73 @@
+"""Plain settings of an evaluator."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+
+from autoprune.errors import InputError, one_line
+from autoprune.files.job import Job
+from autoprune.protocols import Direction
+
+COSTS = ("macs", "params", "bytes")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Plain settings of an evaluator.
+
+    `loss` is kl, mse or cosine to the dense outputs, or the name of a task metric with its `direction`. `precision` is
+    that of forward passes and of the fine-tune, but for validation, which is always scored in float32. With
+    `metrics_on_fitness` full evaluations on fitness samples carry the task's metrics too.
+    """
+
+    loss: str = "kl"
+    direction: Direction | None = None
+    calibration: int = 2048
+    validation: int = 1024
+    finetune_steps: int = 100
+    costs: tuple[str, ...] = COSTS
+    batch_size: int = 256
+    seed: int = 0
+    device: str = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    metrics_on_fitness: bool = False
+
+    @staticmethod
+    def of(job: Job) -> Settings:
+        e, loss = job.evaluator, job.objectives.loss
+        name, direction = (loss, None) if isinstance(loss, str) else (loss.metric, loss.direction)
+        costs = tuple(dict.fromkeys([*COSTS, *job.objectives.costs, *job.budget.plain().limits]))
+        return Settings(
+            name,
+            direction,
+            e.calibration,
+            e.validation,
+            e.finetune_steps,
+            costs,
+            seed=job.search.seed,
+            device=e.device,
+            precision=e.precision,
+            metrics_on_fitness=bool(job.constraints),
+        )
+
+    def on(self, device: str) -> Settings:
+        """The same on another device."""
+        return replace(self, device=device)
+
+    @property
+    def torch_device(self) -> torch.device:
+        """The device; `auto` is a GPU where there is one.
+
+        Raises:
+            InputError: there is no such device here.
+        """
+        auto = "cuda" if torch.cuda.is_available() else "cpu"
+        try:
+            device = torch.device(auto if self.device == "auto" else self.device)
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError) as error:
+            raise InputError(f"evaluator.device: {self.device!r} is not to be had here: {one_line(error)}") from None
+        return device

@@ -1,0 +1,57 @@
+"""All that an evaluator needs as one value that travels to other machines: task, data, dense model, level database."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from autoprune.costs._latency_table import LatencyTable
+from autoprune.database.batches import Parts, in_format
+from autoprune.database.store import LevelDatabase
+from autoprune.evaluator.memory import bound_kernel_cache, keep_blocks
+from autoprune.evaluator.prepared import prepared_model, prepared_parts
+from autoprune.evaluator.settings import Settings
+from autoprune.evaluator.tiers import TieredEvaluator
+from autoprune.protocols import Task
+from autoprune.structure import Structure
+
+
+@dataclass(frozen=True)
+class Shipment:
+    """An evaluator's parts on the CPU; called where it has arrived, it builds the evaluator on that machine's device.
+
+    Nothing writes to its tensors, so that the workers of a machine may share one copy.
+    """
+
+    task: Task
+    structure: Structure
+    entries: Mapping[str, Tensor]
+    settings: Settings
+    model: nn.Module
+    parts: Parts
+    latency: LatencyTable | None = None
+
+    @staticmethod
+    def of(
+        task: Task,
+        structure: Structure,
+        database: LevelDatabase,
+        settings: Settings,
+        latency: LatencyTable | None = None,
+    ) -> Shipment:
+        """Pack; data and model are prepared here, once for all workers."""
+        here = settings.on("cpu")
+        model = prepared_model(task, here.torch_device)
+        parts = prepared_parts(task, here, model)
+        return Shipment(task, structure, database.entries, settings, model, parts, latency)
+
+    def __call__(self) -> TieredEvaluator:
+        """Build the evaluator."""
+        bound_kernel_cache(self.structure)
+        keep_blocks()
+        device = self.settings.torch_device
+        model = in_format(self.model.to(device).eval(), self.parts.layout)
+        database, parts = LevelDatabase(self.entries), self.parts.on(device)
+        return TieredEvaluator(self.task, self.structure, database, self.settings, model, self.latency, parts)

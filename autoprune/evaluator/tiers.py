@@ -1,0 +1,252 @@
+"""The tiered evaluator: from an Ask to an Evaluation on one resident model. The hot path is stitch + forward."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from autoprune.costs import build_cost
+from autoprune.costs._latency_table import LatencyTable
+from autoprune.database.batches import Parts, chunks, gather, prepare, size
+from autoprune.database.consumers import consumed
+from autoprune.database.stitch import Stitcher
+from autoprune.database.store import LevelDatabase
+from autoprune.errors import InputError, did_you_mean, one_line
+from autoprune.evaluation import Ask, Evaluation, Split
+from autoprune.evaluator.dense_reference import Reference
+from autoprune.evaluator.fidelity import Fidelity, Tally
+from autoprune.evaluator.finetune import BATCH_SIZE, Lesson, finetune
+from autoprune.evaluator.memory import trim_heap, with_room
+from autoprune.evaluator.one_pass import Once, replaying
+from autoprune.evaluator.precision import computing
+from autoprune.evaluator.prepared import fidelity_of, prepared_model, prepared_parts, resolved_precision
+from autoprune.evaluator.repair import FixedPoint, Folded, Refit
+from autoprune.evaluator.samples import Samples
+from autoprune.evaluator.settings import Settings
+from autoprune.protocols import Batch, Task
+from autoprune.structure import Structure
+from autoprune.tracing.wiring import find_sites
+
+TRIM_EVERY = 50
+
+
+class TieredEvaluator:
+    """Calls answer asks. All candidates see the same samples in the same order (common random numbers).
+
+    stitch: the compensated model, each batch repaired by its own fixed-point batch norm. refit: one pass over the
+    statistics samples repairs the model, then it is scored on others. tune: refit, then the brief fine-tune.
+    `model` is the dense model where it is not the task's own, `parts` the calibration data where they are at hand; they
+    must be prepared as `prepared_model` and `prepared_parts` do.
+    `precision` is the one in use; `precision_error` the loss of the dense model in bfloat16 to itself in float32.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        structure: Structure,
+        database: LevelDatabase,
+        settings: Settings,
+        model: nn.Module | None = None,
+        latency: LatencyTable | None = None,
+        parts: Parts | None = None,
+    ) -> None:
+        self.task, self.structure, self.settings = task, structure, settings
+        self.device = settings.torch_device
+        self.dense = dense = prepared_model(task, self.device) if model is None else model
+        self.parts = prepared_parts(task, settings, dense) if parts is None else parts
+        self.stitcher = Stitcher(dense, structure, database)
+        self.costs = {name: build_cost(name, structure, latency) for name in settings.costs}
+        self._all_sites = find_sites(dense, task.example_inputs())
+        readers = {w for names in consumed(structure.groups, self._all_sites).values() for w in names}
+        self.sites = {n: s for n, s in self._all_sites.items() if n in readers and s.calls == 1}
+        self.samples = Samples(task, dense, self.parts, self.device, settings.batch_size, settings.validation)
+        self.precision, self.precision_error = resolved_precision(task, dense, structure, settings, self.samples)
+        self.samples.precision = self.precision
+        self.samples.look(self.sites)
+        self._lesson: tuple[int, Lesson] | None = None
+        self._asked = 0
+
+    def __call__(self, ask: Ask) -> Evaluation:
+        """Evaluate; what goes wrong in the model under test becomes the evaluation's error."""
+        ask.policy.check(self.structure)
+        self._asked += 1
+        if self._asked % TRIM_EVERY == 0:
+            trim_heap()
+        started = time.perf_counter()
+        costs = {n: float(cost(ask.policy.array(self.structure))) for n, cost in self.costs.items()}
+        try:
+            score = with_room(lambda: self._score(ask), self._make_room)
+        except (RuntimeError, ArithmeticError) as error:
+            self.stitcher.mark_dirty()
+            return Evaluation.failed(ask, one_line(error), costs, time.perf_counter() - started)
+        seconds = time.perf_counter() - started
+        for name, value in {"loss": score.loss, **score.metrics}.items():
+            if not math.isfinite(value):
+                self.stitcher.mark_dirty()
+                return Evaluation.failed(ask, f"the {name} is {value}", costs, seconds)
+        passes = score.samples / self.parts.total
+        return Evaluation(ask, score.loss, costs, score.metrics, passes, seconds, sample_losses=score.single)
+
+    def repaired(self, ask: Ask) -> nn.Module:
+        """The resident model, repaired (and tuned) as the ask's tier says; it changes with the next ask."""
+        with_room(lambda: self._repair(ask), self._make_room)
+        return self.stitcher.model
+
+    def batches(self, split: Split) -> Sequence[Batch]:
+        """The batches of a split."""
+        return self.samples.batches(split)
+
+    def fidelity(self, batches: Sequence[Batch], split: Split, direct: bool = False) -> float:
+        """Mean loss to the dense outputs over the first batches of a split; `direct`: each repairs itself."""
+        return self._losses(batches, split, direct)[0]
+
+    def standing(self, split: Split) -> Score:
+        """The resident model as it stands, on a whole split, with metrics."""
+        batches = self.samples.batches(split)
+        count, metrics = float(sum(size(b) for b in batches)), self._metrics(batches, split)
+        if self.settings.direction is not None:
+            return Score(self._signed(metrics), count, metrics)
+        loss, single = self._losses(batches, split, direct=False)
+        return Score(loss, 2 * count, metrics, single)
+
+    def lesson(self, steps: int) -> Lesson:
+        """The first training samples, as many as `steps` can use, with the dense outputs; the last one is kept."""
+        if self._lesson is None or self._lesson[0] != steps:
+            samples = prepare(gather(self.task.split("train"), steps * BATCH_SIZE), self.device, self.parts.layout)
+            with torch.no_grad(), computing(self.dense, self.precision):
+                parts = [self.task.outputs(self.dense, b) for b in chunks(samples, self.samples.batch_size)]
+            teacher = torch.cat(parts)
+            measure = self._measure(teacher)
+            how = (self._all_sites, self.precision, self.task.loss)
+            self._lesson = steps, Lesson(samples, teacher, self.task.outputs, measure, *how)
+        return self._lesson[1]
+
+    def _score(self, ask: Ask) -> Score:
+        """A backward pass counts as two passes forward."""
+        split, batches = ask.split, self.samples.share(ask.split, ask.fraction)
+        count = float(sum(size(b) for b in batches))
+        if self.settings.direction is not None:
+            samples = self._repair(ask) + count
+            metrics = self._metrics(batches, split)
+            return Score(self._signed(metrics), samples, metrics)
+        direct = ask.tier == "stitch" and split == "fitness"
+        whole = ask.fraction == 1.0 and self.settings.metrics_on_fitness
+        watched = split == "heldback" or (split == "fitness" and whole)
+        if direct:
+            self.stitcher.stitch(ask.policy)
+        samples = count + (0.0 if direct else self._repair(ask))
+        if watched and not direct:
+            loss, metrics, again = self._at_once(batches, split)
+            return Score(loss, samples + again * count, metrics)
+        loss, single = self._losses(batches, split, direct)
+        if split == "fitness" and not watched:
+            return Score(loss, samples)
+        samples += count + (self._repair(ask) if direct else 0.0)  # each batch had repaired itself; float32 is apart
+        return Score(loss, samples, self._metrics(batches, split), single if split == "validation" else ())
+
+    def _at_once(self, batches: Sequence[Batch], split: Split) -> tuple[float, Mapping[str, float], float]:
+        """Loss and metrics in one pass, and how many more the metrics took: none if they ask the model the same."""
+        model, tally = self.stitcher.model, Tally()
+        references = [self.samples.reference(split, i, b).outputs for i, b in enumerate(batches)]
+
+        def score(i: int, batch: Batch) -> None:
+            outputs = self.task.outputs(model, batch)
+            tally.add(self._measure(outputs)(outputs, references[i]), size(batch))
+
+        precision = self.samples.precision_on(split)
+        with torch.no_grad(), computing(model, precision), self._forward_mode(), replaying(model) as replay:
+            once = Once(batches, score, replay)
+            metrics = {k: float(v) for k, v in self.task.metrics(model, once).items()}
+            again = once.finish()
+        return tally.loss, metrics, again
+
+    def _losses(self, batches: Sequence[Batch], split: Split, direct: bool) -> tuple[float, tuple[float, ...]]:
+        """The mean loss and, to 6 digits, that of each sample; none of these where outputs are not by sample."""
+        model, tally = self.stitcher.model, Tally()
+        for i, batch in enumerate(batches):
+            reference = self.samples.reference(split, i, batch)
+            mode = self._forward_mode(reference if direct else None)
+            with torch.no_grad():
+                with computing(model, self.samples.precision_on(split)), mode:
+                    outputs = self.task.outputs(model, batch)
+                tally.add(self._measure(outputs)(outputs, reference.outputs), size(batch))
+        return tally.loss, tally.by_sample
+
+    def _signed(self, metrics: Mapping[str, float]) -> float:
+        """The loss where the search minimises a metric, or its negative."""
+        value = _metric(metrics, self.settings.loss)
+        return -value if self.settings.direction == "maximize" else value
+
+    def _metrics(self, batches: Sequence[Batch], split: Split) -> Mapping[str, float]:
+        model, precision = self.stitcher.model, self.samples.precision_on(split)
+        mode = nullcontext() if split == "validation" else self._forward_mode()
+        with torch.no_grad(), computing(model, precision), mode:
+            return {k: float(v) for k, v in self.task.metrics(model, batches).items()}
+
+    def _forward_mode(self, own: Reference | None = None) -> AbstractContextManager[object]:
+        """How a batch runs, repaired by its `own` reference if given; a dense model as it is, so that it is exact."""
+        if own is not None:
+            return FixedPoint(self.stitcher, own, settle=False)
+        return Folded(self.stitcher.model, self._all_sites) if self.stitcher.narrowed() else nullcontext()
+
+    def _repair(self, ask: Ask) -> float:
+        """Samples that went forward."""
+        if ask.tier not in ("stitch", "refit", "tune"):
+            raise InputError(f"the evaluator has no tier {ask.tier!r}; allowed: stitch, refit, tune")
+        with_room(lambda: self._settle(ask), self._shrink_statistics)
+        samples = float(size(self.samples.statistics))
+        if ask.tier == "tune":
+            model, steps = self.stitcher.model, self.settings.finetune_steps
+            lesson, at_once = self.lesson(steps), min(BATCH_SIZE, self.samples.batch_size)
+            self.stitcher.mark_dirty()  # before the first step: whatever happens in it
+            try:
+                samples += 3.0 * finetune(model, lesson, steps, self.settings.seed, at_once)
+            finally:
+                model.requires_grad_(False)
+        return samples
+
+    def _settle(self, ask: Ask) -> None:
+        """Stitch, and one pass over the statistics samples that repairs."""
+        model = self.stitcher.stitch(ask.policy)
+        seen, batch = self.samples.seen, self.samples.statistics
+        mode: FixedPoint | Refit
+        if ask.tier == "stitch":
+            mode = FixedPoint(self.stitcher, seen, settle=True)
+        else:
+            mode = Refit(self.stitcher, seen, self.sites)
+        with torch.no_grad(), computing(model, self.precision), mode:
+            self.task.outputs(model, batch)
+
+    def _make_room(self) -> bool:
+        self.stitcher.mark_dirty()
+        return self.samples.halve()
+
+    def _shrink_statistics(self) -> bool:
+        self.stitcher.mark_dirty()
+        return self.samples.halve_statistics()
+
+    def _measure(self, outputs: Tensor) -> Fidelity:
+        """The loss between outputs, also where the search minimises a metric."""
+        return fidelity_of(self.settings.loss, outputs)
+
+
+@dataclass(frozen=True)
+class Score:
+    """What an evaluation found, and the samples that went forward for it."""
+
+    loss: float
+    samples: float
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    single: tuple[float, ...] = ()
+
+
+def _metric(metrics: Mapping[str, float], name: str) -> float:
+    if name not in metrics:
+        raise InputError(f"objectives.loss.metric: the task has no metric {name!r}; {did_you_mean(name, metrics)}")
+    return metrics[name]

@@ -1,0 +1,274 @@
+"""The only reader and writer of policy.json (schema autoprune/policy/1): a front, checked both ways."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from autoprune.errors import InputError
+from autoprune.files.whole import write_whole
+from autoprune.front import Base, Front, Point
+from autoprune.policy import Policy
+from autoprune.structure import Group, Kind, Role, Slice
+
+SCHEMA = "autoprune/policy/1"
+NUMBER_COSTS = ("macs", "params", "bytes")
+Number = int | float
+
+
+def save_front(front: Front, path: str | Path) -> None:
+    """Write `front` to `path`, all of it or nothing.
+
+    Raises:
+        InputError: the front contradicts itself: a width off its grid, kept atoms that do not match a width.
+    """
+    _check_front(front, str(path))
+    try:
+        text = json.dumps(_front_to_json(front), indent=1, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{path}: a policy file holds plain finite values only: {error}") from error
+    write_whole(Path(path), text + "\n")
+
+
+def load_front(path: str | Path) -> Front:
+    """The front in a policy.json, equal to the one that was saved; unknown minor keys are ignored.
+
+    Raises:
+        InputError: missing, truncated, foreign, of a newer major version, or at odds with itself.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not a text file"
+        raise InputError(f"cannot read the policy file {path}: {reason}") from error
+    _check_schema(text, str(path))
+    try:
+        parsed = FrontFile.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise InputError(f"{path} is damaged: {where}: {first['msg']}") from error
+    front = _front_from_file(parsed, str(path))
+    _check_front(front, str(path))
+    return front
+
+
+def save_csv(front: Front, path: str | Path) -> None:
+    """The same points as one table: id, costs, metrics (`validation.accuracy`), and a column a width."""
+    rows = [_flat_row(point) for point in front]
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns or ["id"], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_whole(Path(path), text.getvalue())
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="ignore", strict=True, allow_inf_nan=False)
+
+
+class SliceFile(_Part):
+    """One slice; what is left out has its default."""
+
+    tensor: str
+    dim: int
+    role: Role
+    offset: int = 0
+    stride: int = 1
+    repeat: int = 1
+    first: int = 0
+    count: int | None = None
+
+
+class GroupFile(_Part):
+    """One group with the widths that the search allowed."""
+
+    kind: Kind
+    width: int
+    grid: tuple[int, ...]
+    slices: tuple[SliceFile, ...]
+
+
+class FingerprintFile(_Part):
+    """What identifies the dense model."""
+
+    structure: str
+    weights: str
+
+
+class BaseFile(_Part):
+    """The dense model that the points belong to; costs are absolute, MACs a sample."""
+
+    fingerprint: FingerprintFile
+    model: str
+    inputs: tuple[dict[str, Any], ...]
+    costs: dict[str, Number]
+    metrics: dict[str, dict[str, Number]]
+    directions: dict[str, str] = Field(default_factory=dict)
+
+
+class PointFile(_Part):
+    """One point; widths and kept atoms in original coordinates."""
+
+    id: str
+    widths: dict[str, int]
+    keep: dict[str, tuple[int, ...]]
+    costs: dict[str, Number | dict[str, Number]]
+    metrics: dict[str, dict[str, Number]]
+    trial: int
+
+
+class FrontFile(_Part):
+    """The whole file."""
+
+    format: str = Field(alias="schema", pattern=r"^autoprune/policy/1(\.[0-9]+)?$")
+    kind: Literal["front"]
+    base: BaseFile
+    space: dict[str, Any]
+    data: str
+    groups: dict[str, GroupFile]
+    points: tuple[PointFile, ...]
+    measured_on: dict[str, Any]
+    provenance: dict[str, Any]
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON Schema of the file; policy.schema.json in this package is this, and a test holds them equal."""
+    schema = FrontFile.model_json_schema(by_alias=True)
+    head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "$id": SCHEMA}
+    return {**head, **schema, "title": "autoprune policy file"}
+
+
+def _front_to_json(front: Front) -> dict[str, Any]:
+    base = front.base
+    return {
+        "schema": SCHEMA,
+        "kind": "front",
+        "base": {
+            "fingerprint": {"structure": base.structure_fingerprint, "weights": base.weights_fingerprint},
+            "model": base.model,
+            "inputs": [dict(spec) for spec in base.inputs],
+            "costs": _whole_numbers(base.costs),
+            "metrics": {split: dict(values) for split, values in base.metrics.items()},
+            **({"directions": dict(base.directions)} if base.directions else {}),
+        },
+        "space": dict(base.space),
+        "data": base.data,
+        "groups": {group.name: _group_to_json(group) for group in base.groups},
+        "points": [_point_to_json(point) for point in front],
+        "measured_on": dict(front.measured_on),
+        "provenance": dict(front.provenance),
+    }
+
+
+def _group_to_json(group: Group) -> dict[str, Any]:
+    slices = [_slice_to_json(s) for s in group.slices]
+    return {"kind": group.kind, "width": group.width, "grid": list(group.grid), "slices": slices}
+
+
+def _slice_to_json(s: Slice) -> dict[str, Any]:
+    defaults = {"offset": 0, "stride": 1, "repeat": 1, "first": 0, "count": None}
+    special = {name: getattr(s, name) for name, value in defaults.items() if getattr(s, name) != value}
+    return {"tensor": s.tensor, "dim": s.dim, "role": s.role, **special}
+
+
+def _point_to_json(point: Point) -> dict[str, Any]:
+    order = [group.name for group in point.base.groups]
+    widths = point.policy.as_dict()
+    return {
+        "id": point.id,
+        "widths": {name: widths[name] for name in order},
+        "keep": {name: list(point.keep[name]) for name in order},
+        "costs": _whole_numbers(point.costs),
+        "metrics": {split: dict(values) for split, values in point.metrics.items()},
+        "trial": point.trial,
+    }
+
+
+def _whole_numbers(costs: Mapping[str, Any]) -> dict[str, Any]:
+    """MACs, parameters and bytes are counts, whatever arithmetic they came from."""
+    return {k: int(v) if k in NUMBER_COSTS and float(v).is_integer() else v for k, v in costs.items()}
+
+
+def _front_from_file(parsed: FrontFile, path: str) -> Front:
+    try:
+        groups = tuple(
+            Group(name, g.kind, g.width, tuple(Slice(**s.model_dump()) for s in g.slices), g.grid)
+            for name, g in parsed.groups.items()
+        )
+    except InputError as error:
+        raise InputError(f"{path} is damaged: {error}") from error
+    b = parsed.base
+    prints = b.fingerprint.structure, b.fingerprint.weights
+    base = Base(*prints, b.model, b.inputs, b.costs, b.metrics, groups, parsed.space, parsed.data, b.directions)
+    points = (Point(p.id, Policy.of(p.widths), p.keep, p.costs, p.metrics, p.trial, base) for p in parsed.points)
+    return Front(tuple(points), base, parsed.measured_on, parsed.provenance)
+
+
+def _check_schema(text: str, path: str) -> None:
+    """InputError unless the text is JSON that claims to be ours, in a version that we read."""
+    try:
+        data = json.loads(text)
+    except ValueError as error:
+        raise InputError(f"{path} is truncated or not JSON: {error}") from error
+    claim = data.get("schema") if isinstance(data, dict) else None
+    match = re.fullmatch(r"autoprune/policy/(\d+)(\.\d+)?", claim) if isinstance(claim, str) else None
+    if match is None:
+        raise InputError(f"{path} is not an autoprune policy file: its schema is {claim!r}, not {SCHEMA!r}")
+    if int(match[1]) > 1:
+        raise InputError(f"{path} has the newer schema {claim!r}; this version reads {SCHEMA!r}: upgrade autoprune")
+
+
+def _check_front(front: Front, path: str) -> None:
+    if min(front.base.costs.values(), default=1) <= 0:
+        raise InputError(f"{path}: base.costs must be positive, not {dict(front.base.costs)}")
+    ids = [point.id for point in front]
+    if len(set(ids)) != len(ids):
+        raise InputError(f"{path}: the ids of points must be unique, not {ids}")
+    for point in front:
+        try:
+            _check_point(point, front.base)
+        except InputError as error:
+            raise InputError(f"{path}: point {point.id}: {error}") from error
+
+
+def _check_point(point: Point, base: Base) -> None:
+    widths = point.policy.as_dict()
+    names = {group.name for group in base.groups}
+    for what, given in (("widths", set(widths)), ("keep", set(point.keep))):
+        if given != names:
+            raise InputError(f"its {what} must name every group once; wrong or missing: {sorted(given ^ names)}")
+    for group in base.groups:
+        group.check(widths[group.name])
+        keep = tuple(point.keep[group.name])
+        ascending = list(keep) == sorted(set(keep))
+        inside = not keep or (keep[0] >= 0 and keep[-1] < group.width)
+        if len(keep) != widths[group.name] or not ascending or not inside:
+            raise InputError(
+                f"group {group.name!r} must keep {widths[group.name]} ascending atoms below {group.width}, not {keep}"
+            )
+    missing = [cost for cost in base.costs if cost not in point.costs]
+    if missing:
+        raise InputError(f"it has no cost {missing[0]!r}")
+    if "loss" not in point.metrics.get("validation", {}):
+        raise InputError("it has no metrics.validation.loss")
+
+
+def _flat_row(point: Point) -> dict[str, Any]:
+    row: dict[str, Any] = {"id": point.id, "trial": point.trial}
+    for name, value in point.costs.items():
+        if isinstance(value, Mapping):
+            row |= {f"{name}.{k}": v for k, v in value.items()}
+        else:
+            row[name] = value
+    for split, values in point.metrics.items():
+        row |= {f"{split}.{k}": v for k, v in values.items()}
+    return row | {f"width.{name}": width for name, width in point.policy.widths}

@@ -1,0 +1,1 @@
+"""A search from its job to its front: prepare, before, the loop, after."""

@@ -1,0 +1,139 @@
+"""From a job to its Setting: analyse, build or open the level database, state the problem."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from torch import nn
+
+from autoprune import plugins
+from autoprune.allocation.budget import Projector
+from autoprune.costs import build_cost
+from autoprune.costs._latency_table import LatencyTable
+from autoprune.database.batches import StatisticsOnly, digest, size
+from autoprune.database.store import LevelDatabase, build_database, database_key
+from autoprune.errors import InputError, did_you_mean
+from autoprune.evaluator.finetune import BATCH_SIZE
+from autoprune.evaluator.prepared import prepared_model, prepared_parts, resolved_precision
+from autoprune.evaluator.samples import Samples
+from autoprune.evaluator.settings import COSTS, Settings
+from autoprune.files.job import Job
+from autoprune.files.whole import write_whole
+from autoprune.front import Base
+from autoprune.latency.calibrate import fit_latency
+from autoprune.protocols import Criterion, Problem, Task
+from autoprune.run.constraints import parse_constraints
+from autoprune.run.ledger import Prices
+from autoprune.run.setting import Setting
+from autoprune.space import restrict
+from autoprune.structure import Structure
+from autoprune.tracing.analyze import analyze
+from autoprune.tracing.fingerprint import weights_fingerprint
+
+
+def check_executor(job: Job) -> None:
+    """What an executor can say before anything is prepared: whether its cluster is there and has room.
+
+    Raises:
+        InputError: it is not, or has not.
+    """
+    make = plugins.load("executors", job.executor.kind)
+    if hasattr(make, "check"):
+        make.check(**job.executor_options)
+
+
+def prepare(job: Job, folder: Path, task: Task | None = None, shared: Path | None = None) -> Setting:
+    """Analyse the model, build or open the level database, and state the problem.
+
+    The database lies in `folder`, or in `shared` where several runs of one model use it.
+
+    Raises:
+        InputError: the model cannot be analysed, the space or criterion does not fit it, or the budget is out of reach.
+    """
+    lent, task = task, task or job.build_task()
+    settings = Settings.of(job)
+    if settings.direction is not None and settings.loss not in task.directions:
+        hint = did_you_mean(settings.loss, task.directions)
+        raise InputError(f"objectives.loss.metric: the task has no metric {settings.loss!r}; {hint}")
+    constraints = parse_constraints(job.constraints, task.directions)
+    model = prepared_model(task, settings.torch_device)
+    whole = analyze(task.build(), task.example_inputs(), seed=job.search.seed)
+    structure = restrict(whole, job.search_space())
+    made = (shared or folder).resolve() / "database"  # workers may stand in other folders
+    latency = _latency(job, structure, model, task, made) if "latency" in settings.costs else None
+    problem = _problem(job, structure, latency)
+    parts = prepared_parts(task, settings, model)
+    seen = StatisticsOnly(task, parts.statistics)
+    path = made / f"{database_key(model, structure, seen, job.criterion)}.safetensors"
+    built_s = 0.0
+    if not path.exists():
+        started = time.perf_counter()
+        build_database(model, structure, seen, load_criterion(job.criterion)).save(path)
+        built_s = time.perf_counter() - started
+    database = LevelDatabase.open(path)
+    samples = Samples(task, model, parts, settings.torch_device, settings.batch_size, settings.validation)
+    base = Base(
+        structure_fingerprint=whole.fingerprint,
+        weights_fingerprint=weights_fingerprint(model),
+        model=_model_name(job, model),
+        inputs=tuple({"shape": list(x.shape), "dtype": str(x.dtype).split(".")[1]} for x in task.example_inputs()),
+        costs={name: problem.costs[name].dense for name in COSTS},
+        metrics={},
+        groups=structure.groups,
+        space={
+            "granularity": job.space.granularity,
+            "criterion": job.criterion,
+            "multiple_of": job.space.multiple_of,
+            "calibration": parts.total,
+            "tier": problem.tier,
+            "finetune_steps": job.evaluator.finetune_steps,
+            "precision": resolved_precision(task, model, structure, settings, samples)[0],
+        },
+        data=digest([parts.statistics, *parts.fitness, *parts.heldback]),
+        directions=dict(task.directions),
+    )
+    problem = replace(problem, scores=database.scores(structure))
+    fitness, heldback = (sum(size(b) for b in part) for part in (parts.fitness, parts.heldback))
+    lesson = job.evaluator.finetune_steps * BATCH_SIZE
+    splits = (size(parts.statistics), fitness, heldback, settings.validation)
+    prices = Prices(*splits, lesson, settings.metrics_on_fitness, settings.direction is not None)
+    given = (job, task, lent, structure, database, path, problem, base, prices, constraints, latency, built_s)
+    return Setting(*given)
+
+
+def load_criterion(name: str) -> Criterion:
+    """The criterion called `name`; InputError where "module:attribute" names something else."""
+    criterion = plugins.load("criteria", name)
+    if not isinstance(criterion, type) or not hasattr(criterion, "__call__"):  # noqa: B004  # of its instances
+        raise InputError(f"criterion {name!r} must be a class whose instances can be called, not {criterion!r:.80}")
+    made: Criterion = criterion()
+    return made
+
+
+def _latency(job: Job, structure: Structure, model: nn.Module, task: Task, folder: Path) -> LatencyTable:
+    """The latency table of the job's runtime, from its file or measured now."""
+    part = job.latency
+    name = f"latency-{structure.fingerprint[7:19]}-{part.runtime}-{part.batch_size}-{part.models}.json"
+    if (folder / name).exists():
+        return LatencyTable.from_json((folder / name).read_text(encoding="utf-8"))
+    inputs = task.example_inputs()
+    table = fit_latency(model, inputs, structure, part.runtime, part.batch_size, part.models, job.search.seed)
+    write_whole(folder / name, table.to_json())
+    return table
+
+
+def _problem(job: Job, structure: Structure, latency: LatencyTable | None) -> Problem:
+    costs = {name: build_cost(name, structure, latency) for name in Settings.of(job).costs}
+    budget = job.budget.plain()
+    Projector(structure, costs).check({budget.cost: budget.low, **budget.limits})
+    tier = "refit" if job.evaluator.fitness == "auto" else job.evaluator.fitness
+    if tier == "tune" and job.evaluator.finetune_steps == 0:
+        raise InputError("evaluator.fitness: tune needs evaluator.finetune_steps of 1 or more, not 0")
+    parts = (job.objectives.costs, job.search.trials, tier)
+    return Problem(structure, {}, costs, budget, *parts, logarithmic=job.objectives.logarithmic)
+
+
+def _model_name(job: Job, model: object) -> str:
+    return str(job.task.args.get("model", f"{job.task.target}:{type(model).__name__}"))

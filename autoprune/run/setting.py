@@ -1,0 +1,123 @@
+"""From a job to everything that a search, a comparison or an application starts from."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+from autoprune import plugins
+from autoprune.costs._latency_table import LatencyTable
+from autoprune.database.store import LevelDatabase
+from autoprune.evaluation import Ask, Tier
+from autoprune.evaluator.precision import Precision
+from autoprune.evaluator.settings import Settings
+from autoprune.evaluator.tiers import TieredEvaluator
+from autoprune.files.job import Job
+from autoprune.front import Base
+from autoprune.protocols import EvaluatorFactory, Executor, FitnessTier, Problem, Task
+from autoprune.run.constraints import Constraint
+from autoprune.run.ledger import Prices
+from autoprune.run.worker_evaluator import make_evaluator
+from autoprune.structure import Structure
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A job made ready: the searched structure, its level database, the problem without seeds, the dense base.
+
+    `lent` is a Task that came from Python and does not travel to other processes; None where the job names it.
+    """
+
+    job: Job
+    task: Task
+    lent: Task | None
+    structure: Structure
+    database: LevelDatabase
+    database_path: Path
+    problem: Problem
+    base: Base
+    prices: Prices
+    constraints: tuple[Constraint, ...] = ()
+    latency: LatencyTable | None = None
+    built_s: float = 0.0
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """What evaluations depend on beside the job: a record of other ones must not answer."""
+        b = self.base
+        return {"structure": b.structure_fingerprint, "weights": b.weights_fingerprint, "data": b.data}
+
+    @property
+    def tier(self) -> Tier:
+        return self.problem.tier
+
+    def at_tier(self, tier: FitnessTier) -> Setting:
+        """The same with another fitness tier."""
+        base = replace(self.base, space={**self.base.space, "tier": tier})
+        return replace(self, problem=replace(self.problem, tier=tier), base=base)
+
+    def price(self, ask: Ask) -> float:
+        """What `ask` costs, in full evaluations at the fitness tier."""
+        return self.prices.full(ask, self.tier)
+
+    def worth(self, asks: Iterable[Ask]) -> float:
+        """What `asks` cost together: one that comes again costs nothing."""
+        return sum(map(self.price, dict.fromkeys(asks)))
+
+    @property
+    def precision(self) -> Precision:
+        """What `evaluator.precision` came to on this machine: workers compute in it too, whatever theirs can."""
+        found: Precision = self.base.space["precision"]
+        return found
+
+    @property
+    def table_path(self) -> Path:
+        """Where the sensitivity table lies: beside the database, under what its figures depend on."""
+        s = Settings.of(self.job)
+        what = (s.loss, s.direction, s.calibration, s.precision, self.job.evaluator.sensitivity, self.base.data)
+        key = hashlib.sha256(repr(what).encode()).hexdigest()[:8]
+        return self.database_path.with_name(f"{self.database_path.stem}-{key}.sensitivity.json")
+
+    def evaluator_factory(self) -> EvaluatorFactory:
+        """What builds an evaluator, here or in a worker."""
+        if self.lent is not None:
+            parts = (self.lent, self.structure, self.database, self._settings)
+            return partial(TieredEvaluator, *parts, latency=self.latency)
+        part = self.job.evaluator.model_copy(update={"precision": self.precision})
+        job = self.job.model_copy(update={"evaluator": part})
+        return partial(make_evaluator, job.dump(), self.structure, self.database_path, self.latency)
+
+    def shipment(self) -> EvaluatorFactory:
+        """The same for workers that share no files with this process."""
+        from autoprune.evaluator.shipment import Shipment
+
+        return Shipment.of(self.task, self.structure, self.database, self._settings, self.latency)
+
+    @property
+    def _settings(self) -> Settings:
+        return replace(Settings.of(self.job), precision=self.precision)
+
+    def executor(self) -> Executor:
+        """The job's executor, started; a task lent from Python is evaluated in this process unless it can travel."""
+        part = self.job.executor
+        make = plugins.load("executors", part.kind)
+        if part.kind == "inline" or (self.lent is not None and not travels(make)):
+            inline: Executor = plugins.load("executors", "inline")(self.evaluator_factory(), part.retries)
+            return inline
+        window = self.job.search.window
+        workers = window if part.workers == "auto" and travels(make) else part.n_workers
+        if workers > window:
+            warnings.warn(f"{workers} workers, but search.window keeps {window} asks in flight", stacklevel=2)
+            workers = window
+        factory = self.shipment() if travels(make) else self.evaluator_factory()
+        executor: Executor = make(factory, workers, part.timeout_s, part.retries, **self.job.executor_options)
+        return executor
+
+
+def travels(make: object) -> bool:
+    """Whether an executor takes everything to other machines, rather than have its workers read the job's files."""
+    return bool(getattr(make, "travels", False))

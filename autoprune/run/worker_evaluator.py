@@ -1,0 +1,23 @@
+"""The evaluator of a job from its files: what every worker calls once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from autoprune.costs._latency_table import LatencyTable
+from autoprune.database.store import LevelDatabase
+from autoprune.evaluator.memory import bound_kernel_cache, keep_blocks
+from autoprune.evaluator.settings import Settings
+from autoprune.evaluator.tiers import TieredEvaluator
+from autoprune.files.job import Job
+from autoprune.structure import Structure
+
+
+def make_evaluator(
+    job_text: str, structure: Structure, database: Path, latency: LatencyTable | None = None
+) -> TieredEvaluator:
+    """The evaluator of a job from its files: what every worker calls once."""
+    bound_kernel_cache(structure)
+    keep_blocks()
+    job, levels = Job.loads(job_text), LevelDatabase.open(database)
+    return TieredEvaluator(job.build_task(), structure, levels, Settings.of(job), latency=latency)

@@ -1,0 +1,147 @@
+"""Applying a policy: it scores what the file says, is verified, and refuses what it does not fit."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import autoprune
+from autoprune.application.apply import apply_file
+from autoprune.errors import InputError
+from autoprune.evaluator.fidelity import kl
+from autoprune.evaluator.settings import Settings
+from autoprune.evaluator.tiers import TieredEvaluator
+from autoprune.files.job import Job
+from autoprune.files.policy_file import load_front
+from autoprune.front import Front
+from autoprune.run.run import Run, search
+from autoprune.tasks.digits import Digits
+from tests.run.test_run import job
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return search(job(search={"trials": 8}), out=tmp_path_factory.mktemp("run")).finish()
+
+
+@pytest.fixture(scope="module")
+def the_job() -> Job:
+    return job(search={"trials": 8})
+
+
+@pytest.fixture(scope="module")
+def digits() -> Digits:
+    return Digits()
+
+
+def _validation(digits: Digits, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    pairs = list(digits.split("validation"))
+    return torch.cat([x for x, _ in pairs])[:count], torch.cat([y for _, y in pairs])[:count]
+
+
+def test_the_applied_model_scores_what_the_file_says(run: Run, the_job: Job, digits: Digits) -> None:
+    x, y = _validation(digits, 80)
+    model = digits.build()
+    for point in (run.front[0], run.front[-1]):
+        before = copy.deepcopy(model.state_dict())
+        small = autoprune.apply(point, model, digits.example_inputs(), task=digits, settings=Settings.of(the_job))
+        with torch.no_grad():
+            logits, dense = small.eval()(x), model.eval()(x)
+        said = point.metrics["validation"]
+        assert float(kl(logits, dense).mean()) == pytest.approx(said["loss"], rel=1e-3, abs=1e-6)
+        assert float((logits.argmax(1) == y).float().mean()) == pytest.approx(said["accuracy"], abs=1e-6)
+        assert sum(p.numel() for p in small.parameters()) == point.costs["params"]
+        assert all(torch.equal(a, b) for a, b in zip(before.values(), model.state_dict().values(), strict=True))
+        assert type(small) is type(model)
+
+
+@pytest.mark.parametrize("tier", ["stitch", "tune"])
+def test_the_applied_model_scores_what_the_file_says_at_every_tier(tier: str, digits: Digits, tmp_path: Path) -> None:
+    the_job = job(search={"trials": 2}, evaluator={"fitness": tier, "finalists": 0, "sensitivity": 0})
+    point = search(the_job, out=tmp_path).front[0]
+    x, _ = _validation(digits, 80)
+    model = digits.build()
+    small = autoprune.apply(point, model, digits.example_inputs(), task=digits, settings=Settings.of(the_job))
+    with torch.no_grad():
+        loss = float(kl(small.eval()(x), model.eval()(x)).mean())
+    assert loss == pytest.approx(point.metrics["validation"]["loss"], rel=1e-3, abs=1e-6)
+
+
+def test_the_precision_of_the_search_is_in_the_file_and_repairs_alike_unless_another_is_asked_for(
+    run: Run, the_job: Job, digits: Digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run.front.base.space["precision"] == "fp32"
+    rounded = job(search={"trials": 2}, evaluator={"precision": "bf16", "finalists": 0, "sensitivity": 0})
+    front = load_front(search(rounded, out=tmp_path).finish().path / "policy.json")
+    assert front.base.space["precision"] == "bf16"
+    used: list[str] = []
+
+    class Spy(TieredEvaluator):
+        def __init__(self, *given: Any) -> None:
+            super().__init__(*given)
+            used.append(self.precision)
+
+    monkeypatch.setattr("autoprune.application.apply.TieredEvaluator", Spy)
+    plain, model = Settings.of(the_job), digits.build()
+    foreign = replace(front[0], base=replace(front.base, space={**front.base.space, "precision": "fp4"}))
+    for point, wish in ((front[0], "auto"), (front[0], "fp32"), (foreign, "auto")):
+        settings = replace(plain, precision=wish)  # type: ignore[arg-type]
+        autoprune.apply(point, model, digits.example_inputs(), task=digits, settings=settings)
+    assert used == ["bf16", "fp32", "fp32"]
+
+
+def test_without_a_task_it_slices_only_and_says_so(run: Run, digits: Digits) -> None:
+    with pytest.warns(UserWarning, match="only slices: nothing is compensated"):
+        small = autoprune.apply(run.front[0], digits.build(), digits.example_inputs())
+    assert sum(p.numel() for p in small.parameters()) == run.front[0].costs["params"]
+
+
+def test_other_weights_get_their_own_ranking(run: Run, the_job: Job, digits: Digits) -> None:
+    model = digits.build()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(1.0 + 0.05 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())))
+    small = autoprune.apply(run.front[0], model, digits.example_inputs(), task=digits, settings=Settings.of(the_job))
+    assert sum(p.numel() for p in small.parameters()) == run.front[0].costs["params"]
+    with pytest.raises(InputError, match="other weights than the policy was found on"):
+        autoprune.apply(run.front[0], model, digits.example_inputs())
+
+
+def test_a_second_apply_is_refused(run: Run, the_job: Job, digits: Digits) -> None:
+    settings = Settings.of(the_job)
+    small = autoprune.apply(run.front[0], digits.build(), digits.example_inputs(), task=digits, settings=settings)
+    with pytest.raises(InputError, match="was applied to this model before"):
+        autoprune.apply(run.front[0], small, digits.example_inputs(), task=digits, settings=settings)
+
+
+def test_another_structure_is_refused_with_the_layers_named(run: Run, digits: Digits) -> None:
+    group = run.front[0].base.groups[0]
+    wider = replace(group, width=group.width + 4, grid=(*group.grid[:-1], group.width + 4))
+    base = replace(run.front.base, groups=(wider, *run.front.base.groups[1:]), structure_fingerprint="sha256:other")
+    widths = {**run.front[0].policy.as_dict(), group.name: 1}
+    point = replace(run.front[0], base=base, policy=autoprune.Policy.of(widths))
+    words = f"{group.name}: policy says {group.width + 4} wide, model has {group.width}"
+    with pytest.raises(InputError, match=words):
+        autoprune.apply(point, digits.build(), digits.example_inputs(), task=digits)
+    with pytest.raises(InputError, match="the model has no such group"):
+        autoprune.apply(point, nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 2, 3)), digits.example_inputs())
+
+
+def test_the_verb_saves_a_model_that_loads_again_and_scores_the_same(
+    run: Run, the_job: Job, digits: Digits, tmp_path: Path
+) -> None:
+    report = apply_file(run.path / "policy.json", the_job, None, "macs=0.6", 0.2, ("pt2",), tmp_path)
+    assert report["verification_error"] <= 1e-5
+    assert report["finetune_steps"] >= 1
+    again = autoprune.load_applied(tmp_path, digits.build(), digits.example_inputs())
+    assert dict(digits.metrics(again, digits.split("test"))) == pytest.approx(report["test"]["pruned"], abs=1e-6)
+    assert (tmp_path / "model.pt2").exists()
+    front = autoprune.load_front(tmp_path / "policy.json")
+    assert isinstance(front, Front)
+    assert front[0].id == report["point"]

@@ -1,0 +1,110 @@
+"""The brief fine-tune: what is folded, split or rounded changes nothing but the time it takes."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from autoprune.errors import InputError
+from autoprune.evaluator.fidelity import FIDELITIES
+from autoprune.evaluator.finetune import Course, Lesson, Recipe, finetune
+from autoprune.tracing.wiring import find_sites
+from tests.small import World, world
+
+
+def lesson_of(w: World) -> Lesson:
+    samples = w.seen.statistics
+    with torch.no_grad():
+        teacher = w.task.outputs(w.model, samples)
+    sites = find_sites(w.model, w.task.example_inputs())
+    return Lesson(samples, teacher, w.task.outputs, FIDELITIES["kl"], sites)
+
+
+def student_of(w: World) -> nn.Module:
+    student = copy.deepcopy(w.model)
+    with torch.no_grad():
+        for i, p in enumerate(student.parameters()):
+            p.mul_(0.8 + 0.05 * (i % 3))
+    return student
+
+
+def tuned(w: World, lesson: Lesson, at_once: int = 128) -> dict[str, torch.Tensor]:
+    student = student_of(w)
+    assert finetune(student, lesson, 4, 0, at_once) == 4 * 64
+    return dict(student.state_dict())
+
+
+@pytest.mark.parametrize("family", ["projection", "mobilenet", "unet"])
+def test_folding_and_parts_of_a_batch_change_the_result_by_rounding_only(family: str) -> None:
+    w = world(family, samples=256)
+    lesson = lesson_of(w)
+    plain = tuned(w, replace(lesson, sites={}))
+    for other in (tuned(w, lesson), tuned(w, lesson, at_once=16)):
+        for name, value in plain.items():
+            torch.testing.assert_close(other[name], value, rtol=2e-3, atol=1e-4)
+
+
+def test_training_in_bfloat16_keeps_float32_weights_and_stays_close() -> None:
+    w = world("projection", samples=256)
+    lesson = lesson_of(w)
+    exact, rounded = tuned(w, lesson), tuned(w, replace(lesson, precision="bf16"))
+    start = student_of(w).state_dict()
+    for name, _ in w.model.named_parameters():
+        value = exact[name]
+        assert rounded[name].dtype == value.dtype
+        assert (rounded[name] - value).norm() <= 0.2 * (value - start[name]).norm() + 1e-6, name
+
+
+def test_every_parameter_learns_and_statistics_stay() -> None:
+    w = world("projection", samples=256)
+    start, after = student_of(w).state_dict(), tuned(w, lesson_of(w))
+    moved = {name for name in after if not torch.equal(after[name], start[name])}
+    assert moved == {name for name, _ in w.model.named_parameters()}
+
+
+def test_a_loss_that_is_not_finite_stops_the_training() -> None:
+    w = world("plain", samples=256)
+    lesson = lesson_of(w)
+    broken = replace(lesson, teacher=torch.full_like(lesson.teacher, float("inf")))
+    with pytest.raises(ArithmeticError, match="the fine-tuning loss is nan at step 0"):
+        finetune(student_of(w), broken, 2, 0)
+
+
+@pytest.mark.parametrize("recipe", [Recipe(), Recipe(0.01, 0.4), Recipe(0.01, 0.0)])
+def test_a_course_stopped_and_gone_on_with_elsewhere_ends_as_one_without_a_break(
+    recipe: Recipe, tmp_path: Path
+) -> None:
+    w = world("projection", samples=256)
+    lesson = replace(lesson_of(w), task_loss=w.task.loss, sites={})
+    whole, broken = (nn.Sequential(student_of(w), nn.Dropout(0.5)) for _ in range(2))
+    Course(whole, lesson, 5, 0, recipe=recipe).advance(5)
+    first = Course(broken, lesson, 5, 0, recipe=recipe)
+    first.advance(2)
+    torch.save(first.state_dict(), tmp_path / "course.pt")
+    other = copy.deepcopy(broken).requires_grad_(False)
+    second = Course(other, lesson, 5, 0, recipe=recipe)
+    second.load_state_dict(torch.load(tmp_path / "course.pt", weights_only=True))
+    torch.rand(7)  # what others draw in between is no concern of the course
+    assert second.advance(99) == 3 * 64
+    for name, value in whole.state_dict().items():
+        assert torch.equal(other.state_dict()[name], value), name
+
+
+def test_a_recipe_weighs_distillation_against_the_tasks_loss() -> None:
+    w = world("projection", samples=256)
+    lesson = replace(lesson_of(w), task_loss=w.task.loss)
+    ends = []
+    for recipe in (Recipe(), Recipe(distillation=0.3), Recipe(0.001)):
+        student = student_of(w)
+        Course(student, lesson, 3, 0, recipe=recipe).advance(3)
+        ends.append(torch.cat([p.detach().flatten() for p in student.parameters()]))
+    assert not torch.allclose(ends[0], ends[1])
+    start = torch.cat([p.detach().flatten() for p in student_of(w).parameters()])
+    assert (ends[2] - start).norm() < 0.2 * (ends[0] - start).norm()
+    with pytest.raises(InputError, match=r"a distillation weight of 0\.3 needs the task's own loss"):
+        Course(student_of(w), lesson_of(w), 3, 0, recipe=Recipe(distillation=0.3)).advance(1)

@@ -1,0 +1,103 @@
+"""Worker processes die, hang, outlive nobody, and use one thread."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from autoprune.errors import InputError
+from autoprune.evaluation import Ask, Evaluation
+from autoprune.executors.local import Local
+from autoprune.policy import Policy
+from autoprune.protocols import Evaluator
+from tests.conftest import until
+from tests.synthetic import Hills, MakeHills, chain
+
+STRUCTURE = chain(2)
+ASK = Ask(Policy.dense(STRUCTURE), "refit")
+
+
+def environment() -> Evaluator:
+    return tell_environment
+
+
+def tell_environment(ask: Ask) -> Evaluation:
+    print("this must not reach stdout")
+    import torch
+
+    threads = {"torch": torch.get_num_threads(), "omp": int(os.environ["OMP_NUM_THREADS"])}
+    return Evaluation(ask, 1.0, metrics={**threads, "pid": os.getpid()})
+
+
+def answer(executor: Local) -> Evaluation:
+    executor.submit(0, ASK)
+    done = executor.next_done()
+    assert done is not None
+    return done[1]
+
+
+def test_a_factory_that_cannot_be_sent_is_an_input_error() -> None:
+    with pytest.raises(InputError, match="cannot be sent to workers"):
+        Local(lambda: Hills(STRUCTURE))
+
+
+def test_workers_use_one_thread_and_leave_stdout_alone(capfd: pytest.CaptureFixture[str]) -> None:
+    with closing(Local(environment, workers=1)) as executor:
+        metrics = answer(executor).metrics
+    assert (metrics["torch"], metrics["omp"]) == (1, 1)
+    assert metrics["pid"] != os.getpid()
+    assert capfd.readouterr().out == ""
+
+
+def test_closing_leaves_no_process_behind() -> None:
+    executor = Local(MakeHills(STRUCTURE, seconds=30), workers=2)
+    processes = [w.process for w in executor._workers]
+    executor.submit(0, ASK)
+    executor.close()
+    assert [p.poll() is not None for p in processes] == [True, True]
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A user's script without any `if __name__` guard, whose workers are busy for a minute."""
+    (tmp_path / "script.py").write_text(
+        "import sys; from synthetic import MakeHills, chain\n"
+        "from autoprune.executors.local import Local; from autoprune.evaluation import Ask\n"
+        "from autoprune.policy import Policy\n"
+        "structure = chain(2)\n"
+        "executor = Local(MakeHills(structure, seconds=60, log=sys.argv[1]), workers=2)\n"
+        "for index in range(2): executor.submit(index, Ask(Policy.dense(structure), 'refit'))\n"
+        "print(*[w.process.pid for w in executor._workers], flush=True)\n"
+        "executor.next_done()\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    command = [sys.executable, str(tmp_path / "script.py"), str(tmp_path / "log")]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE) as process:
+        yield process
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+
+
+def test_workers_die_with_a_parent_that_was_killed(script: subprocess.Popen[bytes], tmp_path: Path) -> None:
+    assert script.stdout is not None
+    pids = [int(pid) for pid in script.stdout.readline().split()]
+    until(lambda: (tmp_path / "log").exists() and len((tmp_path / "log").read_text().splitlines()) == 2)
+    script.kill()
+    script.wait()
+    until(lambda: not any(_alive(pid) for pid in pids))
+    assert not any(_alive(pid) for pid in pids)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rsplit(") ", 1)[1][0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state != "Z"
