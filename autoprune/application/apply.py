@@ -29,7 +29,7 @@ from autoprune.files.policy_file import load_front, save_front
 from autoprune.front import Base, Front, Point
 from autoprune.protocols import Task
 from autoprune.record.folder import make_folder
-from autoprune.run.prepare import load_criterion
+from autoprune.run.prepare import load_criterion, settings_of
 from autoprune.structure import Group, Structure
 from autoprune.tracing.analyze import analyze
 from autoprune.tracing.fingerprint import weights_fingerprint
@@ -87,7 +87,7 @@ def apply_file(
         raise InputError(f"--out {out} holds the front of a search, which apply would overwrite; choose another folder")
     if not 0.0 <= finetune_epochs < 1e4:
         raise InputError(f"--finetune-epochs must be a number of epochs from 0 to 10000, not {finetune_epochs}")
-    point, settings = load_front(policy_path).select(at), Settings.of(job)
+    point, settings = load_front(policy_path).select(at), settings_of(job)
     task = job.build_task()
     model = task.build()
     if weights is not None:

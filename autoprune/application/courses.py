@@ -20,7 +20,6 @@ from autoprune.database.batches import size
 from autoprune.errors import InputError
 from autoprune.evaluation import Ask
 from autoprune.evaluator.finetune import BATCH_SIZE, Course, Recipe, usual_rate
-from autoprune.evaluator.settings import Settings
 from autoprune.evaluator.tiers import TieredEvaluator
 from autoprune.files.job_parts import FinetunePart
 from autoprune.files.whole import whole
@@ -69,7 +68,7 @@ def planned(setting: Setting, front: Front, section: FinetunePart) -> Plan:
     rows = [recipes(p.id, section, rate, n, (seed, i)) for i, (p, n) in enumerate(zip(points, shares, strict=True))]
     turns = [row[k] for k in range(max(shares)) for row in rows if k < len(row)]
     policies = {p.id: p.policy for p in points}
-    depends = (section.model_dump(), setting.identity, sorted(policies.items()), turns, Settings.of(setting.job))
+    depends = (section.model_dump(), setting.identity, sorted(policies.items()), turns, setting.settings)
     return Plan(hashlib.sha256(repr(depends).encode()).hexdigest()[:12], policies, tuple(turns))
 
 

@@ -8,7 +8,6 @@ from typing import Literal
 import torch
 
 from autoprune.errors import InputError, one_line
-from autoprune.files.job import Job
 from autoprune.protocols import Direction
 
 COSTS = ("macs", "params", "bytes")
@@ -34,24 +33,6 @@ class Settings:
     device: str = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     metrics_on_fitness: bool = False
-
-    @staticmethod
-    def of(job: Job) -> Settings:
-        e, loss = job.evaluator, job.objectives.loss
-        name, direction = (loss, None) if isinstance(loss, str) else (loss.metric, loss.direction)
-        costs = tuple(dict.fromkeys([*COSTS, *job.objectives.costs, *job.budget.plain().limits]))
-        return Settings(
-            name,
-            direction,
-            e.calibration,
-            e.validation,
-            e.finetune_steps,
-            costs,
-            seed=job.search.seed,
-            device=e.device,
-            precision=e.precision,
-            metrics_on_fitness=bool(job.constraints),
-        )
 
     def on(self, device: str) -> Settings:
         """The same on another device."""

@@ -21,7 +21,7 @@ from autoprune.errors import NoPointError, RunError
 from autoprune.estimates import loss_interval
 from autoprune.evaluation import Ask, Evaluation, Labelled, Split, Tier
 from autoprune.evaluator.prepared import prepared_model
-from autoprune.evaluator.settings import COSTS, Settings
+from autoprune.evaluator.settings import COSTS
 from autoprune.front import Front, Point
 from autoprune.latency.calibrate import remeasure
 from autoprune.pareto import front_volume, pareto_front, reference_point, thinned
@@ -205,7 +205,7 @@ def measured_latencies(setting: Setting, points: Sequence[Evaluation]) -> dict[P
     table = setting.latency
     if table is None:
         return {}
-    model = prepared_model(setting.task, Settings.of(setting.job).torch_device)
+    model = prepared_model(setting.task, setting.settings.torch_device)
     policies = [e.ask.policy for e in points]
     inputs, seed = setting.task.example_inputs(), setting.job.search.seed
     timings = remeasure(model, inputs, setting.structure, policies, table.runtime, table.batch_size, seed)
@@ -320,7 +320,7 @@ def _thinned(front: Sequence[Evaluation], setting: Setting) -> list[Evaluation]:
 def measured_on(setting: Setting) -> dict[str, Any]:
     """What policy.json says of where a run was measured."""
     versions = {"python": platform.python_version(), "torch": torch.__version__}
-    on_gpu = Settings.of(setting.job).torch_device.type == "cuda"
+    on_gpu = setting.settings.torch_device.type == "cuda"
     device = torch.cuda.get_device_name() if on_gpu else platform.processor() or platform.machine()
     runtime = setting.latency.runtime if setting.latency is not None else "eager"
     return {"device": device, "threads": 1, "runtime": runtime, "versions": versions}

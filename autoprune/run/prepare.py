@@ -53,7 +53,7 @@ def prepare(job: Job, folder: Path, task: Task | None = None, shared: Path | Non
         InputError: the model cannot be analysed, the space or criterion does not fit it, or the budget is out of reach.
     """
     lent, task = task, task or job.build_task()
-    settings = Settings.of(job)
+    settings = settings_of(job)
     if settings.direction is not None and settings.loss not in task.directions:
         hint = did_you_mean(settings.loss, task.directions)
         raise InputError(f"objectives.loss.metric: the task has no metric {settings.loss!r}; {hint}")
@@ -74,6 +74,7 @@ def prepare(job: Job, folder: Path, task: Task | None = None, shared: Path | Non
         built_s = time.perf_counter() - started
     database = LevelDatabase.open(path)
     samples = Samples(task, model, parts, settings.torch_device, settings.batch_size, settings.validation)
+    settings = replace(settings, precision=resolved_precision(task, model, structure, settings, samples)[0])
     base = Base(
         structure_fingerprint=whole.fingerprint,
         weights_fingerprint=weights_fingerprint(model),
@@ -89,7 +90,7 @@ def prepare(job: Job, folder: Path, task: Task | None = None, shared: Path | Non
             "calibration": parts.total,
             "tier": problem.tier,
             "finetune_steps": job.evaluator.finetune_steps,
-            "precision": resolved_precision(task, model, structure, settings, samples)[0],
+            "precision": settings.precision,
         },
         data=digest([parts.statistics, *parts.fitness, *parts.heldback]),
         directions=dict(task.directions),
@@ -99,8 +100,40 @@ def prepare(job: Job, folder: Path, task: Task | None = None, shared: Path | Non
     lesson = job.evaluator.finetune_steps * BATCH_SIZE
     splits = (size(parts.statistics), fitness, heldback, settings.validation)
     prices = Prices(*splits, lesson, settings.metrics_on_fitness, settings.direction is not None)
-    given = (job, task, lent, structure, database, path, problem, base, prices, constraints, latency, built_s)
-    return Setting(*given)
+    return Setting(
+        job=job,
+        task=task,
+        lent=lent,
+        settings=settings,
+        structure=structure,
+        database=database,
+        database_path=path,
+        problem=problem,
+        base=base,
+        prices=prices,
+        constraints=constraints,
+        latency=latency,
+        built_s=built_s,
+    )
+
+
+def settings_of(job: Job) -> Settings:
+    """What an evaluator is told of a job: the door at which configuration stops."""
+    e, loss = job.evaluator, job.objectives.loss
+    name, direction = (loss, None) if isinstance(loss, str) else (loss.metric, loss.direction)
+    costs = tuple(dict.fromkeys([*COSTS, *job.objectives.costs, *job.budget.plain().limits]))
+    return Settings(
+        name,
+        direction,
+        e.calibration,
+        e.validation,
+        e.finetune_steps,
+        costs,
+        seed=job.search.seed,
+        device=e.device,
+        precision=e.precision,
+        metrics_on_fitness=bool(job.constraints),
+    )
 
 
 def load_criterion(name: str) -> Criterion:
@@ -125,7 +158,7 @@ def _latency(job: Job, structure: Structure, model: nn.Module, task: Task, folde
 
 
 def _problem(job: Job, structure: Structure, latency: LatencyTable | None) -> Problem:
-    costs = {name: build_cost(name, structure, latency) for name in Settings.of(job).costs}
+    costs = {name: build_cost(name, structure, latency) for name in settings_of(job).costs}
     budget = job.budget.plain()
     Projector(structure, costs).check({budget.cost: budget.low, **budget.limits})
     tier = "refit" if job.evaluator.fitness == "auto" else job.evaluator.fitness

@@ -13,7 +13,6 @@ from autoprune import plugins
 from autoprune.costs._latency_table import LatencyTable
 from autoprune.database.store import LevelDatabase
 from autoprune.evaluation import Ask, Tier
-from autoprune.evaluator.precision import Precision
 from autoprune.evaluator.settings import Settings
 from autoprune.evaluator.tiers import TieredEvaluator
 from autoprune.files.job import Job
@@ -30,11 +29,13 @@ class Setting:
     """A job made ready: the searched structure, its level database, the problem without seeds, the dense base.
 
     `lent` is a Task that came from Python and does not travel to other processes; None where the job names it.
+    `settings` are the evaluator's, with the precision that `auto` came to on this machine: workers compute in it too.
     """
 
     job: Job
     task: Task
     lent: Task | None
+    settings: Settings
     structure: Structure
     database: LevelDatabase
     database_path: Path
@@ -69,15 +70,9 @@ class Setting:
         return sum(map(self.price, dict.fromkeys(asks)))
 
     @property
-    def precision(self) -> Precision:
-        """What `evaluator.precision` came to on this machine: workers compute in it too, whatever theirs can."""
-        found: Precision = self.base.space["precision"]
-        return found
-
-    @property
     def table_path(self) -> Path:
         """Where the sensitivity table lies: beside the database, under what its figures depend on."""
-        s = Settings.of(self.job)
+        s = self.settings
         what = (s.loss, s.direction, s.calibration, s.precision, self.job.evaluator.sensitivity, self.base.data)
         key = hashlib.sha256(repr(what).encode()).hexdigest()[:8]
         return self.database_path.with_name(f"{self.database_path.stem}-{key}.sensitivity.json")
@@ -85,21 +80,16 @@ class Setting:
     def evaluator_factory(self) -> EvaluatorFactory:
         """What builds an evaluator, here or in a worker."""
         if self.lent is not None:
-            parts = (self.lent, self.structure, self.database, self._settings)
-            return partial(TieredEvaluator, *parts, latency=self.latency)
-        part = self.job.evaluator.model_copy(update={"precision": self.precision})
-        job = self.job.model_copy(update={"evaluator": part})
-        return partial(make_evaluator, job.dump(), self.structure, self.database_path, self.latency)
+            mine = (self.lent, self.structure, self.database, self.settings)
+            return partial(TieredEvaluator, *mine, latency=self.latency)
+        told = (self.job.dump(), self.settings, self.structure, self.database_path)
+        return partial(make_evaluator, *told, latency=self.latency)
 
     def shipment(self) -> EvaluatorFactory:
         """The same for workers that share no files with this process."""
         from autoprune.evaluator.shipment import Shipment
 
-        return Shipment.of(self.task, self.structure, self.database, self._settings, self.latency)
-
-    @property
-    def _settings(self) -> Settings:
-        return replace(Settings.of(self.job), precision=self.precision)
+        return Shipment.of(self.task, self.structure, self.database, self.settings, self.latency)
 
     def executor(self) -> Executor:
         """The job's executor, started; a task lent from Python is evaluated in this process unless it can travel."""

@@ -14,10 +14,10 @@ from autoprune.structure import Structure
 
 
 def make_evaluator(
-    job_text: str, structure: Structure, database: Path, latency: LatencyTable | None = None
+    job_text: str, settings: Settings, structure: Structure, database: Path, latency: LatencyTable | None = None
 ) -> TieredEvaluator:
-    """The evaluator of a job from its files: what every worker calls once."""
+    """The evaluator of a job's task over a level database: what every worker calls once."""
     bound_kernel_cache(structure)
     keep_blocks()
     job, levels = Job.loads(job_text), LevelDatabase.open(database)
-    return TieredEvaluator(job.build_task(), structure, levels, Settings.of(job), latency=latency)
+    return TieredEvaluator(job.build_task(), structure, levels, settings, latency=latency)

@@ -15,11 +15,11 @@ import autoprune
 from autoprune.application.apply import apply_file
 from autoprune.errors import InputError
 from autoprune.evaluator.fidelity import kl
-from autoprune.evaluator.settings import Settings
 from autoprune.evaluator.tiers import TieredEvaluator
 from autoprune.files.job import Job
 from autoprune.files.policy_file import load_front
 from autoprune.front import Front
+from autoprune.run.prepare import settings_of
 from autoprune.run.run import Run, search
 from autoprune.tasks.digits import Digits
 from tests.run.test_run import job
@@ -50,7 +50,7 @@ def test_the_applied_model_scores_what_the_file_says(run: Run, the_job: Job, dig
     model = digits.build()
     for point in (run.front[0], run.front[-1]):
         before = copy.deepcopy(model.state_dict())
-        small = autoprune.apply(point, model, digits.example_inputs(), task=digits, settings=Settings.of(the_job))
+        small = autoprune.apply(point, model, digits.example_inputs(), task=digits, settings=settings_of(the_job))
         with torch.no_grad():
             logits, dense = small.eval()(x), model.eval()(x)
         said = point.metrics["validation"]
@@ -67,7 +67,7 @@ def test_the_applied_model_scores_what_the_file_says_at_every_tier(tier: str, di
     point = search(the_job, out=tmp_path).front[0]
     x, _ = _validation(digits, 80)
     model = digits.build()
-    small = autoprune.apply(point, model, digits.example_inputs(), task=digits, settings=Settings.of(the_job))
+    small = autoprune.apply(point, model, digits.example_inputs(), task=digits, settings=settings_of(the_job))
     with torch.no_grad():
         loss = float(kl(small.eval()(x), model.eval()(x)).mean())
     assert loss == pytest.approx(point.metrics["validation"]["loss"], rel=1e-3, abs=1e-6)
@@ -88,7 +88,7 @@ def test_the_precision_of_the_search_is_in_the_file_and_repairs_alike_unless_ano
             used.append(self.precision)
 
     monkeypatch.setattr("autoprune.application.apply.TieredEvaluator", Spy)
-    plain, model = Settings.of(the_job), digits.build()
+    plain, model = settings_of(the_job), digits.build()
     foreign = replace(front[0], base=replace(front.base, space={**front.base.space, "precision": "fp4"}))
     for point, wish in ((front[0], "auto"), (front[0], "fp32"), (foreign, "auto")):
         settings = replace(plain, precision=wish)  # type: ignore[arg-type]
@@ -107,14 +107,14 @@ def test_other_weights_get_their_own_ranking(run: Run, the_job: Job, digits: Dig
     with torch.no_grad():
         for p in model.parameters():
             p.mul_(1.0 + 0.05 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())))
-    small = autoprune.apply(run.front[0], model, digits.example_inputs(), task=digits, settings=Settings.of(the_job))
+    small = autoprune.apply(run.front[0], model, digits.example_inputs(), task=digits, settings=settings_of(the_job))
     assert sum(p.numel() for p in small.parameters()) == run.front[0].costs["params"]
     with pytest.raises(InputError, match="other weights than the policy was found on"):
         autoprune.apply(run.front[0], model, digits.example_inputs())
 
 
 def test_a_second_apply_is_refused(run: Run, the_job: Job, digits: Digits) -> None:
-    settings = Settings.of(the_job)
+    settings = settings_of(the_job)
     small = autoprune.apply(run.front[0], digits.build(), digits.example_inputs(), task=digits, settings=settings)
     with pytest.raises(InputError, match="was applied to this model before"):
         autoprune.apply(run.front[0], small, digits.example_inputs(), task=digits, settings=settings)
