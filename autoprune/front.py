@@ -11,7 +11,7 @@ import numpy as np
 
 from autoprune.errors import InputError, did_you_mean
 from autoprune.policy import Policy
-from autoprune.structure import Group
+from autoprune.structure import FINGERPRINT_VERSION, Group
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,8 @@ class Base:
     `costs` are absolute (macs a sample, params, bytes); `metrics` maps a split to its dense metrics; `inputs` are
     {"shape": [...], "dtype": "float32"}; `space` holds granularity, criterion and multiple_of, and how the search
     evaluated (tier, precision, ...); `data` a hash; `directions` says which way a metric is better (maximize where it
-    is silent).
+    is silent); `shapes` are the dense shapes of all parameters and buffers by name (none in files of 0.1.0).
+    Structure fingerprints of different `fingerprint_version`s do not compare.
     """
 
     structure_fingerprint: str
@@ -34,6 +35,8 @@ class Base:
     space: Mapping[str, Any]
     data: str
     directions: Mapping[str, str] = field(default_factory=dict)
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    fingerprint_version: int = FINGERPRINT_VERSION
 
 
 @dataclass(frozen=True)

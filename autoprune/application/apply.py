@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from autoprune.application.match import matching
 from autoprune.database.batches import StatisticsOnly, in_format, prepare, size
 from autoprune.database.store import build_database
 from autoprune.errors import InputError
@@ -30,8 +31,7 @@ from autoprune.front import Base, Front, Point
 from autoprune.protocols import Task
 from autoprune.record.folder import make_folder
 from autoprune.run.prepare import load_criterion, settings_of
-from autoprune.structure import Group, Structure
-from autoprune.tracing.analyze import analyze
+from autoprune.structure import Structure
 from autoprune.tracing.fingerprint import weights_fingerprint
 from autoprune.tracing.slim import slim
 from autoprune.tracing.verify import verify
@@ -65,7 +65,7 @@ def apply(
 def load_applied(folder: str | Path, model: nn.Module, example_inputs: tuple[Tensor, ...]) -> nn.Module:
     """The pruned model that `autoprune apply --out FOLDER` saved, from the dense model (its weights do not matter)."""
     point = load_front(Path(folder) / "policy.json")[0]
-    structure = _searched(point, _matching(point, model, example_inputs))
+    structure = matching(point, model, example_inputs)
     small = copy.deepcopy(model)
     slim(small, structure, point.keep)
     small.load_state_dict(load_file(Path(folder) / "model.safetensors"))
@@ -135,7 +135,7 @@ def _apply(
     settings: Settings,
     epochs: float,
 ) -> _Applied:
-    structure = _searched(point, _matching(point, model, example))
+    structure = matching(point, model, example)
     replayed = weights_fingerprint(model) == point.base.weights_fingerprint
     if task is None:
         small, keep, steps = _sliced(point, model, structure, replayed), dict(point.keep), 0
@@ -195,50 +195,6 @@ def _precision(base: Base, settings: Settings) -> Literal["auto", "fp32", "bf16"
     found = base.space.get("precision")  # older files do not say, newer ones may know more of them
     known = {name: name for name in get_args(Precision)}
     return known.get(found, "auto") if settings.precision == "auto" else settings.precision
-
-
-def _matching(point: Point, model: nn.Module, example: tuple[Tensor, ...]) -> Structure:
-    """The model's structure; InputError with a named diff where it is not the policy's."""
-    structure = analyze(model, example)
-    if structure.fingerprint == point.base.structure_fingerprint:
-        if any(structure.group(g.name).slices != g.slices for g in point.base.groups):
-            raise InputError("the policy file is damaged: its groups contradict its own fingerprint")
-        return structure
-    widths, found = point.policy.as_dict(), {g.name: g for g in structure.groups}
-    pruned = {n: w for n, w in widths.items() if w < _of(point.base, n).width}
-    if pruned and all(n in found and found[n].width == w for n, w in widths.items()):
-        raise InputError(f"policy {point.id} was applied to this model before; apply it to the dense model")
-    raise InputError(f"the policy is for another structure: {_difference(point.base, structure)}")
-
-
-def _difference(base: Base, structure: Structure) -> str:
-    found = {g.name: g for g in structure.groups}
-    said = []
-    for group in base.groups:
-        if group.name not in found:
-            reason = structure.frozen.get(group.name)
-            said.append(f"{group.name}: the model has no such group" + (f" ({reason})" if reason else ""))
-        elif found[group.name].width != group.width:
-            said.append(f"{group.name}: policy says {group.width} wide, model has {found[group.name].width}")
-        elif found[group.name].slices != group.slices:
-            said.append(f"{group.name}: other tensors belong to it")
-    more = f" and {len(said) - 5} more" if len(said) > 5 else ""
-    return "; ".join(said[:5]) + more if said else "the groups agree, other operations do not (another input size?)"
-
-
-def _searched(point: Point, structure: Structure) -> Structure:
-    """Only the policy's groups, with two widths each: the point's and the dense one."""
-    widths = point.policy.as_dict()
-    groups = tuple(
-        Group(g.name, g.kind, g.width, g.slices, tuple(sorted({widths[g.name], g.width})))
-        for g in structure.groups
-        if g.name in widths
-    )
-    return Structure(groups, structure.ops, structure.frozen, structure.fingerprint)
-
-
-def _of(base: Base, name: str) -> Group:
-    return next(g for g in base.groups if g.name == name)
 
 
 def _load_weights(model: nn.Module, path: Path) -> None:

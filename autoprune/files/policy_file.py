@@ -31,7 +31,7 @@ def save_front(front: Front, path: str | Path) -> None:
     """
     _check_front(front, str(path))
     try:
-        text = json.dumps(_front_to_json(front), indent=1, allow_nan=False)
+        text = _compact(json.dumps(_front_to_json(front), indent=1, allow_nan=False))
     except (TypeError, ValueError) as error:
         raise InputError(f"{path}: a policy file holds plain finite values only: {error}") from error
     write_whole(Path(path), text + "\n")
@@ -98,8 +98,9 @@ class GroupFile(_Part):
 
 
 class FingerprintFile(_Part):
-    """What identifies the dense model."""
+    """What identifies the dense model; hashes of different versions do not compare, files of 0.1.0 name none."""
 
+    version: int = 1
     structure: str
     weights: str
 
@@ -113,6 +114,7 @@ class BaseFile(_Part):
     costs: dict[str, Number]
     metrics: dict[str, dict[str, Number]]
     directions: dict[str, str] = Field(default_factory=dict)
+    shapes: dict[str, tuple[int, ...]] = Field(default_factory=dict)
 
 
 class PointFile(_Part):
@@ -152,20 +154,31 @@ def _front_to_json(front: Front) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
         "kind": "front",
-        "base": {
-            "fingerprint": {"structure": base.structure_fingerprint, "weights": base.weights_fingerprint},
-            "model": base.model,
-            "inputs": [dict(spec) for spec in base.inputs],
-            "costs": _whole_numbers(base.costs),
-            "metrics": {split: dict(values) for split, values in base.metrics.items()},
-            **({"directions": dict(base.directions)} if base.directions else {}),
-        },
+        "base": _base_to_json(base),
         "space": dict(base.space),
         "data": base.data,
         "groups": {group.name: _group_to_json(group) for group in base.groups},
         "points": [_point_to_json(point) for point in front],
         "measured_on": dict(front.measured_on),
         "provenance": dict(front.provenance),
+    }
+
+
+def _compact(text: str) -> str:
+    """Lists of numbers in one line each: strings hold no newline in JSON, so none is touched."""
+    return re.sub(r"\[\n[\d\s,.eE+-]*\]", lambda found: "[" + " ".join(found[0][1:-1].split()) + "]", text)
+
+
+def _base_to_json(base: Base) -> dict[str, Any]:
+    prints = {"structure": base.structure_fingerprint, "weights": base.weights_fingerprint}
+    return {
+        "fingerprint": {"version": base.fingerprint_version, **prints},
+        "model": base.model,
+        "inputs": [dict(spec) for spec in base.inputs],
+        "costs": _whole_numbers(base.costs),
+        "metrics": {split: dict(values) for split, values in base.metrics.items()},
+        **({"directions": dict(base.directions)} if base.directions else {}),
+        **({"shapes": {name: list(shape) for name, shape in base.shapes.items()}} if base.shapes else {}),
     }
 
 
@@ -208,7 +221,19 @@ def _front_from_file(parsed: FrontFile, path: str) -> Front:
         raise InputError(f"{path} is damaged: {error}") from error
     b = parsed.base
     prints = b.fingerprint.structure, b.fingerprint.weights
-    base = Base(*prints, b.model, b.inputs, b.costs, b.metrics, groups, parsed.space, parsed.data, b.directions)
+    base = Base(
+        *prints,
+        b.model,
+        b.inputs,
+        b.costs,
+        b.metrics,
+        groups,
+        parsed.space,
+        parsed.data,
+        directions=b.directions,
+        shapes=b.shapes,
+        fingerprint_version=b.fingerprint.version,
+    )
     points = (Point(p.id, Policy.of(p.widths), p.keep, p.costs, p.metrics, p.trial, base) for p in parsed.points)
     return Front(tuple(points), base, parsed.measured_on, parsed.provenance)
 

@@ -31,6 +31,7 @@ from autoprune.space import restrict
 from autoprune.structure import Structure
 from autoprune.tracing.analyze import analyze
 from autoprune.tracing.fingerprint import weights_fingerprint
+from autoprune.tracing.slim import named_tensors
 
 
 def check_executor(job: Job) -> None:
@@ -94,6 +95,7 @@ def prepare(job: Job, folder: Path, task: Task | None = None, shared: Path | Non
         },
         data=digest([parts.statistics, *parts.fitness, *parts.heldback]),
         directions=dict(task.directions),
+        shapes={name: tuple(t.shape) for name, t in named_tensors(model).items()},
     )
     problem = replace(problem, scores=database.scores(structure))
     fitness, heldback = (sum(size(b) for b in part) for part in (parts.fitness, parts.heldback))

@@ -1,0 +1,75 @@
+"""Whether a policy's groups are this model's: the Structure to cut by, or a named diff."""
+
+from __future__ import annotations
+
+import warnings
+
+from torch import Tensor, nn
+
+from autoprune.errors import InputError
+from autoprune.front import Base, Point
+from autoprune.structure import Group, Structure
+from autoprune.tracing.declared import declared, misfits, named, wider, width_in
+from autoprune.tracing.slim import named_tensors
+
+
+def matching(point: Point, model: nn.Module, example: tuple[Tensor, ...]) -> Structure:
+    """The point's own groups on `model`, certified there, with two widths each: the point's and the dense one.
+
+    What today's analysis would find does not matter, so that a policy file outlives changes of it.
+
+    Raises:
+        InputError: the model has another structure (says where), or the policy was applied to it before.
+    """
+    said = _difference(point.base, model)
+    if said:
+        if _was_pruned(point, model):
+            raise InputError(f"policy {point.id} was applied to this model before; apply it to the dense model")
+        raise InputError(f"the policy is for another structure: {said}")
+    _warn_of_inputs(point.base, example)
+    widths = point.policy.as_dict()
+    groups = tuple(
+        Group(g.name, g.kind, g.width, g.slices, tuple(sorted({widths[g.name], g.width}))) for g in point.base.groups
+    )
+    return declared(model, example, groups)
+
+
+def _difference(base: Base, model: nn.Module) -> str:
+    """What of the policy's dense model is not so in `model`, in one line; "" where all that the file knows agrees."""
+    if said := misfits(model, base.groups):
+        return named(said)
+    shapes = {name: tuple(t.shape) for name, t in named_tensors(model).items()}
+    other = {
+        name: f"policy says {list(shape)}, model has {list(shapes[name])}"
+        for name, shape in base.shapes.items()
+        if name in shapes and shapes[name] != tuple(shape)
+    }
+    if said := wider(model, base.groups) if other else {}:
+        return named(said)
+    own, count = sum(p.numel() for p in model.parameters()), base.costs.get("params")
+    if other or count is None or own == count:
+        return named(other)
+    return named(wider(model, base.groups)) or (
+        f"the groups agree, but the model has {own:,} parameters and the policy's {int(count):,}: a layer outside the "
+        "groups is another one (another number of classes?)"
+    )
+
+
+def _was_pruned(point: Point, model: nn.Module) -> bool:
+    """Whether every group that can be measured has the point's width, and one that is below the dense."""
+    widths = point.policy.as_dict()
+    found = {g: width for g in point.base.groups if (width := width_in(model, g)) is not None}
+    if not found or any(width != widths[g.name] for g, width in found.items()):
+        return False
+    return any(widths[g.name] < g.width for g in found)
+
+
+def _warn_of_inputs(base: Base, example: tuple[Tensor, ...]) -> None:
+    """Ratios of MACs hold for the inputs that they were counted on; the policy itself holds for others too."""
+    ours = [list(x.shape[1:]) for x in example if isinstance(x, Tensor)]
+    theirs = [list(spec["shape"])[1:] for spec in base.inputs if "shape" in spec]
+    if theirs and ours != theirs:
+        warnings.warn(
+            f"the policy was found on inputs of {theirs} a sample, these are {ours}: its ratios of MACs are for those",
+            stacklevel=5,
+        )

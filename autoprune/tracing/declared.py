@@ -1,0 +1,120 @@
+"""A Structure of the groups that a file declares: checked and certified on the model, whatever `analyze` would find."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from torch import Tensor, nn
+
+from autoprune.errors import InputError
+from autoprune.structure import Group, Op, Slice, Structure
+from autoprune.tracing.copies import batch_size, first_samples, private_copy, quiet_random_state
+from autoprune.tracing.ops import count_macs, operations, with_groups
+from autoprune.tracing.slim import named_tensors
+from autoprune.tracing.verify import Certifier
+from autoprune.tracing.watch import watch
+
+MOST_NAMED = 5
+
+
+def declared(model: nn.Module, example_inputs: tuple[Tensor, ...], groups: Sequence[Group]) -> Structure:
+    """The Structure of `model` with these groups and no others; what it costs comes from a trace of today.
+
+    A file thus outlives changes of the analysis: a group that is found since stays dense, one that is not found any
+    more is used as long as the experiment proves it. The lent model is untouched.
+
+    Raises:
+        InputError: a group does not fit the model's tensors, removing it is not masking it, or the model does not run.
+    """
+    said = misfits(model, groups)
+    if said:
+        raise InputError(named(said))
+    inputs = first_samples(example_inputs, 2)
+    rng = np.random.default_rng(0)
+    with quiet_random_state(0):
+        twin = private_copy(model)
+        ops = operations(twin, watch(twin, inputs), batch_size(inputs), count_macs(model, inputs))
+        _certify(model, inputs, ops, groups, rng)
+    return Structure(tuple(groups), with_groups(ops, groups))
+
+
+def misfits(model: nn.Module, groups: Sequence[Group]) -> dict[str, str]:
+    """Group name -> why its slices cannot be slices of this model's tensors; empty where all can."""
+    tensors = named_tensors(model)
+    return {g.name: reason for g in groups if (reason := _misfit(g, tensors))}
+
+
+def wider(model: nn.Module, groups: Sequence[Group]) -> dict[str, str]:
+    """Group name -> words, for groups that fit but leave positions of what produces them to nobody."""
+    tensors, said = named_tensors(model), {}
+    reach: dict[tuple[str, int], int] = {}
+    for part, width in ((s, g.width) for g in groups for s in g.slices):
+        key = part.tensor, part.dim
+        reach[key] = max(reach.get(key, 0), end_of(part, width))
+    for group in groups:
+        first = group.slices[0]
+        if tensors[first.tensor].shape[first.dim] > reach[first.tensor, first.dim]:
+            said[group.name] = _other_width(group, tensors)
+    return said
+
+
+def width_in(model: nn.Module, group: Group) -> int | None:
+    """How many atoms the model's own tensor holds where the group begins; None where others share that tensor."""
+    first = group.slices[0]
+    tensor = named_tensors(model).get(first.tensor)
+    if tensor is None or first.dim >= tensor.dim() or first.offset or first.first or first.count is not None:
+        return None
+    return int(tensor.shape[first.dim]) // first.stride
+
+
+def named(said: Mapping[str, str]) -> str:
+    """A named diff in one line: the first few, and how many more."""
+    lines = [f"{name}: {reason}" for name, reason in said.items()]
+    more = f" and {len(lines) - MOST_NAMED} more" if len(lines) > MOST_NAMED else ""
+    return "; ".join(lines[:MOST_NAMED]) + more
+
+
+def end_of(part: Slice, width: int) -> int:
+    """The first position behind the last one that `part` owns in a group of `width` atoms."""
+    held = width if part.count is None else min(width, part.first + part.count)
+    return max((part.positions(atom).stop for atom in (part.first, held - 1)), default=0)
+
+
+def _misfit(group: Group, tensors: Mapping[str, Tensor]) -> str:
+    first = group.slices[0].tensor if group.slices else ""
+    for part in group.slices:
+        tensor = tensors.get(part.tensor)
+        if tensor is None:
+            lacks = f"it lacks the tensor {part.tensor!r}"
+            return f"the model has no such group ({lacks})" if part.tensor == first else lacks
+        if part.dim >= tensor.dim():
+            return f"{part.tensor} has {tensor.dim()} dimensions, the policy cuts dimension {part.dim}"
+        if end_of(part, group.width) > tensor.shape[part.dim]:
+            return _other_width(group, tensors)
+    return "" if group.slices else "it has no slices"
+
+
+def _other_width(group: Group, tensors: Mapping[str, Tensor]) -> str:
+    for part in group.slices:
+        shape, needed = tensors[part.tensor].shape if part.tensor in tensors else (), end_of(part, group.width)
+        alone = part.offset == part.first == 0 and part.count is None
+        if alone and part.dim < len(shape) and shape[part.dim] != needed:
+            return f"policy says {group.width} wide, model has {shape[part.dim] // part.stride}"
+    first = group.slices[0].tensor
+    return f"policy says {group.width} wide, model has {first} of {list(tensors[first].shape)}"
+
+
+def _certify(
+    model: nn.Module, inputs: tuple[Tensor, ...], ops: tuple[Op, ...], groups: Sequence[Group], rng: np.random.Generator
+) -> None:
+    """All groups that can be narrowed at once; one by one only to name those that fail."""
+    narrow = [g for g in groups if g.width > 1]
+    if not narrow:
+        return
+    certifier = Certifier.of(model, inputs, ops, rng)
+    together = certifier.complaint(narrow, rng)
+    if not together:
+        return
+    said = {g.name: reason for g in narrow if (reason := certifier.complaint([g], rng))}
+    raise InputError(named(said) or f"its groups together: {together}")
