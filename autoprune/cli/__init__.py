@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from autoprune import plugins
+from autoprune import __version__, plugins
 from autoprune.cli.progress import follow
 from autoprune.cli.tables import (
     console,
@@ -32,9 +32,9 @@ if TYPE_CHECKING:
     from autoprune.run.run import Run
 
 app = typer.Typer(
-    help="Search how much each layer of a neural network should be pruned.",
     add_completion=False,
     rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 UNITS_S = {"s": 1.0, "m": 60.0, "h": 3600.0}
 TRIALS_HELP = (
@@ -83,6 +83,21 @@ def run(arguments: Sequence[str]) -> int:
     if code == 130:  # or into this, by version
         return _say(INTERRUPTED, 130)
     return _exit_code(code)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"autoprune {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def autoprune(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Search how much each layer of a neural network should be pruned."""
 
 
 @app.command()

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+import autoprune
 from autoprune import plugins
 from autoprune.cli import run
 from autoprune.estimates import LEVEL
@@ -46,6 +47,14 @@ def fails(arguments: list[str], code: int, capsys: pytest.CaptureFixture[str]) -
     assert captured.err.startswith("autoprune: ")
     assert captured.err.count("\n") == 1
     return captured.err
+
+
+def test_the_version_and_short_help_answer_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["--version"]) == 0
+    assert capsys.readouterr().out == f"autoprune {autoprune.__version__}\n"
+    for arguments in (["-h"], ["search", "-h"]):
+        assert run(arguments) == 0
+        assert capsys.readouterr().out.startswith("Usage: autoprune")
 
 
 def test_help_is_instant_and_loads_no_torch() -> None:
