@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from autoprune.tracing.copies import batch_size
+from autoprune.tracing.inputs import batch_size
 
 TOLERANCE = 1e-3
 """Largest relative difference of a re-cut model's output from the eager one."""

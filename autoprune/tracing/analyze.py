@@ -4,39 +4,44 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
-from torch import Tensor, nn
+from torch import nn
 
 from autoprune.structure import Group, Op, Structure
 from autoprune.tracing.atoms import Candidate, candidates
-from autoprune.tracing.copies import batch_size, first_samples, private_copy, quiet_random_state
+from autoprune.tracing.copies import private_copy, quiet_random_state
 from autoprune.tracing.couple import closures
+from autoprune.tracing.inputs import Example, few_samples
 from autoprune.tracing.ops import count_macs, operations, with_groups
 from autoprune.tracing.reasons import below, explain, known_reason, lost_reason, module_reasons
 from autoprune.tracing.verify import Certifier
 from autoprune.tracing.watch import Trace, is_producer, watch
 
 
-def analyze(model: nn.Module, example_inputs: tuple[Tensor, ...], *, seed: int = 0) -> Structure:
+def analyze(model: nn.Module, example_inputs: Any, *, seed: int = 0) -> Structure:
     """All groups of `model` that an experiment proved, in execution order and with full grids; the rest frozen.
 
-    The lent model comes back untouched. A model of which nothing can be pruned gives a Structure without groups.
+    `example_inputs` is a tuple of the model's arguments, or a dict of them (keywords where `forward` has parameters of
+    these names, else one argument). The lent model comes back untouched. A model of which nothing can be pruned gives
+    a Structure without groups.
 
     Raises:
         InputError: the model cannot be copied, does not run on `example_inputs`, or cannot be traced.
     """
-    inputs = first_samples(example_inputs, 2)
     rng = np.random.default_rng(seed)
     with quiet_random_state(seed):
         twin = private_copy(model)
+        example = few_samples(twin, example_inputs)
+        inputs = example.inputs
         trace = watch(twin, inputs)
-        ops = operations(twin, trace, batch_size(inputs), count_macs(model, inputs))
+        ops = operations(twin, trace, example.samples, count_macs(model, inputs, example.samples))
         found = candidates(twin, closures(model, inputs) if trace.outputs else (), trace.order)
         modules = module_reasons(twin, trace)
         frozen = {c.name: reason for c in found if (reason := known_reason(c, trace, modules))}
         open_ = [c for c in found if c.name not in frozen]
-        groups = _certified(model, inputs, ops, open_, trace, frozen, rng) if open_ else ()
+        groups = _certified(model, example, ops, open_, trace, frozen, rng) if open_ else ()
         said = _all_frozen(twin, trace, found, groups, frozen, modules)
     groups = _renamed(groups)
     return Structure(groups, with_groups(ops, groups), said)
@@ -44,7 +49,7 @@ def analyze(model: nn.Module, example_inputs: tuple[Tensor, ...], *, seed: int =
 
 def _certified(
     model: nn.Module,
-    inputs: tuple[Tensor, ...],
+    example: Example,
     ops: tuple[Op, ...],
     tried: Sequence[Candidate],
     trace: Trace,
@@ -52,7 +57,7 @@ def _certified(
     rng: np.random.Generator,
 ) -> tuple[Group, ...]:
     """The groups that pass, each alone and all together; the others get their reason in `frozen`."""
-    certifier = Certifier.of(model, inputs, ops, rng)
+    certifier = Certifier.of(model, example, ops, rng)
     passed: list[Candidate] = []
     for candidate in tried:
         if complaint := certifier.complaint(_groups([candidate]), rng):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,12 +18,14 @@ def private_copy(model: nn.Module) -> nn.Module:
     """A deep copy in eval mode whose floating parameters all want gradients and have none.
 
     Raises:
-        InputError: the model cannot be copied.
+        InputError: the model cannot be copied, or its forward cannot be looked into.
     """
-    # Hook-based weight_norm keeps a computed, non-leaf `weight`, which deepcopy refuses: hand it over as a constant.
+    _refuse_closed(model)
+    # Hook-based weight_norm keeps a computed, non-leaf `weight`, and models keep what they last computed: deepcopy
+    # refuses both, so hand them over as constants.
     memo: dict[int, Any] = {}
     for module in model.modules():
-        for value in vars(module).values():
+        for value in tree_leaves([*vars(module).values()]):
             if isinstance(value, Tensor) and value.grad_fn is not None:
                 memo[id(value)] = value.detach().clone()
     try:
@@ -32,6 +34,9 @@ def private_copy(model: nn.Module) -> nn.Module:
         raise InputError(
             f"{type(model).__name__} cannot be copied: {one_line(error)}; it must survive copy.deepcopy"
         ) from error
+    for module in twin.modules():
+        if unwrapped(module) is not module and hasattr(module, "_orig_mod"):
+            module.__dict__["forward"] = unwrapped(module).__call__  # compiling anew at every width would take minutes
     for parameter in twin.parameters():
         parameter.grad = None
         if parameter.is_floating_point() or parameter.is_complex():
@@ -39,29 +44,30 @@ def private_copy(model: nn.Module) -> nn.Module:
     return twin.eval()
 
 
-def first_samples(inputs: Sequence[Any], n: int) -> tuple[Any, ...]:
-    """Detached copies of the first `n` samples of every input whose dimension 0 is the batch."""
-    batch = batch_size(inputs)
-
-    def cut(value: Any) -> Any:
-        if not isinstance(value, Tensor):
-            return value
-        shortened = value[:n] if value.dim() and value.shape[0] == batch else value
-        return shortened.detach().clone(memory_format=torch.preserve_format)
-
-    return tuple(tree_map(cut, tuple(inputs)))
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside DataParallel, DistributedDataParallel and torch.compile."""
+    while True:
+        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            model = model.module
+        elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
+            model = inner
+        else:
+            return model
 
 
-def batch_size(inputs: Sequence[Any]) -> int:
-    """Samples in `inputs`: dimension 0 of the first tensor.
-
-    Raises:
-        InputError: there is no tensor with a batch dimension.
-    """
-    for leaf in tree_leaves(tuple(inputs)):
-        if isinstance(leaf, Tensor) and leaf.dim() and leaf.shape[0]:
-            return int(leaf.shape[0])
-    raise InputError("example_inputs must hold a tensor whose dimension 0 is the sample, and at least one sample")
+def _refuse_closed(model: nn.Module) -> None:
+    """Raise InputError for what cannot be copied or looked into, and say what can."""
+    for name, module in model.named_modules():
+        what = f"the module {name!r}" if name else "the model"
+        if isinstance(module, nn.parallel.DistributedDataParallel):
+            raise InputError(f"{what} is wrapped in DistributedDataParallel: pass the model inside, its `.module`")
+        if any(nn.parameter.is_lazy(p) for p in module.parameters(recurse=False)):
+            raise InputError(f"{what} is lazy and was never run: run the model once, then its layers know their sizes")
+    if isinstance(unwrapped(model), torch.jit.ScriptModule):
+        raise InputError(
+            "the model is TorchScript (torch.jit.script or trace), which is compiled and cannot be cut: "
+            "pass the plain nn.Module that it was made of"
+        )
 
 
 def to_double(value: Any) -> Any:

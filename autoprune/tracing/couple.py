@@ -15,10 +15,11 @@ from typing import Any, Literal
 import torch
 import torch_pruning as tp
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from autoprune.errors import InputError, one_line
 from autoprune.tracing.copies import float_tensors, private_copy
+from autoprune.tracing.inputs import call_model
 from autoprune.tracing.watch import OPAQUE, is_depthwise, is_producer
 
 Side = Literal["out", "in", "carry"]
@@ -109,11 +110,13 @@ class _Framed(nn.Module):
     def __init__(self, model: nn.Module, inputs: Sequence[Any]) -> None:
         super().__init__()
         self.model = model
-        self.frames = nn.ModuleDict({str(i): _Frame(x) for i, x in enumerate(inputs) if _has_channels(x)})
+        leaves = enumerate(tree_leaves(tuple(inputs)))
+        self.frames = nn.ModuleDict({str(i): _Frame(x) for i, x in leaves if _has_channels(x)})
 
     def forward(self, *inputs: Any) -> Any:
-        framed = (self.frames[str(i)](x) if str(i) in self.frames else x for i, x in enumerate(inputs))
-        return self.model(*framed)
+        leaves, shape = tree_flatten(inputs)
+        framed = [self.frames[str(i)](x) if str(i) in self.frames else x for i, x in enumerate(leaves)]
+        return call_model(self.model, tree_unflatten(framed, shape))
 
 
 class _Frame(nn.modules.batchnorm._BatchNorm):

@@ -8,14 +8,13 @@ from dataclasses import replace
 from math import prod
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
 from autoprune.errors import InputError, one_line
 from autoprune.structure import Group, Op, TensorSpec
-from autoprune.tracing.copies import batch_size, private_copy, quiet_random_state
+from autoprune.tracing.copies import private_copy, quiet_random_state
+from autoprune.tracing.inputs import batch_size, call_model, on_device
 from autoprune.tracing.slim import named_tensors
 from autoprune.tracing.watch import Trace, WeightUse
 
@@ -23,20 +22,22 @@ CONSTANT = "(matmul)"
 """Name of the operation that holds the MACs without a weight: attention, einsum, generated kernels."""
 
 
-def count_macs(model: nn.Module, example_inputs: Sequence[Any]) -> int:
+def count_macs(model: nn.Module, example_inputs: Any, samples: int | None = None) -> int:
     """MACs a sample, by FlopCounterMode (2 a MAC) on the meta device, or on the model's own where meta cannot run it.
+
+    `samples` is how many samples the inputs are; by default dimension 0 tells.
 
     Raises:
         InputError: the model runs on neither.
     """
-    batch = batch_size(example_inputs)
+    batch = batch_size(example_inputs) if samples is None else samples
     try:
-        total = _flops(private_copy(model).to("meta"), tree_map(_to_meta, tuple(example_inputs)))
+        total = _flops(private_copy(model).to("meta"), on_device(example_inputs, "meta"))
     except InputError:
         raise
     except Exception:  # meta has no values: .item() and custom kernels fail in many ways
         try:
-            total = _flops(private_copy(model), tuple(example_inputs))
+            total = _flops(private_copy(model), example_inputs)
         except Exception as error:
             raise InputError(f"{type(model).__name__} does not run on its example inputs: {one_line(error)}") from error
     return total // (2 * batch)
@@ -104,13 +105,9 @@ def _in_order(model: nn.Module, trace: Trace) -> list[tuple[str, nn.Module]]:
     return sorted(model.named_modules(), key=lambda pair: trace.order.get(pair[0], late))
 
 
-def _flops(model: nn.Module, inputs: tuple[Any, ...]) -> int:
+def _flops(model: nn.Module, inputs: Any) -> int:
     # gradients stay on: without them attention takes fused paths that the counter does not know
     with quiet_random_state(0), warnings.catch_warnings(), FlopCounterMode(display=False) as counter:
         warnings.simplefilter("ignore")
-        model(*inputs)
+        call_model(model, inputs)
     return int(counter.get_total_flops())
-
-
-def _to_meta(value: Any) -> Any:
-    return value.detach().to("meta") if isinstance(value, torch.Tensor) else value

@@ -6,7 +6,7 @@ import copy
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,8 @@ from autoprune.allocation.polynomial import macs_polynomial
 from autoprune.errors import InputError, RunError, one_line
 from autoprune.policy import Policy
 from autoprune.structure import Group, Op, Structure
-from autoprune.tracing.copies import first_samples, flat_output, private_copy, quiet_random_state, to_double
+from autoprune.tracing.copies import flat_output, private_copy, quiet_random_state, to_double
+from autoprune.tracing.inputs import Example, call_model, few_samples
 from autoprune.tracing.ops import count_macs
 from autoprune.tracing.slim import Keep, expected_attributes, kept_positions, named_tensors, removed_positions, slim
 from autoprune.tracing.sound_gradients import SoundGradients
@@ -26,9 +27,7 @@ TOLERANCE = 1e-5
 """Largest relative error between a slim model and its masked reference."""
 
 
-def verify(
-    slim_model: nn.Module, dense: nn.Module, structure: Structure, keep: Keep, example_inputs: Sequence[Any]
-) -> float:
+def verify(slim_model: nn.Module, dense: nn.Module, structure: Structure, keep: Keep, example_inputs: Any) -> float:
     """Relative error of `slim_model` against its masked reference, in fp64 where they run in it; both stay untouched.
 
     Also audits the attributes and runs backward once.
@@ -39,7 +38,7 @@ def verify(
     """
     audit(slim_model)
     reference = masked(dense, slim_model, structure, keep)
-    inputs = first_samples(example_inputs, 2)
+    inputs = few_samples(reference, example_inputs).inputs
     small = private_copy(slim_model)
     try:
         with quiet_random_state(0):
@@ -102,21 +101,20 @@ class Certifier:
     """
 
     model: nn.Module
-    inputs: tuple[Any, ...]
+    example: Example
     ops: tuple[Op, ...]
     dense: Tensor
     tolerance: float
 
     @staticmethod
-    def of(model: nn.Module, example_inputs: Sequence[Any], ops: tuple[Op, ...], rng: np.random.Generator) -> Certifier:
+    def of(model: nn.Module, example: Example, ops: tuple[Op, ...], rng: np.random.Generator) -> Certifier:
         """Certifier of `model`; in fp64, or as it is where the model insists on its own precision."""
-        inputs = first_samples(example_inputs, 2)
         plain = private_copy(model)
         tries = [(True, True), (False, True), (True, False), (False, False)]
         for scrambled, double in tries:
-            twin, given = copy.deepcopy(plain), inputs
+            twin, given = copy.deepcopy(plain), example.inputs
             if double:
-                twin, given = twin.double(), to_double(inputs)
+                twin, given = twin.double(), to_double(given)
             if scrambled:
                 _scramble(twin, rng)
             try:
@@ -124,7 +122,7 @@ class Certifier:
             except Exception:  # a model that builds its own fp32 constants does not run in fp64
                 continue
             if out.numel() and bool(torch.isfinite(out).all()) and float(out.norm()) > 0:
-                return Certifier(twin, given, ops, out, 1e-8 if double else 1e-4)
+                return Certifier(twin, replace(example, inputs=given), ops, out, 1e-8 if double else 1e-4)
         raise InputError(f"{type(model).__name__} gives no finite floating output on its example inputs")
 
     def complaint(self, groups: Sequence[Group], rng: np.random.Generator, count: bool = False) -> str:
@@ -137,11 +135,11 @@ class Certifier:
             keep = random_keep(groups, rng)
             with _borrowed(self.model):
                 _zero_consumers(self.model, structure, keep)
-                expected = _run(self.model, self.inputs)
+                expected = _run(self.model, self.example.inputs)
             with _borrowed(self.model):
                 try:
                     slim(self.model, structure, keep)
-                    got = _run(self.model, self.inputs)
+                    got = _run(self.model, self.example.inputs)
                 except Exception as crash:  # wrong coupling shows as a shape error anywhere in the user's forward
                     return f"the model does not run once its channels are removed ({one_line(crash)})"
                 wrong = self._wrong_macs(structure, keep) if count else ""
@@ -157,7 +155,7 @@ class Certifier:
     def _wrong_macs(self, structure: Structure, keep: Mapping[str, Sequence[int]]) -> str:
         policy = Policy.of({name: len(kept) for name, kept in keep.items()})
         expected = int(macs_polynomial(structure)(policy.array(structure)))
-        counted = count_macs(self.model, self.inputs)
+        counted = count_macs(self.model, self.example.inputs, self.example.samples)
         return "" if expected == counted else f"its MACs do not follow its width ({counted}, expected {expected})"
 
 
@@ -187,7 +185,7 @@ def random_keep(groups: Sequence[Group], rng: np.random.Generator) -> dict[str, 
 def _run(model: nn.Module, inputs: tuple[Any, ...]) -> Tensor:
     with quiet_random_state(0), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return flat_output(model(*inputs))
+        return flat_output(call_model(model, inputs))
 
 
 def _run_exactly(model: nn.Module, inputs: tuple[Any, ...]) -> Tensor:
@@ -255,7 +253,7 @@ def _add_bias(
 
 def _check_backward(model: nn.Module, inputs: tuple[Any, ...]) -> None:
     with SoundGradients():
-        output = flat_output(model(*inputs))
+        output = flat_output(call_model(model, inputs))
     if not output.requires_grad:
         raise RunError("no gradient flows through the pruned model")
     parameters = dict(model.named_parameters())

@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from autoprune.errors import InputError, one_line
 from autoprune.tracing.calls import CONVS, TRANSPOSED
+from autoprune.tracing.inputs import call_model
 from autoprune.tracing.suspects import DECISIONS, Seen, suspicion
 
 Node = Any
@@ -74,7 +75,7 @@ def watch(model: nn.Module, inputs: Sequence[Any]) -> Trace:
     with _hooks(model, trace, stack):
         try:
             with _Watcher(trace, stack, owners, inputs):
-                output = model(*inputs)
+                output = call_model(model, inputs)
         except Exception as error:  # the user's forward may fail in any way
             where = f" in {stack[-1]!r}" if stack and stack[-1] else ""
             raise InputError(

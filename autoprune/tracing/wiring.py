@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from autoprune.tracing.calls import ADDS, parse_call, parse_norm
+from autoprune.tracing.inputs import call_model, on_device
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,12 +35,12 @@ class Site:
     calls: int
 
 
-def find_sites(model: nn.Module, example_inputs: Sequence[Tensor]) -> dict[str, Site]:
+def find_sites(model: nn.Module, example_inputs: Any) -> dict[str, Site]:
     """Sites by weight name, in execution order; the model must be in eval mode and is left untouched."""
     flow = _Flow(model)
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     with torch.no_grad(), flow:
-        flow.returned = {id(t) for t in tree_leaves(model(*(x.to(device) for x in example_inputs)))}
+        flow.returned = {id(t) for t in tree_leaves(call_model(model, on_device(example_inputs, device)))}
     sites = {name: flow.site(name) for name in flow.outputs}
     rivals: dict[int, list[str]] = {}
     for name, site in sites.items():
