@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
 
 from autoprune.errors import InputError
 from autoprune.structure import Group, Op, Slice, Structure
-from autoprune.tracing.copies import batch_size, first_samples, private_copy, quiet_random_state
+from autoprune.tracing.copies import private_copy, quiet_random_state
+from autoprune.tracing.inputs import Example, few_samples
 from autoprune.tracing.ops import count_macs, operations, with_groups
 from autoprune.tracing.slim import named_tensors
 from autoprune.tracing.verify import Certifier
@@ -18,7 +20,7 @@ from autoprune.tracing.watch import watch
 MOST_NAMED = 5
 
 
-def declared(model: nn.Module, example_inputs: tuple[Tensor, ...], groups: Sequence[Group]) -> Structure:
+def declared(model: nn.Module, example_inputs: Any, groups: Sequence[Group]) -> Structure:
     """The Structure of `model` with these groups and no others; what it costs comes from a trace of today.
 
     A file thus outlives changes of the analysis: a group that is found since stays dense, one that is not found any
@@ -30,12 +32,13 @@ def declared(model: nn.Module, example_inputs: tuple[Tensor, ...], groups: Seque
     said = misfits(model, groups)
     if said:
         raise InputError(named(said))
-    inputs = first_samples(example_inputs, 2)
     rng = np.random.default_rng(0)
     with quiet_random_state(0):
         twin = private_copy(model)
-        ops = operations(twin, watch(twin, inputs), batch_size(inputs), count_macs(model, inputs))
-        _certify(model, inputs, ops, groups, rng)
+        example = few_samples(twin, example_inputs)
+        macs = count_macs(model, example.inputs, example.samples)
+        ops = operations(twin, watch(twin, example.inputs), example.samples, macs)
+        _certify(model, example, ops, groups, rng)
     return Structure(tuple(groups), with_groups(ops, groups))
 
 
@@ -106,13 +109,13 @@ def _other_width(group: Group, tensors: Mapping[str, Tensor]) -> str:
 
 
 def _certify(
-    model: nn.Module, inputs: tuple[Tensor, ...], ops: tuple[Op, ...], groups: Sequence[Group], rng: np.random.Generator
+    model: nn.Module, example: Example, ops: tuple[Op, ...], groups: Sequence[Group], rng: np.random.Generator
 ) -> None:
     """All groups that can be narrowed at once; one by one only to name those that fail."""
     narrow = [g for g in groups if g.width > 1]
     if not narrow:
         return
-    certifier = Certifier.of(model, inputs, ops, rng)
+    certifier = Certifier.of(model, example, ops, rng)
     together = certifier.complaint(narrow, rng)
     if not together:
         return
