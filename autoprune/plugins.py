@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 from autoprune.errors import InputError, did_you_mean
 
-Folder = Literal["criteria", "costs", "samplers", "strategies", "tasks", "executors"]
-SINGULAR = {"criteria": "criterion", "strategies": "strategy"}
+Folder = Literal["criteria", "costs", "samplers", "strategies", "tasks", "executors", "losses"]
+SINGULAR = {"criteria": "criterion", "strategies": "strategy", "losses": "loss"}
 OPTUNA_FILE = "optuna_bridge"
 
 

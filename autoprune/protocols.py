@@ -67,6 +67,13 @@ class GramCriterion(Protocol):
         """Scores [width] of one group from its `database.consumers.Consumer`s."""
 
 
+class Loss(Protocol):
+    """How far outputs are from the dense ones: a function of its file's name in autoprune/losses, or a user's own."""
+
+    def __call__(self, outputs: Tensor, dense_outputs: Tensor, /, *, classes: int) -> Tensor:
+        """One value a sample [samples], 0 for equal outputs; `classes` is the axis along which classes lie."""
+
+
 class Cost(Protocol):
     """A cost of widths, as a ratio to the dense model; built as C(structure)."""
 

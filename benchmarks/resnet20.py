@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from autoprune.database.batches import chunks, gather
 from autoprune.database.batches import prepare as prepare_batch
 from autoprune.evaluation import Ask, Evaluation
-from autoprune.evaluator.fidelity import kl
 from autoprune.evaluator.precision import computing
 from autoprune.evaluator.tiers import TieredEvaluator
+from autoprune.losses.kl import kl
 from autoprune.protocols import Batch, Task
 from autoprune.run.worker_evaluator import make_evaluator
 from autoprune.structure import Structure
@@ -42,7 +42,7 @@ class OnTest:
         right = 0
         for batch, dense in zip(self._batches, self._dense, strict=True):
             outputs = self._outputs(model, batch)
-            losses += kl(outputs, dense).tolist()
+            losses += kl(outputs, dense, classes=-1).tolist()
             right += int((outputs.argmax(-1) == batch[1]).sum())
         costs = {name: float(cost(ask.policy.array(evaluator.structure))) for name, cost in evaluator.costs.items()}
         metrics, seconds = {"accuracy": right / len(losses)}, time.perf_counter() - started

@@ -1,37 +1,86 @@
-"""How far the pruned outputs are from the dense ones: one number for each sample; also gradients for distillation."""
+"""How far the pruned outputs are from the dense ones: the loss of a run, checked at birth, and its sum over batches."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass
 
-import torch.nn.functional as F
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
-Fidelity = Callable[[Tensor, Tensor], Tensor]
-"""(outputs, dense outputs), samples in dimension 0 -> loss of each sample [samples]; 0 where they are equal."""
+from autoprune import plugins
+from autoprune.errors import InputError, one_line
+from autoprune.losses._auto import Choice, choose, targets_of
+from autoprune.protocols import Batch, Loss, Task
 
-
-def kl(outputs: Tensor, dense: Tensor) -> Tensor:
-    """KL(dense || pruned) in nats of logits [samples, ..., classes], mean over a sample's rows (Hinton et al. 2015)."""
-    log_p, log_q = dense.log_softmax(-1), outputs.log_softmax(-1)
-    return _by_sample(F.kl_div(log_q, log_p, log_target=True, reduction="none").sum(-1))
-
-
-def mse(outputs: Tensor, dense: Tensor) -> Tensor:
-    """Squared error relative to the mean square of all dense outputs."""
-    return _by_sample(F.mse_loss(outputs, dense, reduction="none")) / dense.square().mean().clamp_min(1e-12)
+AUTO = "auto"
+NOTHING = 1e-4
+"""Loss of equal outputs that is rounding."""
 
 
-def cosine(outputs: Tensor, dense: Tensor) -> Tensor:
-    """One minus the cosine similarity of each sample's outputs."""
-    return 1.0 - F.cosine_similarity(outputs.flatten(1), dense.flatten(1))
+@dataclass(frozen=True)
+class Fidelity:
+    """A loss made ready: (outputs, dense outputs) -> loss of each sample [samples], along the class axis `classes`."""
+
+    name: str
+    classes: int
+    measure: Loss
+    why: str = ""
+
+    def __call__(self, outputs: Tensor, dense: Tensor) -> Tensor:
+        return self.measure(outputs, dense, classes=self.classes)
 
 
-def _by_sample(values: Tensor) -> Tensor:
-    return values.reshape(len(values), -1).mean(1)
+def fidelity_for(task: Task, dense: nn.Module, batch: Batch, loss: str, classes: int | None = None) -> Fidelity:
+    """The loss called `loss` for what `dense` gives on `batch`; `auto` chooses, and `classes` is by default the task's.
+
+    Raises:
+        InputError: there is no such loss, it does not do what a loss must, or the outputs are not to be compared.
+    """
+    with torch.no_grad():
+        outputs = _checked(task.outputs(dense, batch))
+    stated = classes if classes is not None else getattr(task, "classes", None)
+    if stated is not None and not -outputs.dim() <= stated < outputs.dim():
+        raise InputError(f"classes={stated} is no axis of the task's outputs {list(outputs.shape)}")
+    found = choose(outputs, targets_of(batch), stated)
+    if loss != AUTO:
+        if loss == "kl" and (outputs.dim() < 2 or outputs.shape[found.classes] == 1):
+            raise InputError(
+                f"objectives.loss: kl over one value is 0 for every candidate, and the outputs {list(outputs.shape)} "
+                f"have one along axis {found.classes}; use auto, bernoulli_kl or mse, or state classes="
+            )
+        found = Choice(loss, found.classes, "the job names it")
+    made = Fidelity(found.name, found.classes, plugins.load("losses", found.name), found.why)
+    _check_loss(made, outputs)
+    return made
 
 
-FIDELITIES: dict[str, Fidelity] = {"kl": kl, "mse": mse, "cosine": cosine}
+def _checked(outputs: object) -> Tensor:
+    if not isinstance(outputs, Tensor) or not outputs.is_floating_point() or outputs.dim() == 0:
+        shown = f"{outputs.dtype} {list(outputs.shape)}" if isinstance(outputs, Tensor) else type(outputs).__name__
+        raise InputError(
+            f"the task's outputs must be a floating tensor with the samples in dimension 0, not {shown}; "
+            "say which output counts: autoprune.task(..., outputs=) takes a key, an index or a function"
+        )
+    if not bool(torch.isfinite(outputs).all()):
+        raise InputError(
+            "the dense model's outputs on the calibration split are not finite (nan or inf), so no pruned model can "
+            "be compared with them; look at the weights and at the samples"
+        )
+    return outputs
+
+
+def _check_loss(loss: Fidelity, outputs: Tensor) -> None:
+    """That a user's loss can be called, gives one value a sample, and 0 for equal outputs."""
+    must = f"loss {loss.name!r} must be a function (outputs, dense_outputs, *, classes) -> Tensor [samples]"
+    try:
+        found = loss(outputs, outputs)
+    except Exception as error:  # a user's function may fail in any way
+        raise InputError(f"{must}; it failed on outputs {list(outputs.shape)}: {one_line(error)}") from error
+    if not isinstance(found, Tensor) or found.shape != (len(outputs),):
+        shown = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        raise InputError(f"{must}; for outputs {list(outputs.shape)} it gave {shown}")
+    if not bool((found.abs() <= NOTHING).all()):
+        raise InputError(f"{must}, 0 for equal outputs; it gave up to {float(found.abs().max()):.3g}")
 
 
 class Tally:

@@ -7,19 +7,22 @@ import warnings
 from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from autoprune import plugins
-from autoprune.database.batches import Parts, in_format, prepare
+from autoprune.database.batches import Parts, cut, in_format, prepare
 from autoprune.errors import InputError
 from autoprune.evaluator.dense_reference import observe
-from autoprune.evaluator.fidelity import FIDELITIES, Fidelity
+from autoprune.evaluator.fidelity import Fidelity, fidelity_for
 from autoprune.evaluator.memory import with_room
 from autoprune.evaluator.precision import LARGEST_ERROR, Precision, choose_precision
 from autoprune.evaluator.samples import Samples
 from autoprune.evaluator.settings import Settings
 from autoprune.protocols import Task
 from autoprune.structure import Structure
+
+LOOKED_AT = 64
+"""Samples that tell which loss fits."""
 
 
 def prepared_model(task: Task, device: torch.device, model: nn.Module | None = None) -> nn.Module:
@@ -54,7 +57,7 @@ def prepared_parts(task: Task, settings: Settings, model: nn.Module) -> Parts:
 
 
 def resolved_precision(
-    task: Task, dense: nn.Module, structure: Structure, settings: Settings, samples: Samples
+    task: Task, dense: nn.Module, structure: Structure, settings: Settings, samples: Samples, fidelity: Fidelity
 ) -> tuple[Precision, float]:
     """The precision to evaluate in, never one that the dense model does not bear, and its loss in that to float32."""
     macs = float(plugins.load("costs", "macs")(structure).dense)
@@ -65,7 +68,7 @@ def resolved_precision(
     def looked() -> float:
         batch = samples.batches("fitness")[0]
         exact, rounded = (observe(dense, task, batch, None, p).outputs for p in ("fp32", precision))
-        return float(fidelity_of(settings.loss, exact)(rounded, exact).mean())
+        return float(fidelity(rounded, exact).mean())
 
     error = with_room(looked, samples.halve)
     if error <= LARGEST_ERROR:
@@ -78,7 +81,11 @@ def resolved_precision(
     return "fp32", error
 
 
-def fidelity_of(loss: str, outputs: Tensor) -> Fidelity:
-    """The loss between outputs, also where the search minimises a metric."""
-    classes = outputs.dim() > 1 and outputs.shape[-1] > 1
-    return FIDELITIES.get(loss, FIDELITIES["kl" if classes else "mse"])
+def resolved_fidelity(task: Task, dense: nn.Module, settings: Settings, samples: Samples) -> Fidelity:
+    """The loss of the settings, made ready for what the dense model gives on the first fitness samples."""
+
+    def looked() -> Fidelity:
+        batch = samples.batches("fitness")[0]
+        return fidelity_for(task, dense, cut(batch, 0, LOOKED_AT), settings.loss, settings.classes)
+
+    return with_room(looked, samples.halve)

@@ -17,12 +17,16 @@ COSTS = ("macs", "params", "bytes")
 class Settings:
     """Plain settings of an evaluator.
 
-    `loss` is kl, mse or cosine to the dense outputs, or the name of a task metric with its `direction`. `precision` is
+    `loss` names a file of autoprune/losses or a user's "module:attribute", or `auto` chooses one by the outputs;
+    `classes` is the outputs' axis along which it finds the classes (None: as the task says, or the usual one). With a
+    `metric` of the task and its `direction` that is searched for, and `loss` only teaches the fine-tune. `precision` is
     that of forward passes and of the fine-tune, but for validation, which is always scored in float32. With
     `metrics_on_fitness` full evaluations on fitness samples carry the task's metrics too.
     """
 
-    loss: str = "kl"
+    loss: str = "auto"
+    classes: int | None = None
+    metric: str | None = None
     direction: Direction | None = None
     calibration: int = 2048
     validation: int = 1024
@@ -33,6 +37,11 @@ class Settings:
     device: str = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     metrics_on_fitness: bool = False
+
+    @property
+    def objective(self) -> str:
+        """What is minimised, by name: the metric or the loss."""
+        return self.loss if self.metric is None else self.metric
 
     def on(self, device: str) -> Settings:
         """The same on another device."""

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from autoprune.costs import build_cost
 from autoprune.costs._latency_table import LatencyTable
@@ -20,12 +20,12 @@ from autoprune.database.store import LevelDatabase
 from autoprune.errors import InputError, did_you_mean, one_line
 from autoprune.evaluation import Ask, Evaluation, Split
 from autoprune.evaluator.dense_reference import Reference
-from autoprune.evaluator.fidelity import Fidelity, Tally
+from autoprune.evaluator.fidelity import Tally
 from autoprune.evaluator.finetune import BATCH_SIZE, Lesson, finetune
 from autoprune.evaluator.memory import trim_heap, with_room
 from autoprune.evaluator.one_pass import Once, replaying
 from autoprune.evaluator.precision import computing
-from autoprune.evaluator.prepared import fidelity_of, prepared_model, prepared_parts, resolved_precision
+from autoprune.evaluator.prepared import prepared_model, prepared_parts, resolved_fidelity, resolved_precision
 from autoprune.evaluator.repair import FixedPoint, Folded, Refit
 from autoprune.evaluator.samples import Samples
 from autoprune.evaluator.settings import Settings
@@ -43,6 +43,7 @@ class TieredEvaluator:
     statistics samples repairs the model, then it is scored on others. tune: refit, then the brief fine-tune.
     `model` is the dense model where it is not the task's own, `parts` the calibration data where they are at hand; they
     must be prepared as `prepared_model` and `prepared_parts` do.
+    `measure` is the loss between outputs, also where the search minimises a metric: the fine-tune learns from it.
     `precision` is the one in use; `precision_error` the loss of the dense model in bfloat16 to itself in float32.
     """
 
@@ -66,7 +67,10 @@ class TieredEvaluator:
         readers = {w for names in consumed(structure.groups, self._all_sites).values() for w in names}
         self.sites = {n: s for n, s in self._all_sites.items() if n in readers and s.calls == 1}
         self.samples = Samples(task, dense, self.parts, self.device, settings.batch_size, settings.validation)
-        self.precision, self.precision_error = resolved_precision(task, dense, structure, settings, self.samples)
+        self.measure = resolved_fidelity(task, dense, settings, self.samples)
+        self.precision, self.precision_error = resolved_precision(
+            task, dense, structure, settings, self.samples, self.measure
+        )
         self.samples.precision = self.precision
         self.samples.look(self.sites)
         self._lesson: tuple[int, Lesson] | None = None
@@ -86,10 +90,10 @@ class TieredEvaluator:
             self.stitcher.mark_dirty()
             return Evaluation.failed(ask, one_line(error), costs, time.perf_counter() - started)
         seconds = time.perf_counter() - started
-        for name, value in {"loss": score.loss, **score.metrics}.items():
+        for name, value in (("the loss", score.loss), *((f"the metric {n}", v) for n, v in score.metrics.items())):
             if not math.isfinite(value):
                 self.stitcher.mark_dirty()
-                return Evaluation.failed(ask, f"the {name} is {value}", costs, seconds)
+                return Evaluation.failed(ask, f"{name} is {value}", costs, seconds)
         passes = score.samples / self.parts.total
         return Evaluation(ask, score.loss, costs, score.metrics, passes, seconds, sample_losses=score.single)
 
@@ -110,7 +114,7 @@ class TieredEvaluator:
         """The resident model as it stands, on a whole split, with metrics."""
         batches = self.samples.batches(split)
         count, metrics = float(sum(size(b) for b in batches)), self._metrics(batches, split)
-        if self.settings.direction is not None:
+        if self.settings.metric is not None:
             return Score(self._signed(metrics), count, metrics)
         loss, single = self._losses(batches, split, direct=False)
         return Score(loss, 2 * count, metrics, single)
@@ -122,16 +126,15 @@ class TieredEvaluator:
             with torch.no_grad(), computing(self.dense, self.precision):
                 parts = [self.task.outputs(self.dense, b) for b in chunks(samples, self.samples.batch_size)]
             teacher = torch.cat(parts)
-            measure = self._measure(teacher)
             how = (self._all_sites, self.precision, self.task.loss)
-            self._lesson = steps, Lesson(samples, teacher, self.task.outputs, measure, *how)
+            self._lesson = steps, Lesson(samples, teacher, self.task.outputs, self.measure, *how)
         return self._lesson[1]
 
     def _score(self, ask: Ask) -> Score:
         """A backward pass counts as two passes forward."""
         split, batches = ask.split, self.samples.share(ask.split, ask.fraction)
         count = float(sum(size(b) for b in batches))
-        if self.settings.direction is not None:
+        if self.settings.metric is not None:
             samples = self._repair(ask) + count
             metrics = self._metrics(batches, split)
             return Score(self._signed(metrics), samples, metrics)
@@ -157,7 +160,7 @@ class TieredEvaluator:
 
         def score(i: int, batch: Batch) -> None:
             outputs = self.task.outputs(model, batch)
-            tally.add(self._measure(outputs)(outputs, references[i]), size(batch))
+            tally.add(self.measure(outputs, references[i]), size(batch))
 
         precision = self.samples.precision_on(split)
         with torch.no_grad(), computing(model, precision), self._forward_mode(), replaying(model) as replay:
@@ -175,12 +178,12 @@ class TieredEvaluator:
             with torch.no_grad():
                 with computing(model, self.samples.precision_on(split)), mode:
                     outputs = self.task.outputs(model, batch)
-                tally.add(self._measure(outputs)(outputs, reference.outputs), size(batch))
+                tally.add(self.measure(outputs, reference.outputs), size(batch))
         return tally.loss, tally.by_sample
 
     def _signed(self, metrics: Mapping[str, float]) -> float:
         """The loss where the search minimises a metric, or its negative."""
-        value = _metric(metrics, self.settings.loss)
+        value = _metric(metrics, self.settings.objective)
         return -value if self.settings.direction == "maximize" else value
 
     def _metrics(self, batches: Sequence[Batch], split: Split) -> Mapping[str, float]:
@@ -230,10 +233,6 @@ class TieredEvaluator:
     def _shrink_statistics(self) -> bool:
         self.stitcher.mark_dirty()
         return self.samples.halve_statistics()
-
-    def _measure(self, outputs: Tensor) -> Fidelity:
-        """The loss between outputs, also where the search minimises a metric."""
-        return fidelity_of(self.settings.loss, outputs)
 
 
 @dataclass(frozen=True)

@@ -92,14 +92,26 @@ def _loss_branch(value: object) -> str:
     return "~metric" if isinstance(value, dict | MetricLoss) else "~name"
 
 
-LossName = Literal["kl", "mse", "cosine"]
+def _check_loss(name: object) -> object:
+    if not isinstance(name, str):
+        raise ValueError(f"must be auto, the name of a loss or {{metric: ..., direction: ...}}, not {name!r}")
+    if name != "auto":
+        check_plugin("losses", name)
+    return name
+
+
+LossName = Annotated[str, BeforeValidator(_check_loss)]
 Loss = Annotated[Annotated[LossName, Tag("~name")] | Annotated[MetricLoss, Tag("~metric")], Discriminator(_loss_branch)]
 
 
 class ObjectivesPart(Part):
-    """What is minimised: a loss against the dense outputs (or a task metric) and the costs beside it."""
+    """What is minimised: a loss against the dense outputs (or a task metric) and the costs beside it.
 
-    loss: Loss = "kl"
+    `loss` auto is the one that fits the outputs: kl where there are classes, bernoulli_kl for one logit or several
+    labels, mse otherwise; the run says which and why.
+    """
+
+    loss: Loss = "auto"
     costs: tuple[str, ...] = Field(default=("macs",), min_length=1)
 
     @property

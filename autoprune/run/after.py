@@ -268,8 +268,8 @@ def figures(setting: Setting, e: Evaluation) -> dict[str, float]:
 
 def _scores(setting: Setting, e: Evaluation) -> dict[str, float]:
     """Metrics and the loss, the latter also by its own name where it compares with the dense outputs."""
-    loss = setting.job.objectives.loss
-    named: dict[str, float] = {loss: e.loss} if isinstance(loss, str) else {}
+    settings = setting.settings
+    named = {settings.loss: e.loss} if settings.metric is None else {}
     return {**e.metrics, **named, "loss": e.loss}
 
 

@@ -15,8 +15,9 @@ from autoprune.costs._latency_table import LatencyTable
 from autoprune.database.batches import StatisticsOnly, digest, size
 from autoprune.database.store import LevelDatabase, build_database, database_key
 from autoprune.errors import InputError, did_you_mean
+from autoprune.evaluator.fidelity import AUTO
 from autoprune.evaluator.finetune import BATCH_SIZE
-from autoprune.evaluator.prepared import prepared_model, prepared_parts, resolved_precision
+from autoprune.evaluator.prepared import prepared_model, prepared_parts, resolved_fidelity, resolved_precision
 from autoprune.evaluator.samples import Samples
 from autoprune.evaluator.settings import COSTS, Settings
 from autoprune.files.job import Job
@@ -55,9 +56,9 @@ def prepare(job: Job, folder: Path, task: Task | None = None, shared: Path | Non
     """
     lent, task = task, task or job.build_task()
     settings = settings_of(job)
-    if settings.direction is not None and settings.loss not in task.directions:
-        hint = did_you_mean(settings.loss, task.directions)
-        raise InputError(f"objectives.loss.metric: the task has no metric {settings.loss!r}; {hint}")
+    if settings.metric is not None and settings.metric not in task.directions:
+        hint = did_you_mean(settings.metric, task.directions)
+        raise InputError(f"objectives.loss.metric: the task has no metric {settings.metric!r}; {hint}")
     constraints = parse_constraints(job.constraints, task.directions)
     model = prepared_model(task, settings.torch_device)
     whole = analyze(task.build(), task.example_inputs(), seed=job.search.seed)
@@ -75,7 +76,9 @@ def prepare(job: Job, folder: Path, task: Task | None = None, shared: Path | Non
         built_s = time.perf_counter() - started
     database = LevelDatabase.open(path)
     samples = Samples(task, model, parts, settings.torch_device, settings.batch_size, settings.validation)
-    settings = replace(settings, precision=resolved_precision(task, model, structure, settings, samples)[0])
+    fidelity = resolved_fidelity(task, model, settings, samples)
+    precision, _ = resolved_precision(task, model, structure, settings, samples, fidelity)
+    settings = replace(settings, loss=fidelity.name, classes=fidelity.classes, precision=precision)
     base = Base(
         structure_fingerprint=whole.fingerprint,
         weights_fingerprint=weights_fingerprint(model),
@@ -101,7 +104,7 @@ def prepare(job: Job, folder: Path, task: Task | None = None, shared: Path | Non
     fitness, heldback = (sum(size(b) for b in part) for part in (parts.fitness, parts.heldback))
     lesson = job.evaluator.finetune_steps * BATCH_SIZE
     splits = (size(parts.statistics), fitness, heldback, settings.validation)
-    prices = Prices(*splits, lesson, settings.metrics_on_fitness, settings.direction is not None)
+    prices = Prices(*splits, lesson, settings.metrics_on_fitness, settings.metric is not None)
     return Setting(
         job=job,
         task=task,
@@ -116,21 +119,23 @@ def prepare(job: Job, folder: Path, task: Task | None = None, shared: Path | Non
         constraints=constraints,
         latency=latency,
         built_s=built_s,
+        fidelity=fidelity,
     )
 
 
 def settings_of(job: Job) -> Settings:
     """What an evaluator is told of a job: the door at which configuration stops."""
     e, loss = job.evaluator, job.objectives.loss
-    name, direction = (loss, None) if isinstance(loss, str) else (loss.metric, loss.direction)
+    metric, direction = (None, None) if isinstance(loss, str) else (loss.metric, loss.direction)
     costs = tuple(dict.fromkeys([*COSTS, *job.objectives.costs, *job.budget.plain().limits]))
     return Settings(
-        name,
-        direction,
-        e.calibration,
-        e.validation,
-        e.finetune_steps,
-        costs,
+        loss=loss if isinstance(loss, str) else AUTO,
+        metric=metric,
+        direction=direction,
+        calibration=e.calibration,
+        validation=e.validation,
+        finetune_steps=e.finetune_steps,
+        costs=costs,
         seed=job.search.seed,
         device=e.device,
         precision=e.precision,

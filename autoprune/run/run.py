@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from autoprune.allocation.sensitivity import blank_table, table_asks
-from autoprune.errors import InputError
+from autoprune.errors import InputError, RunError
 from autoprune.evaluation import Ask, Evaluation, Labelled
+from autoprune.evaluator.fidelity import AUTO
 from autoprune.files.job import Job, changed_keys, changed_since
 from autoprune.files.policy_file import save_csv, save_front
 from autoprune.files.whole import write_whole
@@ -33,6 +34,7 @@ from autoprune.run.ledger import Ledger, Plateau
 from autoprune.run.loop import evaluate_all, search_loop
 from autoprune.run.prepare import check_executor, prepare
 from autoprune.run.setting import Setting
+from autoprune.run.telling import cannot_tell
 from autoprune.samplers import build_sampler, needs
 
 RUN_FILES = ("job.yaml", "policy.json", "front.csv", "report.html", "log.jsonl", "proxy.json", "finetune.json")
@@ -215,9 +217,13 @@ class Run:
             self._begin(STAGES[stage], asks)
             return evaluate_all(record, executor, asks, stage)
 
+        said = self._setting.fidelity
+        write_event(self.path, "loss", {"name": said.name, "classes": said.classes, "why": said.why})
+        notes = [f"loss {said.name}: {said.why}"] if self._setting.job.objectives.loss == AUTO else []
         if self._setting.latency is not None:
-            self.note = self._setting.latency.verdict()
+            notes.append(self._setting.latency.verdict())
             write_event(self.path, "latency", self._setting.latency.summary())
+        self.note = "; ".join(notes)
         self._setting = yield from tabled(self._setting, evaluate)
         self._setting, found = yield from calibrated(self._setting, evaluate)
         if found is not None:
@@ -232,6 +238,9 @@ class Run:
                 seeds.append(evaluation)
                 yield evaluation
         self._warn_of_dense(seeds)
+        s = self._setting
+        if s.problem.logarithmic and (reason := cannot_tell(seeds, s.problem.budget.cost, s.settings.loss)):
+            raise RunError(reason)
         told = list(seeds)
         for evaluation in self._search(record, executor, seeds):
             told.append(evaluation)

@@ -13,6 +13,7 @@ from autoprune import plugins
 from autoprune.costs._latency_table import LatencyTable
 from autoprune.database.store import LevelDatabase
 from autoprune.evaluation import Ask, Tier
+from autoprune.evaluator.fidelity import Fidelity
 from autoprune.evaluator.settings import Settings
 from autoprune.evaluator.tiers import TieredEvaluator
 from autoprune.files.job import Job
@@ -29,7 +30,8 @@ class Setting:
     """A job made ready: the searched structure, its level database, the problem without seeds, the dense base.
 
     `lent` is a Task that came from Python and does not travel to other processes; None where the job names it.
-    `settings` are the evaluator's, with the precision that `auto` came to on this machine: workers compute in it too.
+    `settings` are the evaluator's, with the precision that `auto` came to on this machine and the loss that it came to
+    for these outputs (`fidelity` says why): workers compute in it too.
     """
 
     job: Job
@@ -42,6 +44,7 @@ class Setting:
     problem: Problem
     base: Base
     prices: Prices
+    fidelity: Fidelity
     constraints: tuple[Constraint, ...] = ()
     latency: LatencyTable | None = None
     built_s: float = 0.0
@@ -73,7 +76,8 @@ class Setting:
     def table_path(self) -> Path:
         """Where the sensitivity table lies: beside the database, under what its figures depend on."""
         s = self.settings
-        what = (s.loss, s.direction, s.calibration, s.precision, self.job.evaluator.sensitivity, self.base.data)
+        loss = (s.loss, s.classes, s.metric, s.direction)
+        what = (*loss, s.calibration, s.precision, self.job.evaluator.sensitivity, self.base.data)
         key = hashlib.sha256(repr(what).encode()).hexdigest()[:8]
         return self.database_path.with_name(f"{self.database_path.stem}-{key}.sensitivity.json")
 

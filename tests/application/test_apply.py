@@ -14,11 +14,11 @@ from torch import nn
 import autoprune
 from autoprune.application.apply import apply_file
 from autoprune.errors import InputError
-from autoprune.evaluator.fidelity import kl
 from autoprune.evaluator.tiers import TieredEvaluator
 from autoprune.files.job import Job
 from autoprune.files.policy_file import load_front
 from autoprune.front import Front
+from autoprune.losses.kl import kl
 from autoprune.run.prepare import settings_of
 from autoprune.run.run import Run, search
 from autoprune.tasks.digits import Digits
@@ -54,7 +54,7 @@ def test_the_applied_model_scores_what_the_file_says(run: Run, the_job: Job, dig
         with torch.no_grad():
             logits, dense = small.eval()(x), model.eval()(x)
         said = point.metrics["validation"]
-        assert float(kl(logits, dense).mean()) == pytest.approx(said["loss"], rel=1e-3, abs=1e-6)
+        assert float(kl(logits, dense, classes=-1).mean()) == pytest.approx(said["loss"], rel=1e-3, abs=1e-6)
         assert float((logits.argmax(1) == y).float().mean()) == pytest.approx(said["accuracy"], abs=1e-6)
         assert sum(p.numel() for p in small.parameters()) == point.costs["params"]
         assert all(torch.equal(a, b) for a, b in zip(before.values(), model.state_dict().values(), strict=True))
@@ -69,7 +69,7 @@ def test_the_applied_model_scores_what_the_file_says_at_every_tier(tier: str, di
     model = digits.build()
     small = autoprune.apply(point, model, digits.example_inputs(), task=digits, settings=settings_of(the_job))
     with torch.no_grad():
-        loss = float(kl(small.eval()(x), model.eval()(x)).mean())
+        loss = float(kl(small.eval()(x), model.eval()(x), classes=-1).mean())
     assert loss == pytest.approx(point.metrics["validation"]["loss"], rel=1e-3, abs=1e-6)
 
 

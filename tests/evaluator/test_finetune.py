@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 from autoprune.errors import InputError
-from autoprune.evaluator.fidelity import FIDELITIES
+from autoprune.evaluator.fidelity import Fidelity
 from autoprune.evaluator.finetune import Course, Lesson, Recipe, finetune
+from autoprune.losses.kl import kl
 from autoprune.tracing.wiring import find_sites
 from tests.small import World, world
 
@@ -22,7 +23,7 @@ def lesson_of(w: World) -> Lesson:
     with torch.no_grad():
         teacher = w.task.outputs(w.model, samples)
     sites = find_sites(w.model, w.task.example_inputs())
-    return Lesson(samples, teacher, w.task.outputs, FIDELITIES["kl"], sites)
+    return Lesson(samples, teacher, w.task.outputs, Fidelity("kl", -1, kl), sites)
 
 
 def student_of(w: World) -> nn.Module:

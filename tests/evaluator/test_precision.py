@@ -60,7 +60,7 @@ def test_validation_is_scored_in_float32_after_a_repair_in_bfloat16() -> None:
     e = evaluate(Ask(narrow(w), "refit", split="validation"))
     with torch.no_grad():
         pairs = [(evaluate.stitcher.model(b[0]), w.model(b[0])) for b in evaluate.batches("validation")]
-    losses = [evaluate._measure(d)(p, d).mean() for p, d in pairs]
+    losses = [evaluate.measure(p, d).mean() for p, d in pairs]
     rounding = 1e-8  # of float32 logits that hardly differ: 5e-9 on another CPU
     assert e.loss == pytest.approx(float(torch.stack(losses).mean()), rel=1e-5, abs=rounding)
 

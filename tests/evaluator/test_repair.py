@@ -12,8 +12,8 @@ from autoprune.database.consumers import consumed
 from autoprune.database.stitch import Stitcher
 from autoprune.database.store import build_database
 from autoprune.evaluator.dense_reference import moments, observe
-from autoprune.evaluator.fidelity import mse
 from autoprune.evaluator.repair import FixedPoint, Folded, Refit, ridge_towards
+from autoprune.losses.mse import mse
 from autoprune.policy import Policy
 from autoprune.tracing.verify import audit, masked, relative_error
 from autoprune.tracing.wiring import find_sites
@@ -85,12 +85,12 @@ def test_the_refit_brings_the_outputs_closer_and_leaves_a_plain_model(family: st
     policy = Policy.of({g.name: max(g.grid[0], (2 * g.width) // 3) for g in w.structure.groups})
     dense = reference.outputs
     with torch.no_grad():
-        raw = mse(stitcher.stitch(policy)(w.seen.statistics[0]), dense).mean()
+        raw = mse(stitcher.stitch(policy)(w.seen.statistics[0]), dense, classes=-1).mean()
         with Refit(stitcher, reference, sites):
             inside = w.task.outputs(stitcher.model, w.seen.statistics)
         settled = stitcher.model(w.seen.statistics[0])
     torch.testing.assert_close(inside, settled, rtol=1e-3, atol=1e-4)
-    assert mse(settled, dense).mean() < raw
+    assert mse(settled, dense, classes=-1).mean() < raw
     audit(stitcher.model)
     keep = {n: stitcher.database.keep(n, width).tolist() for n, width in policy.widths}
     reference_model = masked(w.model, stitcher.model, w.structure, keep)
@@ -163,7 +163,7 @@ def test_odd_wirings_are_repaired_too_and_a_silent_row_stays() -> None:
     assert {"outer.weight", "up2.weight", "twice.weight"} <= stream  # stays wide, so that rows keep their places
     policy = Policy.of({g.name: g.width if g.name == "stem" else g.width // 2 for g in w.structure.groups})
     with torch.no_grad():
-        raw = mse(stitcher.stitch(policy)(w.seen.statistics[0]), reference.outputs).mean()
+        raw = mse(stitcher.stitch(policy)(w.seen.statistics[0]), reference.outputs, classes=-1).mean()
         before = stitcher.live["outer.weight"][3].clone()
         with Refit(stitcher, reference, sites):
             inside = w.task.outputs(stitcher.model, w.seen.statistics)
@@ -172,7 +172,7 @@ def test_odd_wirings_are_repaired_too_and_a_silent_row_stays() -> None:
             folded = stitcher.model(w.seen.statistics[0])
     torch.testing.assert_close(inside, settled, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(folded, settled, rtol=1e-3, atol=1e-4)
-    assert mse(settled, reference.outputs).mean() < raw
+    assert mse(settled, reference.outputs, classes=-1).mean() < raw
     assert torch.equal(stitcher.live["outer.weight"][3], before)
     assert stitcher.live["outer.weight"].abs().max() < 100
 

@@ -16,7 +16,6 @@ from autoprune.database.batches import Parts, digest, take
 from autoprune.database.store import build_database
 from autoprune.errors import InputError
 from autoprune.evaluation import Ask
-from autoprune.evaluator.fidelity import FIDELITIES
 from autoprune.evaluator.memory import NoRoomError, is_out_of_memory, with_room
 from autoprune.evaluator.settings import Settings
 from autoprune.evaluator.tiers import TieredEvaluator
@@ -37,7 +36,7 @@ def narrow(w: World, share: float = 0.5) -> Policy:
     return Policy.of({g.name: max(g.grid[0], int(share * g.width)) for g in w.structure.groups})
 
 
-@pytest.mark.parametrize("loss", ["kl", "mse", "cosine"])
+@pytest.mark.parametrize("loss", plugins.names("losses"))
 @pytest.mark.parametrize("tier", ["stitch", "refit"])
 def test_the_dense_policy_scores_exactly_as_the_dense_model(tier: str, loss: str) -> None:
     w = world("projection")
@@ -75,11 +74,11 @@ def test_passes_count_samples_and_a_backward_pass_counts_two() -> None:
 
 def test_a_task_metric_can_be_the_loss_in_either_direction() -> None:
     w = world("projection")
-    best = evaluator(w, loss="accuracy", direction="maximize")
+    best = evaluator(w, metric="accuracy", direction="maximize")
     assert best(Ask(Policy.dense(w.structure), "refit")).loss == -1.0
-    assert evaluator(w, loss="accuracy", direction="minimize")(Ask(Policy.dense(w.structure), "stitch")).loss == 1.0
+    assert evaluator(w, metric="accuracy", direction="minimize")(Ask(Policy.dense(w.structure), "stitch")).loss == 1.0
     with pytest.raises(InputError, match="the task has no metric 'acuracy'; did you mean 'accuracy'"):
-        evaluator(w, loss="acuracy", direction="maximize")(Ask(Policy.dense(w.structure), "refit"))
+        evaluator(w, metric="acuracy", direction="maximize")(Ask(Policy.dense(w.structure), "refit"))
 
 
 def test_a_loss_that_is_not_a_number_fails_that_candidate_and_no_other() -> None:
@@ -143,7 +142,7 @@ def test_a_metric_that_is_not_finite_fails_the_candidate() -> None:
     w = world("plain")
     w = replace(w, task=Infinite(w.task.model, w.task.shape, 64))
     e = evaluator(w)(Ask(narrow(w), "refit", split="validation"))
-    assert e.error == "the perplexity is inf"
+    assert e.error == "the metric perplexity is inf"
 
 
 @pytest.mark.parametrize("loss", ["kl", "mse", "cosine"])
@@ -156,11 +155,11 @@ def test_on_validation_the_losses_of_single_samples_are_kept_in_order(loss: str)
     with torch.no_grad():
         last = evaluate.batches("validation")[-1][0]
         outputs, dense = evaluate.stitcher.model(last), w.model(last)
-    expected = FIDELITIES[loss](outputs, dense).tolist()
+    expected = plugins.load("losses", loss)(outputs, dense, classes=-1).tolist()
     assert e.sample_losses[-len(last) :] == pytest.approx(expected, rel=1e-3, abs=1e-6)
     assert not evaluate(Ask(narrow(w), "refit")).sample_losses
     assert not evaluate(Ask(narrow(w), "refit", split="heldback")).sample_losses
-    metric = evaluator(w, loss="accuracy", direction="maximize")
+    metric = evaluator(w, metric="accuracy", direction="maximize")
     assert not metric(Ask(narrow(w), "refit", split="validation")).sample_losses
 
 
@@ -202,9 +201,9 @@ def test_metrics_read_the_outputs_of_the_loss_and_are_what_a_pass_of_their_own_w
 @pytest.mark.parametrize("split", ["fitness", "heldback", "validation"])
 def test_the_ledger_prices_what_an_evaluation_sends_through_the_network(loss: str, tier: str, split: str) -> None:
     w = world("projection")
-    direction = None if loss == "kl" else "maximize"
-    watched = evaluator(w, metrics_on_fitness=True, loss=loss, direction=direction)
-    price = Prices(16, 32, 16, 32, 3 * 64, True, direction is not None)
+    searched = {} if loss == "kl" else {"metric": loss, "direction": "maximize"}
+    watched = evaluator(w, metrics_on_fitness=True, **searched)
+    price = Prices(16, 32, 16, 32, 3 * 64, True, bool(searched))
     for fraction in (1.0, 0.5):
         ask = Ask(narrow(w), tier, fraction, split)  # type: ignore[arg-type]
         assert watched(ask).passes * 64 == price.samples(ask)

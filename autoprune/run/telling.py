@@ -1,0 +1,37 @@
+"""Whether a loss can tell candidates apart: a search that follows one that does not rise with pruning finds chance."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from scipy.stats import spearmanr
+
+from autoprune.allocation.loss_scale import LEAST_LOSS
+from autoprune.evaluation import Evaluation
+
+ENOUGH = 12
+"""Policies from which an order of losses that is no better than chance means something."""
+FEW = 4
+WIDE = 0.15
+"""Range of the cost over which every loss that fits its outputs must rise."""
+SAME = 1e-6
+
+
+def cannot_tell(evaluations: Iterable[Evaluation], cost: str, loss: str) -> str | None:
+    """Why `loss` cannot tell the pruned policies of `evaluations` apart, or None where it can or too few are known.
+
+    It cannot where all values are equal, or where, over a wide range of `cost`, they do not rise as the cost falls.
+    """
+    seen = {e.ask.policy: e for e in evaluations if e.ok and e.ask.fraction == 1.0 and e.costs[cost] < 1.0}
+    values, costs = [e.loss for e in seen.values()], [e.costs[cost] for e in seen.values()]
+    if len(values) < FEW or max(costs) - min(costs) < WIDE:
+        return None
+    low, high = min(values), max(values)
+    what = f"the loss {loss} cannot tell candidates apart: on the first {len(values)} policies, {cost} from "
+    what += f"{max(costs):.2f} down to {min(costs):.2f} of dense, it "
+    advice = "its front would be chance, so the search stops; see objectives.loss and the task's outputs and classes"
+    if high <= LEAST_LOSS or high - low <= SAME * abs(high):
+        return f"{what}is {high:.3g} each time; {advice}"
+    if len(values) >= ENOUGH and float(spearmanr(costs, values).statistic) >= 0.0:
+        return f"{what}does not rise with pruning (from {low:.3g} to {high:.3g} in no order); {advice}"
+    return None
