@@ -68,7 +68,7 @@ def test_closing_leaves_no_process_behind() -> None:
 def script(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
     """A user's script without any `if __name__` guard, whose workers are busy for a minute."""
     (tmp_path / "script.py").write_text(
-        "import sys; from synthetic import MakeHills, chain\n"
+        "import sys; from tests.synthetic import MakeHills, chain\n"
         "from autoprune.executors.local import Local; from autoprune.evaluation import Ask\n"
         "from autoprune.policy import Policy\n"
         "structure = chain(2)\n"

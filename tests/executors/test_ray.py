@@ -205,7 +205,7 @@ def test_code_that_workers_cannot_import_is_the_first_workers_error_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "only_here.py").write_text(
-        "from synthetic import Hills, chain\ndef make():\n    return Hills(chain(4))\n"
+        "from tests.synthetic import Hills, chain\ndef make():\n    return Hills(chain(4))\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     import only_here
