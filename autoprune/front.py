@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,7 +23,8 @@ class Base:
     {"shape": [...], "dtype": "float32"}; `space` holds granularity, criterion and multiple_of, and how the search
     evaluated (tier, precision, ...); `data` a hash; `directions` says which way a metric is better (maximize where it
     is silent); `shapes` are the dense shapes of all parameters and buffers by name (none in files of 0.1.0).
-    Structure fingerprints of different `fingerprint_version`s do not compare.
+    Structure fingerprints of different `fingerprint_version`s do not compare. `order` ranks the atoms of a group, the
+    one kept longest first.
     """
 
     structure_fingerprint: str
@@ -37,23 +39,31 @@ class Base:
     directions: Mapping[str, str] = field(default_factory=dict)
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     fingerprint_version: int = FINGERPRINT_VERSION
+    order: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Point:
     """One policy of a front. `keep` lists the kept atoms of every group, ascending, in original coordinates.
 
-    `costs` as in the file: macs, macs_ratio, params, bytes, latency if it was measured. `metrics` maps "validation"
-    and, for finalists, "finetuned" to figures. `trial` is the index of the ask in the study.
+    `costs` as in the file: macs, macs_ratio, params, bytes, latency if it was measured. `losses` and `metrics` map
+    "validation" and, for finalists, "finetuned" to a loss (its name, value, and perhaps low and high) and to the task's
+    metrics; `finetuned` is what trained those: recipe, steps, seed. `trial` is the index of the ask in the study.
     """
 
     id: str
     policy: Policy
     keep: Mapping[str, tuple[int, ...]]
     costs: Mapping[str, Any]
+    losses: Mapping[str, Mapping[str, Any]]
     metrics: Mapping[str, Mapping[str, float]]
     trial: int
     base: Base = field(repr=False)
+    finetuned: Mapping[str, Any] = field(default_factory=dict)
+
+    def loss(self, split: str = "validation") -> float:
+        """The loss on validation, or that after the fine-tune."""
+        return float(self.losses[split]["loss"])
 
     def ratio(self, cost: str) -> float:
         """The ratio of `cost` (macs, params, bytes, latency) to the dense model."""
@@ -116,15 +126,20 @@ class Front(Sequence[Point]):
         drop = wanted.get("drop")
         if not self.points:
             raise InputError("the front holds no point")
+        for name, value in wanted.items():
+            self._check_limit(name, value)
         fitting = [p for p in self.points if all(p.ratio(c) <= limit + 1e-12 for c, limit in limits.items())]
         if not fitting:
             offers = {c: min((p.ratio(c) for p in self.points), default=float("nan")) for c in limits}
             least = ", ".join(f"{c}={ratio:.4g}" for c, ratio in offers.items())
             raise InputError(f"no point of the front is within {limits}; the least it offers is {least}")
         if drop is None:
-            return min(fitting, key=_validation_loss)
+            return min(fitting, key=Point.loss)
         name, dense = _first_metric(self.base)
         sign = -1.0 if self.base.directions.get(name) == "minimize" else 1.0
+        lacking = [p.id for p in fitting if name not in p.metrics.get("validation", {})]
+        if lacking:
+            raise InputError(f"drop= needs {name} on validation, and point {lacking[0]} has none")
         drops = {p.id: sign * (dense - p.metrics["validation"][name]) for p in fitting}
         enough = [p for p in fitting if drops[p.id] <= drop + 1e-12]
         if not enough:
@@ -133,12 +148,23 @@ class Front(Sequence[Point]):
             )
         return min(enough, key=lambda p: p.ratio(next(iter(self.base.costs))))
 
+    def _check_limit(self, name: str, value: float) -> None:
+        """InputError where a limit means nothing: no number, or a ratio to the dense model that is not one."""
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise InputError(f"{name}={value!r}: a limit is a finite number")
+        if name == "drop":
+            return
+        most = max(1.0, *(p.ratio(name) for p in self.points))  # a latency may be above that of the dense model
+        if value <= 0.0 or (value > 1.0 and most <= 1.0):
+            hint = f"; did you mean {name}={value / 100:g}?" if 1.0 < value <= 100.0 else ""
+            raise InputError(f"{name}={value:g}: a limit is a ratio to the dense model, in (0, 1]{hint}")
+
     def _knee(self) -> Point:
         """The point farthest below the chord of log-loss against cost between the ends of the front."""
         if not self.points:
             raise InputError("the front is empty, so it has no knee")
         cost = np.array([p.ratio(next(iter(self.base.costs))) for p in self.points])
-        loss = np.log(np.maximum([_validation_loss(p) for p in self.points], 1e-12))
+        loss = np.log(np.maximum([p.loss() for p in self.points], 1e-12))
         x = (cost - cost.min()) / max(float(np.ptp(cost)), 1e-12)
         y = (loss - loss.min()) / max(float(np.ptp(loss)), 1e-12)
         return self.points[int(np.argmin(x + y))]
@@ -147,13 +173,8 @@ class Front(Sequence[Point]):
 def _first_metric(base: Base) -> tuple[str, float]:
     """The first metric of the task on validation, and its dense value."""
     for name, value in base.metrics.get("validation", {}).items():
-        if name not in ("loss", "kl", "mse", "cosine"):
-            return name, value
+        return name, value
     raise InputError("drop= needs a task metric on validation, and the front has none")
-
-
-def _validation_loss(point: Point) -> float:
-    return float(point.metrics["validation"]["loss"])
 
 
 def _number(text: str, whole: str) -> float:

@@ -216,7 +216,7 @@ def searched(args: argparse.Namespace, folder: Path, name: str, seed: int) -> Ar
     policies = {row["budget"]: by_id[row["point"]] for row in run.summary if row["point"] is not None}
     trials = [t for t in run.study.get_trials(deepcopy=False) if t.user_attrs["stage"] in ("seed", "search")]
     facts = [t.user_attrs for t in trials]
-    front = [(p.ratio("macs"), p.metrics["validation"]["loss"]) for p in run.front]
+    front = [(p.ratio("macs"), p.loss()) for p in run.front]
     seconds, passes = (sum(f[k] for f in facts) for k in ("seconds", "passes"))
     curve = best_so_far(facts, run.setting.prices)
     return Arm(name, seed, policies, front, curve, seconds, passes, place or device_of(before))

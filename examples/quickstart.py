@@ -15,9 +15,9 @@ def main(run_dir: Path, trials: int) -> None:
         if run.done % 20 == 0:
             print(f"{run.stage} {run.done}/{run.total}: loss {evaluation.loss:.4f} at {evaluation.costs['macs']:.2f}")
     for point in run.front:
-        validation = point.metrics["validation"]
+        loss, accuracy = point.losses["validation"], point.metrics["validation"]["accuracy"]
         macs = point.ratio("macs")
-        print(f"{point.id}: {macs:.3f} of the MACs, KL {validation['loss']:.4f}, accuracy {validation['accuracy']:.3f}")
+        print(f"{point.id}: {macs:.3f} of the MACs, {loss['name']} {loss['loss']:.4f}, accuracy {accuracy:.3f}")
 
 
 if __name__ == "__main__":  # the search starts worker processes, which import this file

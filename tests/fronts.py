@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from autoprune.files.policy_file import save_front
 from autoprune.front import Base, Front, Point
 from autoprune.policy import Policy
 from autoprune.record.record import Record
-from autoprune.structure import Structure
+from autoprune.structure import Group, Slice, Structure
 from tests.synthetic import chain
 
 SHARES = (0.3, 0.45, 0.6, 0.75, 0.9, 1.0)
@@ -32,10 +33,11 @@ def synthetic_front(n_groups: int = 4, seed: int = 0) -> Front:
         model="mypkg.models:Chain",
         inputs=({"shape": [2, 3, 16, 16], "dtype": "float32"},),
         costs=dense,
-        metrics={"validation": {"loss": 0.0, "accuracy": 0.98}},
+        metrics={"validation": {"accuracy": 0.98}},
         groups=structure.groups,
         space={"granularity": "channel", "criterion": "obs", "multiple_of": 1},
         data="sha256:" + "1" * 64,
+        order={g.name: _order(g, seed) for g in structure if g.name != "layer3"},
     )
     points = tuple(_point(f"p{i:02d}", share, structure, base, seed + i) for i, share in enumerate(SHARES))
     provenance = {"autoprune": "0.1.0", "job_sha256": "sha256:" + "2" * 64, "sampler": "evolution", "trials": 40}
@@ -45,7 +47,11 @@ def synthetic_front(n_groups: int = 4, seed: int = 0) -> Front:
 def _point(name: str, share: float, structure: Structure, base: Base, seed: int) -> Point:
     rng = np.random.default_rng(seed)
     widths = {g.name: max(1, round(share * g.width)) for g in structure}
-    keep = {g.name: tuple(sorted(int(a) for a in rng.permutation(g.width)[: widths[g.name]])) for g in structure}
+    keep = {g.name: tuple(sorted(base.order.get(g.name, _order(g, seed))[: widths[g.name]])) for g in structure}
+    if name == "p02":  # ranked anew, as after an apply to other weights
+        keep["layer1"] = tuple(sorted(int(a) for a in rng.permutation(structure.group("layer1").width)))[
+            : widths["layer1"]
+        ]
     policy = Policy.of(widths)
     ratio = {
         "macs": float(Macs(structure)(policy.array(structure))),
@@ -53,10 +59,51 @@ def _point(name: str, share: float, structure: Structure, base: Base, seed: int)
     }
     costs = {"macs": round(ratio["macs"] * base.costs["macs"]), "macs_ratio": ratio["macs"]}
     costs["params"] = round(ratio["params"] * base.costs["params"])
-    metrics = {"validation": {"loss": 0.8 * (1.0001 - share) ** 2, "accuracy": 0.98 - 0.1 * (1 - share)}}
-    if name in ("p01", "p03"):
-        metrics["finetuned"] = {"accuracy": 0.98 - 0.02 * (1 - share), "steps": 100}
-    return Point(name, policy, keep, costs, metrics, trial=10 * seed, base=base)
+    losses = {"validation": {"name": "kl", "loss": 0.8 * (1.0001 - share) ** 2}}
+    metrics = {"validation": {"accuracy": 0.98 - 0.1 * (1 - share)}}
+    tuned = {"recipe": "proxy", "steps": 100, "seed": 0} if name in ("p01", "p03") else {}
+    if tuned:
+        losses["finetuned"] = {"name": "kl", "loss": 0.4 * (1.0001 - share) ** 2, "low": 0.0, "high": 1.0}
+        metrics["finetuned"] = {"accuracy": 0.98 - 0.02 * (1 - share)}
+    return Point(name, policy, keep, costs, losses, metrics, trial=10 * seed, base=base, finetuned=tuned)
+
+
+def _order(group: Group, seed: int) -> tuple[int, ...]:
+    return tuple(int(a) for a in np.random.default_rng((seed, group.width)).permutation(group.width))
+
+
+def resnet50_front(n_points: int) -> Front:
+    """As many points over groups as in a ResNet-50: every width allowed, kept atoms the first of a random order."""
+    rng = np.random.default_rng(0)
+    groups = tuple(_resnet50_groups())
+    order = {g.name: tuple(int(a) for a in rng.permutation(g.width)) for g in groups}
+    shapes = {
+        s.tensor: (2048, 512, 3, 3) if s.tensor.endswith("conv.weight") else (2048,) for g in groups for s in g.slices
+    }
+    base = replace(synthetic_front().base, groups=groups, order=order, shapes=shapes)
+    points = []
+    for i in range(n_points):
+        widths = {g.name: int(rng.integers(1, g.width + 1)) for g in groups}
+        keep = {name: tuple(sorted(order[name][:w])) for name, w in widths.items()}
+        first = replace(synthetic_front()[1], id=f"p{i:02d}", policy=Policy.of(widths), keep=keep, base=base, trial=i)
+        points.append(first)
+    return replace(synthetic_front(), base=base, points=tuple(points))
+
+
+def _resnet50_groups() -> Iterator[Group]:
+    """The stem, two inner groups a block, and a residual stream a stage, each with norms and readers."""
+    yield _made("conv1", 64, 5)
+    for stage, (planes, blocks) in enumerate(((64, 3), (128, 4), (256, 6), (512, 3)), start=1):
+        yield _made(f"layer{stage}.0.conv3", 4 * planes, 7 * blocks)
+        for block in range(blocks):
+            for conv in ("conv1", "conv2"):
+                yield _made(f"layer{stage}.{block}.{conv}", planes, 6)
+
+
+def _made(name: str, width: int, n_slices: int) -> Group:
+    tensors = [f"{name}.{i}.{'conv' if i % 2 else 'bn'}.weight" for i in range(n_slices)]
+    slices = tuple(Slice(t, i % 2, "consume" if i else "produce") for i, t in enumerate(tensors))
+    return Group(name, "channel", width, slices, tuple(range(1, width + 1)))
 
 
 def write_run(folder: Path, front: Front, search_wins: bool = True) -> None:

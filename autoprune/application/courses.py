@@ -21,6 +21,7 @@ from autoprune.errors import InputError
 from autoprune.evaluation import Ask
 from autoprune.evaluator.finetune import BATCH_SIZE, Course, Recipe, usual_rate
 from autoprune.evaluator.tiers import TieredEvaluator
+from autoprune.files import old_form
 from autoprune.files.job_parts import FinetunePart
 from autoprune.files.whole import whole
 from autoprune.front import Front, Point
@@ -182,30 +183,41 @@ def keep_weights(evaluator: TieredEvaluator, path: Path) -> None:
 
 
 def merged(front: Front, found: Sequence[Mapping[str, Any]]) -> Front:
-    """The front, each point with the metrics of its fine-tune where that beats what the point has."""
+    """The front, each point with the figures of its fine-tune where that beats what the point has."""
     better = {row["point"]: row for row in found if row["better"]}
     points = []
     for p in front:
-        row = better.get(p.id)
-        tuned = {} if row is None else {"finetuned": {**row["validation"], **row["recipe"]}}
-        points.append(replace(p, metrics={**p.metrics, **tuned}))
+        if (row := better.get(p.id)) is not None:
+            losses = {**p.losses, "finetuned": row["losses"]["validation"]}
+            metrics = {**p.metrics, "finetuned": row["metrics"]["validation"]}
+            p = replace(p, losses=losses, metrics=metrics, finetuned=row["recipe"])
+        points.append(p)
     return replace(front, points=tuple(points))
 
 
 def conclusion(
-    point: Point, trial: Trial, steps: int, heldback: float, validation: Mapping[str, float]
+    point: Point, recipe: Mapping[str, Any], heldback: float, loss: Mapping[str, Any], metrics: Mapping[str, float]
 ) -> dict[str, Any]:
     """What finetune.json says about a point: its best recipe, its scores, and whether it is better than before."""
-    tuned = point.metrics.get("finetuned")
-    recipe = {k: v for k, v in asdict(trial).items() if k != "point"}
+    before = "finetuned" if "finetuned" in point.losses else "validation"
     return {
         "point": point.id,
         "macs_ratio": point.ratio("macs"),
-        "recipe": {"steps": steps, **recipe},
+        "recipe": dict(recipe),
         "heldback_loss": heldback,
-        "before": dict(point.metrics["validation"] if tuned is None else tuned),
-        "validation": dict(validation),
-        "better": tuned is None or validation["loss"] < tuned["loss"],
+        "losses": {"before": dict(point.losses[before]), "validation": dict(loss)},
+        "metrics": {"before": dict(point.metrics.get(before, {})), "validation": dict(metrics)},
+        "better": before == "validation" or loss["loss"] < point.losses[before]["loss"],
+    }
+
+
+def course_recipe(trial: Trial, steps: int, seed: int) -> dict[str, Any]:
+    """What a point says of the course that trained it; `steps` of it were taken."""
+    return {
+        "recipe": "course",
+        "steps": steps,
+        **{k: v for k, v in asdict(trial).items() if k != "point"},
+        "seed": seed,
     }
 
 
@@ -217,7 +229,18 @@ def read_finished(path: Path, key: str) -> dict[str, Any] | None:
         return None
     except (OSError, ValueError):
         raise InputError(f"{path} is damaged; remove it to go on from the checkpoints") from None
-    return found if isinstance(found, dict) and found.get("key") == key else None
+    if not isinstance(found, dict) or found.get("key") != key:
+        return None
+    return {**found, "points": [_today(row, found.get("seed", 0)) for row in found["points"]]}
+
+
+def _today(row: Mapping[str, Any], seed: int) -> dict[str, Any]:
+    """A row of finetune.json in today's words; version 0.1.0 wrote losses among the metrics."""
+    if "losses" in row:
+        return dict(row)
+    old = {name: old_form.apart(row[name]) for name in ("before", "validation")}
+    told = {"losses": {n: f.loss for n, f in old.items()}, "metrics": {n: f.metrics for n, f in old.items()}}
+    return {**row, **told, "recipe": old_form.finetuned(row["recipe"], seed)}
 
 
 def _distance(cost: str, taken: Sequence[float], point: Point) -> float:
@@ -226,7 +249,7 @@ def _distance(cost: str, taken: Sequence[float], point: Point) -> float:
 
 def _judged_loss(point: Point) -> float:
     """Validation loss, after the brief fine-tune where there was one."""
-    return float(point.metrics.get("finetuned", point.metrics["validation"])["loss"])
+    return point.loss("finetuned" if "finetuned" in point.losses else "validation")
 
 
 def _usual_rates(setting: Setting) -> tuple[float, float]:

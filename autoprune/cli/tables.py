@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 
 PLAIN_WIDTH = 140
 PREDICTED_AT = (0.75, 0.5, 0.25)
-NO_METRICS = ("loss", "loss_low", "loss_high", "kl", "mse", "cosine")
 
 
 def console(json_: bool = False) -> Console:
@@ -67,7 +66,7 @@ def print_summary(rows: Sequence[Mapping[str, Any]], objectives: Sequence[str] =
 
     `objectives` are costs with a column of their own, as ratios to dense (latencies as predicted).
     """
-    metrics = list(dict.fromkeys(name for row in rows for name in row.get("metrics") or {} if name != "loss"))
+    metrics = list(dict.fromkeys(name for row in rows for name in row.get("metrics") or {}))
     table = Table(title="best point at each asked budget (validation)", title_justify="left")
     more = [cost for cost in objectives if cost != "macs"]
     headings = ["budget", "arm", "point", "MACs", *more, "loss", *metrics, *(f"{m} tuned" for m in metrics)]
@@ -96,15 +95,15 @@ def print_spent(spent: Mapping[str, float], database_s: float) -> None:
 
 def print_finetune(rows: Sequence[Mapping[str, Any]]) -> None:
     """Each fine-tuned point with its best recipe, its scores on validation and what it had before."""
-    metrics = [m for m in dict.fromkeys(m for row in rows for m in row["validation"]) if m not in NO_METRICS]
+    metrics = list(dict.fromkeys(m for row in rows for m in row["metrics"]["validation"]))
     table = Table(title="best recipe of each point (validation)", title_justify="left")
     headings = ("point", "MACs", "epochs", "rate", "distillation", "loss before", "loss", *metrics)
     for heading in headings:
         table.add_column(heading, justify="left" if heading == "point" else "right")
     for row in rows:
-        recipe, scores = row["recipe"], row["validation"]
+        recipe, scores, losses = row["recipe"], row["metrics"]["validation"], row["losses"]
         cells = [row["macs_ratio"], recipe["epochs"], recipe["learning_rate"], recipe["distillation"]]
-        cells += [row["before"]["loss"], scores["loss"], *(scores.get(m) for m in metrics)]
+        cells += [losses["before"]["loss"], losses["validation"]["loss"], *(scores.get(m) for m in metrics)]
         table.add_row(row["point"], *(short(cell) for cell in cells), style="bold" if row["better"] else "")
     console().print(table)
 

@@ -6,13 +6,15 @@ import csv
 import io
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from autoprune.errors import InputError
+from autoprune.files import old_form
 from autoprune.files.whole import write_whole
 from autoprune.front import Base, Front, Point
 from autoprune.policy import Policy
@@ -61,7 +63,7 @@ def load_front(path: str | Path) -> Front:
 
 
 def save_csv(front: Front, path: str | Path) -> None:
-    """The same points as one table: id, costs, metrics (`validation.accuracy`), and a column a width."""
+    """The points as a table: id, costs, losses (`loss.validation`), metrics (`validation.accuracy`), widths."""
     rows = [_flat_row(point) for point in front]
     columns = list(dict.fromkeys(key for row in rows for key in row))
     text = io.StringIO()
@@ -89,11 +91,12 @@ class SliceFile(_Part):
 
 
 class GroupFile(_Part):
-    """One group with the widths that the search allowed."""
+    """One group with the widths that the search allowed; `order` ranks its atoms, the one kept longest first."""
 
     kind: Kind
     width: int
     grid: tuple[int, ...]
+    order: tuple[int, ...] | None = None
     slices: tuple[SliceFile, ...]
 
 
@@ -117,14 +120,29 @@ class BaseFile(_Part):
     shapes: dict[str, tuple[int, ...]] = Field(default_factory=dict)
 
 
+class LossFile(_Part):
+    """A loss under its name, with the 95 % interval over the samples where they are known one by one."""
+
+    name: str
+    loss: Number
+    low: Number | None = None
+    high: Number | None = None
+
+
 class PointFile(_Part):
-    """One point; widths and kept atoms in original coordinates."""
+    """One point; widths and kept atoms in original coordinates.
+
+    `keep` names the groups that do not keep the first of their order. Files of 0.1.0 have no `losses`: there they
+    stand among the metrics.
+    """
 
     id: str
     widths: dict[str, int]
-    keep: dict[str, tuple[int, ...]]
+    keep: dict[str, tuple[int, ...]] = Field(default_factory=dict)
     costs: dict[str, Number | dict[str, Number]]
+    losses: dict[str, LossFile] = Field(default_factory=dict)
     metrics: dict[str, dict[str, Number]]
+    finetuned: dict[str, Any] = Field(default_factory=dict)
     trial: int
 
 
@@ -157,7 +175,7 @@ def _front_to_json(front: Front) -> dict[str, Any]:
         "base": _base_to_json(base),
         "space": dict(base.space),
         "data": base.data,
-        "groups": {group.name: _group_to_json(group) for group in base.groups},
+        "groups": {group.name: _group_to_json(group, base.order.get(group.name)) for group in base.groups},
         "points": [_point_to_json(point) for point in front],
         "measured_on": dict(front.measured_on),
         "provenance": dict(front.provenance),
@@ -182,9 +200,10 @@ def _base_to_json(base: Base) -> dict[str, Any]:
     }
 
 
-def _group_to_json(group: Group) -> dict[str, Any]:
+def _group_to_json(group: Group, order: Sequence[int] | None) -> dict[str, Any]:
     slices = [_slice_to_json(s) for s in group.slices]
-    return {"kind": group.kind, "width": group.width, "grid": list(group.grid), "slices": slices}
+    ranks = {} if order is None else {"order": list(order)}
+    return {"kind": group.kind, "width": group.width, "grid": list(group.grid), **ranks, "slices": slices}
 
 
 def _slice_to_json(s: Slice) -> dict[str, Any]:
@@ -196,14 +215,23 @@ def _slice_to_json(s: Slice) -> dict[str, Any]:
 def _point_to_json(point: Point) -> dict[str, Any]:
     order = [group.name for group in point.base.groups]
     widths = point.policy.as_dict()
+    own = {name: list(point.keep[name]) for name in order if point.keep[name] != _first(point.base, name, widths[name])}
     return {
         "id": point.id,
         "widths": {name: widths[name] for name in order},
-        "keep": {name: list(point.keep[name]) for name in order},
+        "keep": own,
         "costs": _whole_numbers(point.costs),
+        "losses": {split: dict(loss) for split, loss in point.losses.items()},
         "metrics": {split: dict(values) for split, values in point.metrics.items()},
+        **({"finetuned": dict(point.finetuned)} if point.finetuned else {}),
         "trial": point.trial,
     }
+
+
+def _first(base: Base, group: str, width: int) -> tuple[int, ...] | None:
+    """The atoms that a group keeps by its order at a width; None where the file ranks it not."""
+    order = base.order.get(group)
+    return None if order is None else tuple(sorted(order[:width]))
 
 
 def _whole_numbers(costs: Mapping[str, Any]) -> dict[str, Any]:
@@ -233,9 +261,49 @@ def _front_from_file(parsed: FrontFile, path: str) -> Front:
         directions=b.directions,
         shapes=b.shapes,
         fingerprint_version=b.fingerprint.version,
+        order={name: g.order for name, g in parsed.groups.items() if g.order is not None},
     )
-    points = (Point(p.id, Policy.of(p.widths), p.keep, p.costs, p.metrics, p.trial, base) for p in parsed.points)
-    return Front(tuple(points), base, parsed.measured_on, parsed.provenance)
+    points = tuple(_point_from_file(p, base, parsed.provenance.get("seed", 0)) for p in parsed.points)
+    front = Front(points, base, parsed.measured_on, parsed.provenance)
+    return front if all(p.losses for p in parsed.points) else _without_lost_metrics(front)
+
+
+def _point_from_file(p: PointFile, base: Base, seed: int) -> Point:
+    ranked = {name: kept for name, w in p.widths.items() if (kept := _first(base, name, w)) is not None}
+    losses: dict[str, Mapping[str, Any]] = {k: v.model_dump(exclude_none=True) for k, v in p.losses.items()}
+    metrics: dict[str, Mapping[str, float]] = {k: v for k, v in p.metrics.items()}
+    finetuned: Mapping[str, Any] = p.finetuned
+    if not losses:
+        old = {split: old_form.apart(figures) for split, figures in p.metrics.items()}
+        losses = {split: figures.loss for split, figures in old.items() if figures.loss}
+        metrics = {split: figures.metrics for split, figures in old.items()}
+        if "finetuned" in old:
+            finetuned = old_form.finetuned(old["finetuned"].recipe, seed)
+        elif base.space.get("tier") == "tune" and "validation" in losses:  # its figures on validation are tuned ones
+            finetuned = old_form.finetuned({"steps": base.space.get("finetune_steps", 100)}, seed)
+            losses, metrics = ({**d, "finetuned": d["validation"]} for d in (losses, metrics))
+    return Point(
+        p.id,
+        Policy.of(p.widths),
+        {**ranked, **p.keep},
+        p.costs,
+        losses=losses,
+        metrics=metrics,
+        trial=p.trial,
+        base=base,
+        finetuned=finetuned,
+    )
+
+
+def _without_lost_metrics(front: Front) -> Front:
+    """Dense metrics that no point of an old file has, because the loss had taken their names, cannot be compared."""
+    there = {name for point in front for name in point.metrics.get("validation", {})}
+    dense = {
+        split: {k: v for k, v in values.items() if k in there or split != "validation"}
+        for split, values in front.base.metrics.items()
+    }
+    base = replace(front.base, metrics=dense)
+    return replace(front, base=base, points=tuple(replace(p, base=base) for p in front))
 
 
 def _check_schema(text: str, path: str) -> None:
@@ -255,6 +323,10 @@ def _check_schema(text: str, path: str) -> None:
 def _check_front(front: Front, path: str) -> None:
     if min(front.base.costs.values(), default=1) <= 0:
         raise InputError(f"{path}: base.costs must be positive, not {dict(front.base.costs)}")
+    for group in front.base.groups:
+        order = front.base.order.get(group.name)
+        if order is not None and sorted(order) != list(range(group.width)):
+            raise InputError(f"{path}: the order of group {group.name!r} must name its {group.width} atoms once")
     ids = [point.id for point in front]
     if len(set(ids)) != len(ids):
         raise InputError(f"{path}: the ids of points must be unique, not {ids}")
@@ -283,8 +355,8 @@ def _check_point(point: Point, base: Base) -> None:
     missing = [cost for cost in base.costs if cost not in point.costs]
     if missing:
         raise InputError(f"it has no cost {missing[0]!r}")
-    if "loss" not in point.metrics.get("validation", {}):
-        raise InputError("it has no metrics.validation.loss")
+    if "loss" not in point.losses.get("validation", {}):
+        raise InputError("it has no losses.validation")
 
 
 def _flat_row(point: Point) -> dict[str, Any]:
@@ -294,6 +366,8 @@ def _flat_row(point: Point) -> dict[str, Any]:
             row |= {f"{name}.{k}": v for k, v in value.items()}
         else:
             row[name] = value
+    for split, loss in point.losses.items():
+        row |= {f"loss.{split}{'' if k == 'loss' else f'.{k}'}": v for k, v in loss.items() if k != "name"}
     for split, values in point.metrics.items():
         row |= {f"{split}.{k}": v for k, v in values.items()}
     return row | {f"width.{name}": width for name, width in point.policy.widths}

@@ -24,6 +24,7 @@ from autoprune.application.courses import (
     Trial,
     Tuition,
     conclusion,
+    course_recipe,
     epoch_steps,
     keep_weights,
     load_weights,
@@ -42,7 +43,7 @@ from autoprune.policy import Policy
 from autoprune.protocols import EvaluatorFactory
 from autoprune.record.folder import write_event
 from autoprune.record.record import locked
-from autoprune.run.after import figures
+from autoprune.run.after import told_loss
 from autoprune.run.run import Run
 
 Say = Callable[[str], None]
@@ -239,10 +240,11 @@ def _concluded(run: Run, plan: Plan, results: Any) -> dict[str, Any]:
         trial, checkpoint, report = best
         with checkpoint.as_directory() as folder:
             load_weights(evaluator, point.policy, Path(folder))
-        scores = figures(run.setting, _validated(evaluator, point.policy))
+        found = _validated(evaluator, point.policy)
         keep_weights(evaluator, run.path / WEIGHTS / f"{point.id}.safetensors")
         steps = int(report["epoch"]) * epoch_steps(evaluator)
-        rows.append(conclusion(point, trial, steps, float(report["loss"]), scores))
+        recipe = course_recipe(trial, steps, evaluator.settings.seed)
+        rows.append(conclusion(point, recipe, float(report["loss"]), told_loss(run.setting, found), found.metrics))
     return {"key": plan.key, "points": rows, "trials": [_record(r) for r in results]}
 
 

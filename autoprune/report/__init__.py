@@ -66,7 +66,7 @@ def _subtitle(front: Front) -> str:
 def _table(rows: Sequence[Mapping[str, Any]]) -> str:
     if not rows:
         return "<p>The log holds no summary of this run.</p>"
-    metrics = list(dict.fromkeys(name for row in rows for name in row.get("metrics") or {} if name != "loss"))
+    metrics = list(dict.fromkeys(name for row in rows for name in row.get("metrics") or {}))
     headings = ["budget", "arm", "point", "MACs", "loss", *metrics, *(f"{m}, tuned" for m in metrics)]
     lines = ["<table><tr>", *(_cell("th", h.replace("_", " "), h in ("arm", "point")) for h in headings), "</tr>"]
     for row in rows:

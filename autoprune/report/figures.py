@@ -28,17 +28,17 @@ def front_figure(front: Front, rows: Sequence[Mapping[str, Any]]) -> Any:
     cost = next(iter(front.base.costs))
     one_cost = len(front.provenance.get("objectives", ())) < 2  # points of a surface are not joined by a line
     dense = front.base.metrics.get("validation", {})
-    metric = next((name for name in dense if name not in ("kl", "loss")), None)
-    panels = [("loss", "loss (log scale)"), *([(metric, metric)] if metric else [])]
+    metric = next(iter(dense), None)
+    panels = [None, *([metric] if metric else [])]  # the loss first: a metric may bear any name, "loss" too
     figure = make_subplots(rows=1, cols=len(panels), horizontal_spacing=0.09)
     x = [point.ratio(cost) for point in front]
     hover = [f"{point.id}, trial {point.trial}" for point in front]
-    for column, (name, title) in enumerate(panels, start=1):
-        y = [_drawable(point.metrics["validation"].get(name), name) for point in front]
+    for column, name in enumerate(panels, start=1):
+        y = [_drawable(p.loss()) if name is None else p.metrics["validation"].get(name) for p in front]
         look = {"name": "search", "text": hover, "line": {"color": COLOURS["search"], "width": 2}}
-        _add(figure, column, x, y, {**look, "mode": "lines+markers" if name == "loss" and one_cost else "markers"})
+        _add(figure, column, x, y, {**look, "mode": "lines+markers" if name is None and one_cost else "markers"})
         _add_arms(figure, column, rows, name)
-        figure.update_yaxes(title_text=title, row=1, col=column)
+        figure.update_yaxes(title_text=name or "loss (log scale)", row=1, col=column)
         figure.update_xaxes(title_text=f"{cost_word(cost)} / dense", row=1, col=column)
     figure.update_yaxes(type="log", dtick="D2", exponentformat="power", row=1, col=1)
     if metric:
@@ -105,15 +105,18 @@ def _add(figure: Any, column: int, x: Sequence[Any], y: Sequence[Any], look: Map
         figure.add_trace(trace, row=1, col=column)
 
 
-def _add_arms(figure: Any, column: int, rows: Sequence[Mapping[str, Any]], name: str) -> None:
-    """The control arms of the summary: at each asked budget a mark, an open one for the fine-tuned metric."""
+def _add_arms(figure: Any, column: int, rows: Sequence[Mapping[str, Any]], name: str | None) -> None:
+    """The control arms of the summary: at each asked budget a mark, an open one for the fine-tuned metric.
+
+    `name` is a metric; None for the loss.
+    """
     for arm in dict.fromkeys(str(row["arm"]) for row in rows if row.get("arm") != "search"):
         own = [row for row in rows if row.get("arm") == arm and row.get("macs_ratio") is not None]
-        y = [row.get("loss") if name == "loss" else (row.get("metrics") or {}).get(name) for row in own]
+        y = [row.get("loss") if name is None else (row.get("metrics") or {}).get(name) for row in own]
         symbol = SYMBOLS.get(arm, "circle")
         marker = {"color": COLOURS.get(arm, OTHER), "symbol": symbol, "size": 10}
         _add(figure, column, [row["macs_ratio"] for row in own], y, {"name": arm, "marker": marker})
-        tuned = [row for row in own if name != "loss" and name in (row.get("finetuned") or {})]
+        tuned = [row for row in own if name is not None and name in (row.get("finetuned") or {})]
         y = [row["finetuned"][name] for row in tuned]
         look = {"name": f"{arm}, fine-tuned", "marker": {**marker, "symbol": f"{symbol}-open"}}
         _add(figure, column, [row["macs_ratio"] for row in tuned], y, look)
@@ -127,9 +130,9 @@ def _add_tuned(figure: Any, column: int, front: Front, cost: str, metric: str) -
     _add(figure, column, x, y, {"name": "search, fine-tuned", "marker": marker})
 
 
-def _drawable(value: float | None, name: str) -> float | None:
-    """A value for its axis; a loss of zero (the dense model) has no place on a log axis, and a gap is honest."""
-    return None if value is None or (name == "loss" and value < SMALLEST_LOSS) else value
+def _drawable(loss: float) -> float | None:
+    """A loss for a log axis; one of zero (the dense model) has no place there, and a gap is honest."""
+    return None if loss < SMALLEST_LOSS else loss
 
 
 def cost_word(cost: str) -> str:

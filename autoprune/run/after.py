@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from autoprune import __version__
+from autoprune.database.store import LevelDatabase
 from autoprune.errors import NoPointError, RunError
 from autoprune.estimates import loss_interval
 from autoprune.evaluation import Ask, Evaluation, Labelled, Split, Tier
@@ -28,6 +29,7 @@ from autoprune.pareto import front_volume, pareto_front, reference_point, thinne
 from autoprune.policy import Policy
 from autoprune.run.constraints import Constraint, kept
 from autoprune.run.setting import Setting
+from autoprune.structure import Group
 
 MAX_POINTS = 32
 """Points of the front that are scored on validation and exported; the contenders of the asked budgets come on top."""
@@ -183,20 +185,30 @@ def export_front(
     """
     if not dense.ok:
         raise RunError(f"the dense model fails on validation: {dense.error}")
-    base = replace(setting.base, metrics={"validation": dict(dense.metrics)})
-    fine, made = {e.ask.policy: e for e in tuned if e.ok}, list[Point]()
+    order = {g.name: ranking(setting.database, g) for g in setting.structure}
+    base = replace(setting.base, metrics={"validation": dict(dense.metrics)}, order=order)
+    trained = [e for e in points if e.ask.tier == "tune"]  # where that is the fitness, the front itself is tuned
+    fine, made = {e.ask.policy: e for e in (*trained, *tuned) if e.ok}, list[Point]()
     for e in points:
         policy = e.ask.policy
-        metrics = {"validation": figures(setting, e)}
-        if policy in fine:
-            steps = {"steps": setting.job.evaluator.finetune_steps}
-            metrics["finetuned"] = {**figures(setting, fine[policy]), **steps}
+        told = {"validation": e, **({"finetuned": fine[policy]} if policy in fine else {})}
         keep = {n: tuple(setting.database.keep(n, w).tolist()) for n, w in policy.widths}
         costs: dict[str, Any] = {c: round(e.costs[c] * base.costs[c]) for c in COSTS}
         costs["macs_ratio"] = e.costs["macs"]
         if policy in latencies:
             costs["latency"] = dict(latencies[policy])
-        made.append(Point(f"p{len(made):02d}", policy, keep, costs, metrics, trials[policy], base))
+        point = Point(
+            f"p{len(made):02d}",
+            policy,
+            keep,
+            costs,
+            losses={split: told_loss(setting, found) for split, found in told.items()},
+            metrics={split: dict(found.metrics) for split, found in told.items()},
+            trial=trials[policy],
+            base=base,
+            finetuned=proxy_recipe(setting) if policy in fine else {},
+        )
+        made.append(point)
     return Front(tuple(made), base, measured_on(setting), _provenance(setting) | _volume(setting, made))
 
 
@@ -255,28 +267,33 @@ GAP: tuple[tuple[str, Split], ...] = (("fitness", "fitness"), ("held back", "hel
 
 def _row(plain: Evaluation | None, fine: Evaluation | None) -> dict[str, Any]:
     if plain is None:
-        return {"macs_ratio": None, "costs": {}, "loss": None, "metrics": {}, "finetuned": None}
-    tuned = {**fine.metrics, "loss": fine.loss} if fine is not None else None
+        return {"macs_ratio": None, "costs": {}, "loss": None, "metrics": {}, "tuned_loss": None, "finetuned": None}
+    tuned = {
+        "tuned_loss": None if fine is None else fine.loss,
+        "finetuned": None if fine is None else dict(fine.metrics),
+    }
     costs = {"macs_ratio": plain.costs["macs"], "costs": dict(plain.costs)}
-    return {**costs, "loss": plain.loss, "metrics": dict(plain.metrics), "finetuned": tuned}
+    return {**costs, "loss": plain.loss, "metrics": dict(plain.metrics), **tuned}
 
 
-def figures(setting: Setting, e: Evaluation) -> dict[str, float]:
-    """What a policy file says about an evaluation: metrics, the loss, its interval."""
-    return {**_scores(setting, e), **_interval(e)}
-
-
-def _scores(setting: Setting, e: Evaluation) -> dict[str, float]:
-    """Metrics and the loss, the latter also by its own name where it compares with the dense outputs."""
-    settings = setting.settings
-    named = {settings.loss: e.loss} if settings.metric is None else {}
-    return {**e.metrics, **named, "loss": e.loss}
-
-
-def _interval(e: Evaluation) -> dict[str, float]:
-    """The 95 % bootstrap interval of the loss over the samples, where they are known one by one."""
+def told_loss(setting: Setting, e: Evaluation) -> dict[str, Any]:
+    """What a policy file says of an evaluation's loss: its name, and the 95 % bootstrap interval where there is one."""
     found = loss_interval(e.sample_losses)
-    return {} if found is None else dict(zip(("loss_low", "loss_high"), found, strict=True))
+    interval = {} if found is None else dict(zip(("low", "high"), found, strict=True))
+    return {"name": setting.settings.objective, "loss": e.loss, **interval}
+
+
+def proxy_recipe(setting: Setting) -> dict[str, Any]:
+    """The brief fine-tune of the search, so that `apply` can repeat it."""
+    return {"recipe": "proxy", "steps": setting.settings.finetune_steps, "seed": setting.settings.seed}
+
+
+def ranking(database: LevelDatabase, group: Group) -> tuple[int, ...]:
+    """A group's atoms, the one kept longest first: kept sets of the widths on its grid are nested."""
+    order: list[int] = []
+    for width in group.grid:
+        order += sorted(set(database.keep(group.name, width).tolist()) - set(order)) if width else []
+    return tuple(order)
 
 
 def _outdone(setting: Setting, fit: Sequence[Evaluation], chosen: Mapping[float, Policy]) -> set[Policy]:
@@ -330,7 +347,7 @@ def _volume(setting: Setting, points: Sequence[Point]) -> dict[str, Any]:
     """The objectives and the hypervolume on validation, latencies as measured anew."""
     costs, log = setting.problem.objectives, setting.job.objectives.logarithmic
     ratios = [[p.ratio(c) for c in costs] for p in points]
-    losses = (p.metrics["validation"]["loss"] for p in points)
+    losses = (p.loss() for p in points)
     value = front_volume(zip(ratios, losses, strict=True), log)
     names = (*costs, "log loss" if log else "loss")
     reference = dict(zip(names, reference_point(len(costs)), strict=True))

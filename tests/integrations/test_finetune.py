@@ -77,13 +77,13 @@ def test_the_best_recipe_of_each_point_is_scored_kept_and_told(
     for row in rows:
         point = front.select(row["point"])
         assert row["better"]  # as the brief fine-tune was left out
-        assert point.metrics["finetuned"]["loss"] == row["validation"]["loss"]
-        assert point.metrics["finetuned"]["learning_rate"] == row["recipe"]["learning_rate"]
-        assert row["validation"]["loss"] < point.metrics["validation"]["loss"]
+        assert point.loss("finetuned") == row["losses"]["validation"]["loss"]
+        assert point.finetuned == row["recipe"]
+        assert row["losses"]["validation"]["loss"] < point.loss()
         model = evaluator.stitcher.stitch(point.policy)
         model.load_state_dict(load_file(run.path / "finetuned" / f"{point.id}.safetensors"))
         evaluator.stitcher.mark_dirty()
-        assert evaluator.standing("validation").loss == pytest.approx(row["validation"]["loss"], rel=1e-4)
+        assert evaluator.standing("validation").loss == pytest.approx(row["losses"]["validation"]["loss"], rel=1e-4)
     monkeypatch.setattr(finetune, "_tuned", lambda *_: pytest.fail("nothing may be repeated"))
     again = search(Job.from_dict(JOB), out=run.path).finish()  # which writes policy.json anew
     assert list(finetune_front(again)) == list(rows)

@@ -71,7 +71,7 @@ def test_a_run_leaves_every_file_of_its_folder(finished: Run) -> None:
 
 
 def test_the_front_is_a_front_on_validation_and_its_costs_are_those_of_its_widths(finished: Run) -> None:
-    losses = [p.metrics["validation"]["loss"] for p in finished.front]
+    losses = [p.loss() for p in finished.front]
     ratios = [p.ratio("macs") for p in finished.front]
     assert ratios == sorted(ratios)
     assert losses == sorted(losses, reverse=True)
@@ -100,8 +100,8 @@ def test_the_summary_puts_the_search_beside_both_control_arms_at_each_asked_budg
     ]
     for row in finished.summary:
         assert row["macs_ratio"] <= row["budget"] + 1e-9
-        assert row["finetuned"]["loss"] > 0
-        arms = {r["arm"]: r["finetuned"]["loss"] for r in finished.summary if r["budget"] == row["budget"]}
+        assert row["tuned_loss"] > 0
+        arms = {r["arm"]: r["tuned_loss"] for r in finished.summary if r["budget"] == row["budget"]}
         beaten = arms["search"] < min(arms["uniform"], arms["global"])
         assert ("did NOT beat" in row["note"]) == (not beaten)
     events = [json.loads(line) for line in (finished.path / "log.jsonl").read_text().splitlines()]
@@ -189,7 +189,7 @@ def test_a_front_over_two_costs_has_a_hypervolume_over_both(tmp_path: Path) -> N
     run = search(job(**changes), out=tmp_path).finish()
     told = run.front.provenance["hypervolume"]
     assert told["reference"] == {"macs": 1.0, "params": 1.0, "log loss": pytest.approx(np.log(10.0))}
-    points = [[p.ratio("macs"), p.ratio("params"), np.log(p.metrics["validation"]["loss"])] for p in run.front]
+    points = [[p.ratio("macs"), p.ratio("params"), np.log(p.loss())] for p in run.front]
     assert told["value"] == pytest.approx(hypervolume(np.array(points), np.array([1.0, 1.0, np.log(10.0)])))
     assert all(row["costs"]["params"] <= 1.0 for row in run.summary)
 
@@ -368,9 +368,10 @@ def test_a_call_that_is_refused_late_leaves_the_level_database_to_the_corrected_
 
 def test_front_points_carry_bootstrap_intervals(finished: Run) -> None:
     for point in finished.front:
-        scores = point.metrics["validation"]
-        assert scores["loss_low"] <= scores["loss"] <= scores["loss_high"]
-    assert any(p.metrics["validation"]["loss_low"] < p.metrics["validation"]["loss_high"] for p in finished.front)
+        loss = point.losses["validation"]
+        assert loss["name"] == "kl"
+        assert loss["low"] <= loss["loss"] <= loss["high"]
+    assert any(p.losses["validation"]["low"] < p.losses["validation"]["high"] for p in finished.front)
 
 
 def test_a_front_over_several_costs_measures_latency_again(tmp_path: Path) -> None:
