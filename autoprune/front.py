@@ -19,12 +19,12 @@ from autoprune.structure import FINGERPRINT_VERSION, Group
 class Base:
     """The dense model that a front belongs to: what identifies it, what it costs and scores.
 
-    `costs` are absolute (macs a sample, params, bytes); `metrics` maps a split to its dense metrics; `inputs` are
-    {"shape": [...], "dtype": "float32"}; `space` holds granularity, criterion and multiple_of, and how the search
-    evaluated (tier, precision, ...); `data` a hash; `directions` says which way a metric is better (maximize where it
-    is silent); `shapes` are the dense shapes of all parameters and buffers by name (none in files of 0.1.0).
-    Structure fingerprints of different `fingerprint_version`s do not compare. `order` ranks the atoms of a group, the
-    one kept longest first.
+    `costs` are absolute (macs a sample, params, bytes, a plugged-in one in its own unit); `metrics` maps a split to its
+    dense metrics; `inputs` are {"shape": [...], "dtype": "float32"}; `space` holds granularity, criterion and
+    multiple_of, and how the search evaluated (tier, precision, ...); `data` a hash; `directions` says which way a
+    metric is better (maximize where it is silent); `shapes` are the dense shapes of all parameters and buffers by name
+    (none in files of 0.1.0). Structure fingerprints of different `fingerprint_version`s do not compare. `order` ranks
+    the atoms of a group, the one kept longest first.
     """
 
     structure_fingerprint: str
@@ -46,9 +46,10 @@ class Base:
 class Point:
     """One policy of a front. `keep` lists the kept atoms of every group, ascending, in original coordinates.
 
-    `costs` as in the file: macs, macs_ratio, params, bytes, latency if it was measured. `losses` and `metrics` map
-    "validation" and, for finalists, "finetuned" to a loss (its name, value, and perhaps low and high) and to the task's
-    metrics; `finetuned` is what trained those: recipe, steps, seed. `trial` is the index of the ask in the study.
+    `costs` as in the file: macs, macs_ratio, params, bytes, plugged-in ones by their name, latency if it was measured.
+    `losses` and `metrics` map "validation" and, for finalists, "finetuned" to a loss (its name, value, and perhaps low
+    and high) and to the task's metrics; `finetuned` is what trained those: recipe, steps, seed. `trial` is the index of
+    the ask in the study.
     """
 
     id: str
@@ -88,6 +89,12 @@ class Front(Sequence[Point]):
     def __len__(self) -> int:
         return len(self.points)
 
+    @property
+    def cost(self) -> str:
+        """The cost that the points ascend in: the search's first objective, as far as the file says."""
+        named = self.provenance.get("objectives") or [next(iter(self.base.costs), "macs")]
+        return str(named[0])
+
     @overload
     def __getitem__(self, index: int) -> Point: ...
     @overload
@@ -110,7 +117,7 @@ class Front(Sequence[Point]):
             text = at.strip()
             if text == "knee":
                 return self._knee()
-            if match := re.fullmatch(r"(\w+)\s*=\s*(\S+)", text):
+            if match := re.fullmatch(r"([\w.:]+)\s*=\s*(\S+)", text):
                 return self._within({match[1]: _number(match[2], text)})
             for point in self.points:
                 if point.id == text:
@@ -146,7 +153,7 @@ class Front(Sequence[Point]):
             raise InputError(
                 f"no point keeps {name} within {drop:g} of dense; the least drop is {min(drops.values()):.4g}"
             )
-        return min(enough, key=lambda p: p.ratio(next(iter(self.base.costs))))
+        return min(enough, key=lambda p: p.ratio(self.cost))
 
     def _check_limit(self, name: str, value: float) -> None:
         """InputError where a limit means nothing: no number, or a ratio to the dense model that is not one."""
@@ -163,7 +170,7 @@ class Front(Sequence[Point]):
         """The point farthest below the chord of log-loss against cost between the ends of the front."""
         if not self.points:
             raise InputError("the front is empty, so it has no knee")
-        cost = np.array([p.ratio(next(iter(self.base.costs))) for p in self.points])
+        cost = np.array([p.ratio(self.cost) for p in self.points])
         loss = np.log(np.maximum([p.loss() for p in self.points], 1e-12))
         x = (cost - cost.min()) / max(float(np.ptp(cost)), 1e-12)
         y = (loss - loss.min()) / max(float(np.ptp(loss)), 1e-12)

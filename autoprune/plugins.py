@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import inspect
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -46,6 +48,29 @@ def load(folder: Folder, name: str) -> Any:
         if attribute.replace("_", "").lower() == wanted and getattr(value, "__module__", "") == module.__name__:
             return value
     raise InputError(f"{module.__name__} holds no class or function for the name {name!r}")
+
+
+def check_options(make: Callable[..., Any], options: Mapping[str, Any], given: int, where: str) -> None:
+    """Raise InputError where `make` does not take one of `options`; its first `given` parameters are ours.
+
+    `where` is the section of the job that the options stand in.
+    """
+    parameters = list(inspect.signature(make).parameters.values())[given:]
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return
+    allowed = [p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    for option in options:
+        if option not in allowed:
+            raise InputError(f"{where}: unknown option {option!r}; {did_you_mean(option, allowed)}")
+
+
+def source_digest(plugin: Any) -> str:
+    """12 hex digits of the source that `plugin` was written in, helpers of its file included."""
+    try:
+        source = inspect.getsource(inspect.getmodule(plugin) or plugin)
+    except (OSError, TypeError):  # made at runtime: its name is all there is
+        source = getattr(plugin, "__qualname__", repr(type(plugin)))
+    return hashlib.sha256(source.encode()).hexdigest()[:12]
 
 
 def load_object(path: str) -> Any:

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from autoprune.application.match import matching
+from autoprune.criteria import build_criterion
 from autoprune.database.batches import StatisticsOnly, in_format, prepare, size
 from autoprune.database.store import build_database
 from autoprune.errors import InputError
@@ -30,7 +31,7 @@ from autoprune.files.policy_file import load_front, save_front
 from autoprune.front import Base, Front, Point
 from autoprune.protocols import Task
 from autoprune.record.folder import make_folder
-from autoprune.run.prepare import load_criterion, settings_of
+from autoprune.run.prepare import settings_of
 from autoprune.structure import Structure
 from autoprune.tracing.fingerprint import weights_fingerprint
 from autoprune.tracing.slim import slim
@@ -173,7 +174,7 @@ def _repaired(
     device = settings.torch_device
     dense = prepared_model(task, device, copy.deepcopy(model))
     seen = StatisticsOnly(task, prepared_parts(task, settings, dense).statistics)
-    criterion = load_criterion(str(point.base.space.get("criterion", "obs")))
+    criterion = build_criterion(point.base.space.get("criterion", "obs"))
     database = build_database(dense, structure, seen, criterion, point.keep if replayed else None)
     steps = 0
     if epochs > 0:
@@ -181,7 +182,9 @@ def _repaired(
         steps = max(1, round(epochs * n_train / BATCH_SIZE))
     space = point.base.space
     tune_steps = int(space.get("finetune_steps", settings.finetune_steps))
-    as_searched = replace(settings, finetune_steps=tune_steps, precision=_precision(point.base, settings))
+    precision = _precision(point.base, settings)
+    # what the point costs is in its file; a latency would want its table
+    as_searched = replace(settings, finetune_steps=tune_steps, precision=precision, costs=())
     evaluator = TieredEvaluator(task, structure, database, as_searched, dense)
     small = copy.deepcopy(evaluator.repaired(Ask(point.policy, space.get("tier", "refit"))))
     if steps:

@@ -183,7 +183,7 @@ def search(  # noqa: PLR0913  # the options of the command line
     if json_:
         extra = {"finetune": tuned} if the_job.finetune is not None else {}
         return {"out": str(done.path), "points": len(done.front), "summary": rows, "spent": dict(done.spent), **extra}
-    print_summary(rows, the_job.objectives.costs)
+    print_summary(rows, (*the_job.objectives.costs, *the_job.budget.plain().limits))
     print_spent(done.spent, done.setting.built_s)
     if tuned:
         print_finetune(tuned)

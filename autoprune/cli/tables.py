@@ -61,14 +61,14 @@ def _print_sensitivity(facts: Mapping[str, Any]) -> None:
     )
 
 
-def print_summary(rows: Sequence[Mapping[str, Any]], objectives: Sequence[str] = ()) -> None:
+def print_summary(rows: Sequence[Mapping[str, Any]], costs: Sequence[str] = ()) -> None:
     """The table of the asked budgets, search beside uniform and global, and what the run says about them.
 
-    `objectives` are costs with a column of their own, as ratios to dense (latencies as predicted).
+    `costs` have a column of their own beside the MACs, as ratios to dense (latencies as predicted).
     """
     metrics = list(dict.fromkeys(name for row in rows for name in row.get("metrics") or {}))
     table = Table(title="best point at each asked budget (validation)", title_justify="left")
-    more = [cost for cost in objectives if cost != "macs"]
+    more = [cost for cost in dict.fromkeys(costs) if cost != "macs"]
     headings = ["budget", "arm", "point", "MACs", *more, "loss", *metrics, *(f"{m} tuned" for m in metrics)]
     for heading in headings:  # a long name of a metric may break where its words do
         table.add_column(heading.replace("_", " "), justify="left" if heading in ("arm", "point") else "right")

@@ -1,1 +1,46 @@
-"""Criteria, one file each: scores of atoms, higher is kept longer."""
+"""Criteria, one file each: what an atom is worth. Here is how one is built, and what identifies it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from autoprune import plugins
+from autoprune.errors import InputError
+from autoprune.protocols import Criterion
+
+Named = str | Mapping[str, Any]
+"""A criterion as a job or a policy file names it: its name, or {"name": ..., "options": {...}}."""
+
+
+def build_criterion(given: Named) -> Criterion:
+    """The criterion that `given` names, a file of this folder or a user's "module:Class", with its options.
+
+    Raises:
+        InputError: no such criterion, it is no class, or it does not take these options or their values.
+    """
+    name, options = _parts(given)
+    made = plugins.load("criteria", name)
+    if not isinstance(made, type) or not hasattr(made, "__call__"):  # noqa: B004  # of its instances
+        raise InputError(f"criterion {name!r} must be a class whose instances can be called, not {made!r:.80}")
+    plugins.check_options(made, options, 0, "criterion.options")
+    try:
+        criterion: Criterion = made(**options)
+    except (TypeError, ValueError) as error:
+        if not options:  # then nothing that the user wrote is wrong
+            raise
+        raise InputError(f"criterion.options: {name} refuses {options}: {error}") from error
+    return criterion
+
+
+def criterion_identity(given: Named) -> str:
+    """What scores depend on beside model and data: name, options and source, so that no stale file is taken."""
+    name, options = _parts(given)
+    return json.dumps([name, options, plugins.source_digest(plugins.load("criteria", name))], sort_keys=True)
+
+
+def _parts(given: Named) -> tuple[str, dict[str, Any]]:
+    if isinstance(given, str):
+        return given, {}
+    return str(given.get("name", "")), dict(given.get("options") or {})

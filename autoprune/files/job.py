@@ -19,6 +19,7 @@ from autoprune.files.job_parts import (
     TAG,
     Bound,
     BudgetPart,
+    CriterionPart,
     EvaluatorPart,
     ExecutorPart,
     FinetunePart,
@@ -30,7 +31,6 @@ from autoprune.files.job_parts import (
     SearchPart,
     SpacePart,
     TaskPart,
-    check_plugin,
 )
 from autoprune.protocols import Task
 
@@ -52,7 +52,7 @@ class Job(Part):
     version: Literal[1] = 1
     task: TaskPart
     space: SpacePart = Field(default_factory=SpacePart)
-    criterion: str = "obs"
+    criterion: CriterionPart = Field(default_factory=CriterionPart)
     objectives: ObjectivesPart = Field(default_factory=ObjectivesPart)
     budget: BudgetPart = Field(default_factory=lambda: BudgetPart.model_validate(DEFAULT_BUDGET))
     search: SearchPart = Field(default_factory=SearchPart)
@@ -68,7 +68,6 @@ class Job(Part):
 
     @model_validator(mode="after")
     def _agreement(self) -> Job:
-        check_plugin("criteria", self.criterion)
         budget = self.budget.plain()
         if budget.cost not in self.objectives.costs:
             raise ValueError(
@@ -145,7 +144,7 @@ class Job(Part):
             data["storage"] = self.storage_url
         if self.search.warm_start is not None:
             data["search"]["warm_start"] = _absolute(self._base, self.search.warm_start)
-        data["executor"].update(self.executor_options)
+        data["executor"].update(self._ray_options)
         if self.sync_to is not None:
             data["sync_to"] = self.sync_url
         return data
@@ -164,6 +163,10 @@ class Job(Part):
     @property
     def executor_options(self) -> dict[str, Any]:
         """What the executor takes beside workers, timeout and retries; folders of your code are absolute."""
+        return {**self._ray_options, **self.executor.options}
+
+    @property
+    def _ray_options(self) -> dict[str, Any]:
         given = {key: value for key in RAY_ONLY if (value := getattr(self.executor, key)) is not None}
         env = dict(given.get("runtime_env", {}))
         if isinstance(env.get("working_dir"), str):
@@ -299,7 +302,8 @@ def _one_line(error: ValidationError) -> str:
         where = ".".join(str(part) for part in item["loc"] if not str(part).startswith(TAG))
         if item["type"] == "extra_forbidden":
             section, _, key = where.rpartition(".")
-            lines.append(f"unknown key {where!r}; {did_you_mean(key, _keys_of(section))}")
+            own = f"; an executor's own go under executor.options, as {key} there" if section == "executor" else ""
+            lines.append(f"unknown key {where!r}; {did_you_mean(key, _keys_of(section))}{own}")
         else:
             what = item["msg"].removeprefix("Value error, ")
             shown = "" if item["type"] in ("value_error", "missing") else f", not {item['input']!r}"

@@ -5,7 +5,16 @@ from __future__ import annotations
 import os
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    model_serializer,
+    model_validator,
+)
 
 from autoprune import plugins
 from autoprune.errors import did_you_mean
@@ -79,6 +88,28 @@ class SpacePart(Part):
     @property
     def kinds(self) -> tuple[str, ...]:
         return (self.granularity,) if isinstance(self.granularity, str) else self.granularity
+
+
+class CriterionPart(Part):
+    """What an atom is worth: a file of autoprune/criteria or "module:Class", and its own options; or just its name."""
+
+    name: str = "obs"
+    options: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_name(cls, given: Any) -> Any:
+        return {"name": given} if isinstance(given, str) else given
+
+    @model_validator(mode="after")
+    def _known(self) -> CriterionPart:
+        check_plugin("criteria", self.name)
+        return self
+
+    @model_serializer
+    def plain(self) -> str | dict[str, Any]:
+        """As a job writes it: the name where there are no options."""
+        return {"name": self.name, "options": self.options} if self.options else self.name
 
 
 class MetricLoss(Part):
@@ -216,8 +247,9 @@ class LatencyPart(Part):
 class ExecutorPart(Part):
     """Where evaluations run; nothing here changes a result.
 
-    With `kind: ray`: the cluster's `address`, what each worker takes (`resources: {cpu: 1, gpu: 0.25}`, custom ones by
-    their name), and Ray's `runtime_env` for your code (`working_dir`, `py_modules` and so on).
+    `options` are the executor's own. With `kind: ray`: the cluster's `address`, what each worker takes
+    (`resources: {cpu: 1, gpu: 0.25}`, custom ones by their name), and Ray's `runtime_env` for your code
+    (`working_dir`, `py_modules` and so on); they may stand here or among `options`, and are the same.
     """
 
     kind: str = "local"
@@ -227,6 +259,17 @@ class ExecutorPart(Part):
     address: str | None = None
     resources: dict[str, Annotated[float, Field(ge=0.0)]] | None = None
     runtime_env: dict[str, Any] | None = None
+    options: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_place(cls, given: Any) -> Any:
+        """Ray's own options to their keys, so that they are checked and made absolute in one place."""
+        options = given.get("options") if isinstance(given, dict) and given.get("kind") == "ray" else None
+        if not isinstance(options, dict):
+            return given
+        moved = {key: options[key] for key in RAY_ONLY if key in options}
+        return {**moved, **given, "options": {k: v for k, v in options.items() if k not in moved}}
 
     @model_validator(mode="after")
     def _known_kind(self) -> ExecutorPart:

@@ -14,7 +14,15 @@ from autoprune.files.job import Job
 from autoprune.files.policy_file import load_front
 from autoprune.files.whole import write_whole
 from autoprune.front import Front
-from autoprune.report.figures import front_figure, heatmap_figure, stylesheet, to_html, trials_figure
+from autoprune.report.figures import (
+    cost_ratio,
+    cost_word,
+    front_figure,
+    heatmap_figure,
+    stylesheet,
+    to_html,
+    trials_figure,
+)
 from autoprune.report.read import Trial, read_summary, read_trials
 
 
@@ -34,11 +42,11 @@ def build_report(run_dir: str | Path) -> Path:
         style=stylesheet(),
         title=html.escape(f"{_short_name(front.base.model)}: {len(front)} points from dense to small"),
         subtitle=html.escape(_subtitle(front)),
-        table=_table(rows),
+        table=_table(rows, front.provenance.get("objectives") or [front.cost]),
         verdicts=_list(_verdicts(rows)),
         front=to_html(front_figure(front, rows), inline_library=True),
         heatmap=to_html(heatmap_figure(front)),
-        trials=_trials_section(trials),
+        trials=_trials_section(trials, front.cost),
         facts=_facts(front, trials),
     )
     path = folder / "report.html"
@@ -63,16 +71,17 @@ def _subtitle(front: Front) -> str:
     return f"Dense model: {sizes}; on validation: {scores}. MACs count matrix products and convolutions only."
 
 
-def _table(rows: Sequence[Mapping[str, Any]]) -> str:
+def _table(rows: Sequence[Mapping[str, Any]], objectives: Sequence[str]) -> str:
     if not rows:
         return "<p>The log holds no summary of this run.</p>"
     metrics = list(dict.fromkeys(name for row in rows for name in row.get("metrics") or {}))
-    headings = ["budget", "arm", "point", "MACs", "loss", *metrics, *(f"{m}, tuned" for m in metrics)]
+    costs = list(dict.fromkeys(["macs", *objectives]))
+    headings = ["budget", "arm", "point", *map(cost_word, costs), "loss", *metrics, *(f"{m}, tuned" for m in metrics)]
     lines = ["<table><tr>", *(_cell("th", h.replace("_", " "), h in ("arm", "point")) for h in headings), "</tr>"]
     for row in rows:
         plain, tuned = row.get("metrics") or {}, row.get("finetuned") or {}
-        cells = [row.get("budget"), row.get("arm"), row.get("point"), row.get("macs_ratio"), row.get("loss")]
-        cells += [*(plain.get(m) for m in metrics), *(tuned.get(m) for m in metrics)]
+        cells = [row.get("budget"), row.get("arm"), row.get("point"), *(cost_ratio(row, c) for c in costs)]
+        cells += [row.get("loss"), *(plain.get(m) for m in metrics), *(tuned.get(m) for m in metrics)]
         lines.append('<tr class="ours">' if row.get("arm") == "search" else "<tr>")
         lines += [_cell("td", _number(value), i in (1, 2)) for i, value in enumerate(cells)]
         lines.append("</tr>")
@@ -102,8 +111,8 @@ def _list(items: Iterable[tuple[str, bool]]) -> str:
     return f"<ul>{''.join(lines)}</ul>" if lines else ""
 
 
-def _trials_section(trials: Sequence[Trial]) -> str:
-    figure = trials_figure(trials)
+def _trials_section(trials: Sequence[Trial], cost: str) -> str:
+    figure = trials_figure(trials, cost)
     if figure is None:
         return ""
     return f"<section><h2>Every full evaluation of the search</h2>{to_html(figure)}</section>"

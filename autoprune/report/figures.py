@@ -25,7 +25,7 @@ def stylesheet() -> str:
 
 def front_figure(front: Front, rows: Sequence[Mapping[str, Any]]) -> Any:
     """Loss (log) and the first metric against the first cost; control arms at the asked budgets, dense as a line."""
-    cost = next(iter(front.base.costs))
+    cost = front.cost
     one_cost = len(front.provenance.get("objectives", ())) < 2  # points of a surface are not joined by a line
     dense = front.base.metrics.get("validation", {})
     metric = next(iter(dense), None)
@@ -37,7 +37,7 @@ def front_figure(front: Front, rows: Sequence[Mapping[str, Any]]) -> Any:
         y = [_drawable(p.loss()) if name is None else p.metrics["validation"].get(name) for p in front]
         look = {"name": "search", "text": hover, "line": {"color": COLOURS["search"], "width": 2}}
         _add(figure, column, x, y, {**look, "mode": "lines+markers" if name is None and one_cost else "markers"})
-        _add_arms(figure, column, rows, name)
+        _add_arms(figure, column, rows, name, cost)
         figure.update_yaxes(title_text=name or "loss (log scale)", row=1, col=column)
         figure.update_xaxes(title_text=f"{cost_word(cost)} / dense", row=1, col=column)
     figure.update_yaxes(type="log", dtick="D2", exponentformat="power", row=1, col=1)
@@ -50,7 +50,7 @@ def front_figure(front: Front, rows: Sequence[Mapping[str, Any]]) -> Any:
 
 def heatmap_figure(front: Front) -> Any:
     """Sparsity of every group (rows, in execution order) at every point (columns, ascending in the first cost)."""
-    cost = next(iter(front.base.costs))
+    cost = front.cost
     groups = front.base.groups
     widths = [point.policy.as_dict() for point in front]
     z = [[1.0 - w[group.name] / group.width for w in widths] for group in groups]
@@ -66,12 +66,11 @@ def heatmap_figure(front: Front) -> Any:
     return _styled(figure, 170 + 24 * len(groups))
 
 
-def trials_figure(trials: Sequence[Trial]) -> Any:
-    """Fitness loss against the first cost for all full evaluations, coloured by their order; None without any."""
+def trials_figure(trials: Sequence[Trial], cost: str) -> Any:
+    """Fitness loss against `cost` for all full evaluations, coloured by their order; None without any."""
     shown = [t for t in trials if t.loss is not None and t.full and t.split == "fitness" and t.stage != "final"]
     if not shown:
         return None
-    cost = next(iter(shown[0].costs))
     found = [t for t in shown if t.stage == "search"]
     bar = {"title": {"text": "trial"}, "thickness": 14}
     marker = {"color": [t.index for t in found], "colorscale": "Viridis", "size": 6, "colorbar": bar, "opacity": 0.8}
@@ -105,21 +104,21 @@ def _add(figure: Any, column: int, x: Sequence[Any], y: Sequence[Any], look: Map
         figure.add_trace(trace, row=1, col=column)
 
 
-def _add_arms(figure: Any, column: int, rows: Sequence[Mapping[str, Any]], name: str | None) -> None:
+def _add_arms(figure: Any, column: int, rows: Sequence[Mapping[str, Any]], name: str | None, cost: str) -> None:
     """The control arms of the summary: at each asked budget a mark, an open one for the fine-tuned metric.
 
     `name` is a metric; None for the loss.
     """
     for arm in dict.fromkeys(str(row["arm"]) for row in rows if row.get("arm") != "search"):
-        own = [row for row in rows if row.get("arm") == arm and row.get("macs_ratio") is not None]
+        own = [row for row in rows if row.get("arm") == arm and cost_ratio(row, cost) is not None]
         y = [row.get("loss") if name is None else (row.get("metrics") or {}).get(name) for row in own]
         symbol = SYMBOLS.get(arm, "circle")
         marker = {"color": COLOURS.get(arm, OTHER), "symbol": symbol, "size": 10}
-        _add(figure, column, [row["macs_ratio"] for row in own], y, {"name": arm, "marker": marker})
+        _add(figure, column, [cost_ratio(row, cost) for row in own], y, {"name": arm, "marker": marker})
         tuned = [row for row in own if name is not None and name in (row.get("finetuned") or {})]
         y = [row["finetuned"][name] for row in tuned]
         look = {"name": f"{arm}, fine-tuned", "marker": {**marker, "symbol": f"{symbol}-open"}}
-        _add(figure, column, [row["macs_ratio"] for row in tuned], y, look)
+        _add(figure, column, [cost_ratio(row, cost) for row in tuned], y, look)
 
 
 def _add_tuned(figure: Any, column: int, front: Front, cost: str, metric: str) -> None:
@@ -133,6 +132,12 @@ def _add_tuned(figure: Any, column: int, front: Front, cost: str, metric: str) -
 def _drawable(loss: float) -> float | None:
     """A loss for a log axis; one of zero (the dense model) has no place there, and a gap is honest."""
     return None if loss < SMALLEST_LOSS else loss
+
+
+def cost_ratio(row: Mapping[str, Any], cost: str) -> float | None:
+    """A cost of a row of the summary over the dense model's; None where nothing stands there, as in older logs."""
+    found = (row.get("costs") or {}).get(cost)
+    return row.get("macs_ratio") if found is None and cost == "macs" else found
 
 
 def cost_word(cost: str) -> str:

@@ -193,7 +193,7 @@ def export_front(
         policy = e.ask.policy
         told = {"validation": e, **({"finetuned": fine[policy]} if policy in fine else {})}
         keep = {n: tuple(setting.database.keep(n, w).tolist()) for n, w in policy.widths}
-        costs: dict[str, Any] = {c: round(e.costs[c] * base.costs[c]) for c in COSTS}
+        costs: dict[str, Any] = {c: _absolute(c, e.costs[c] * dense_cost) for c, dense_cost in base.costs.items()}
         costs["macs_ratio"] = e.costs["macs"]
         if policy in latencies:
             costs["latency"] = dict(latencies[policy])
@@ -210,6 +210,11 @@ def export_front(
         )
         made.append(point)
     return Front(tuple(made), base, measured_on(setting), _provenance(setting) | _volume(setting, made))
+
+
+def _absolute(cost: str, value: float) -> float:
+    """MACs, parameters and bytes are counts; of a cost's own unit nothing is known."""
+    return round(value) if cost in COSTS else value
 
 
 def measured_latencies(setting: Setting, points: Sequence[Evaluation]) -> dict[Policy, dict[str, float]]:

@@ -12,6 +12,7 @@ from autoprune import plugins
 from autoprune.allocation.budget import Projector
 from autoprune.costs import build_cost
 from autoprune.costs._latency_table import LatencyTable
+from autoprune.criteria import build_criterion, criterion_identity
 from autoprune.database.batches import StatisticsOnly, digest, size
 from autoprune.database.store import LevelDatabase, build_database, database_key
 from autoprune.errors import InputError, did_you_mean
@@ -24,7 +25,7 @@ from autoprune.files.job import Job
 from autoprune.files.whole import write_whole
 from autoprune.front import Base
 from autoprune.latency.calibrate import fit_latency
-from autoprune.protocols import Criterion, Problem, Task
+from autoprune.protocols import Problem, Task
 from autoprune.run.constraints import parse_constraints
 from autoprune.run.ledger import Prices
 from autoprune.run.setting import Setting
@@ -36,12 +37,14 @@ from autoprune.tracing.slim import named_tensors
 
 
 def check_executor(job: Job) -> None:
-    """What an executor can say before anything is prepared: whether its cluster is there and has room.
+    """What an executor can say before anything is prepared: its options, whether its cluster is there and has room.
 
     Raises:
-        InputError: it is not, or has not.
+        InputError: an option that it does not take, or no cluster, or no room in it.
     """
     make = plugins.load("executors", job.executor.kind)
+    given = 2 if job.executor.kind == "inline" else 4  # the factory and what every executor is told
+    plugins.check_options(make, job.executor_options, given, "executor.options")
     if hasattr(make, "check"):
         make.check(**job.executor_options)
 
@@ -59,6 +62,7 @@ def prepare(job: Job, folder: Path, task: Task | None = None, shared: Path | Non
     if settings.metric is not None and settings.metric not in task.directions:
         hint = did_you_mean(settings.metric, task.directions)
         raise InputError(f"objectives.loss.metric: the task has no metric {settings.metric!r}; {hint}")
+    criterion = build_criterion(job.criterion.plain())
     constraints = parse_constraints(job.constraints, task.directions)
     model = prepared_model(task, settings.torch_device)
     whole = analyze(task.build(), task.example_inputs(), seed=job.search.seed)
@@ -68,11 +72,11 @@ def prepare(job: Job, folder: Path, task: Task | None = None, shared: Path | Non
     problem = _problem(job, structure, latency)
     parts = prepared_parts(task, settings, model)
     seen = StatisticsOnly(task, parts.statistics)
-    path = made / f"{database_key(model, structure, seen, job.criterion)}.safetensors"
+    path = made / f"{database_key(model, structure, seen, criterion_identity(job.criterion.plain()))}.safetensors"
     built_s = 0.0
     if not path.exists():
         started = time.perf_counter()
-        build_database(model, structure, seen, load_criterion(job.criterion)).save(path)
+        build_database(model, structure, seen, criterion).save(path)
         built_s = time.perf_counter() - started
     database = LevelDatabase.open(path)
     samples = Samples(task, model, parts, settings.torch_device, settings.batch_size, settings.validation)
@@ -84,12 +88,12 @@ def prepare(job: Job, folder: Path, task: Task | None = None, shared: Path | Non
         weights_fingerprint=weights_fingerprint(model),
         model=_model_name(job, model),
         inputs=tuple({"shape": list(x.shape), "dtype": str(x.dtype).split(".")[1]} for x in task.example_inputs()),
-        costs={name: problem.costs[name].dense for name in COSTS},
+        costs={name: cost.dense for name, cost in problem.costs.items() if name != "latency"},
         metrics={},
         groups=structure.groups,
         space={
             "granularity": job.space.granularity,
-            "criterion": job.criterion,
+            "criterion": job.criterion.plain(),
             "multiple_of": job.space.multiple_of,
             "calibration": parts.total,
             "tier": problem.tier,
@@ -141,15 +145,6 @@ def settings_of(job: Job) -> Settings:
         precision=e.precision,
         metrics_on_fitness=bool(job.constraints),
     )
-
-
-def load_criterion(name: str) -> Criterion:
-    """The criterion called `name`; InputError where "module:attribute" names something else."""
-    criterion = plugins.load("criteria", name)
-    if not isinstance(criterion, type) or not hasattr(criterion, "__call__"):  # noqa: B004  # of its instances
-        raise InputError(f"criterion {name!r} must be a class whose instances can be called, not {criterion!r:.80}")
-    made: Criterion = criterion()
-    return made
 
 
 def _latency(job: Job, structure: Structure, model: nn.Module, task: Task, folder: Path) -> LatencyTable:

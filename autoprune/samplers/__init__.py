@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
 
 from autoprune import plugins
-from autoprune.errors import InputError, did_you_mean
+from autoprune.errors import InputError
 from autoprune.protocols import Problem, Sampler
 
 
@@ -34,7 +33,7 @@ def build_sampler(name: str, problem: Problem, rng: np.random.Generator, options
             from autoprune.samplers.optuna_bridge import bridged
 
             return bridged(make, problem, rng, options)
-        check_options(make, options, given=2)
+        plugins.check_options(make, options, 2, "search.options")
         return cast(Sampler, make(problem, rng, **options))
     except (TypeError, ValueError) as error:
         if not options and not optunas:  # then nothing that the user wrote is wrong; Optuna's may lack an option
@@ -60,14 +59,3 @@ def needs(name: str, options: Mapping[str, Any]) -> Needs:
         return Needs(*make.uses(options))
     single = options.get("multi_objective") is False
     return Needs(bool(getattr(make, "uses_table", False)), bool(getattr(make, "uses_seeds", single)))
-
-
-def check_options(make: Callable[..., Any], options: Mapping[str, Any], given: int) -> None:
-    """Raise InputError where `make` does not take one of `options`; its first `given` parameters are ours."""
-    parameters = list(inspect.signature(make).parameters.values())[given:]
-    if any(p.kind is p.VAR_KEYWORD for p in parameters):
-        return
-    allowed = [p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    for option in options:
-        if option not in allowed:
-            raise InputError(f"search.options: unknown option {option!r}; {did_you_mean(option, allowed)}")

@@ -15,6 +15,7 @@ from optuna.samplers import BaseSampler
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
+from autoprune import plugins
 from autoprune.allocation.budget import Projector
 from autoprune.allocation.loss_scale import loss_scale
 from autoprune.errors import InputError
@@ -22,7 +23,6 @@ from autoprune.evaluation import Ask, Evaluation
 from autoprune.policy import Policy
 from autoprune.protocols import FloatArray, Problem, Sampler
 from autoprune.record.storage import optuna_quiet
-from autoprune.samplers import check_options
 
 TARGET = "target"
 """The parameter that is the budget of a proposal."""
@@ -119,7 +119,7 @@ def bridged(
 
 
 def _make(make: Callable[..., BaseSampler], rng: np.random.Generator, options: Mapping[str, Any]) -> BaseSampler:
-    check_options(make, options, given=0)
+    plugins.check_options(make, options, 0, "search.options")
     parameters = inspect.signature(make).parameters.values()
     seeded = any(p.name == "seed" or p.kind is p.VAR_KEYWORD for p in parameters)
     seed = {"seed": int(rng.integers(2**31 - 1))} if seeded else {}

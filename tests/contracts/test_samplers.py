@@ -20,11 +20,18 @@ from autoprune.record.record import Record
 from autoprune.record.storage import JOURNAL
 from autoprune.run.loop import search_loop
 from autoprune.samplers import build_sampler
+from tests.plugged import Rough
 from tests.synthetic import Asks, Hills, MakeHills, chain, make_problem
 
 STRUCTURE = chain(4, grid_step=2)
 PROBLEM = make_problem(STRUCTURE)
 Build = Callable[..., Sampler]
+ROUGH = Rough(STRUCTURE)
+ROUGH_PROBLEM = replace(PROBLEM, costs={**PROBLEM.costs, "rough": ROUGH}, objectives=("rough",))
+
+
+def rough_ratio(ask: Ask) -> float:
+    return float(ROUGH(ask.policy.array(STRUCTURE)))
 
 
 @pytest.fixture(params=plugins.names("samplers"))
@@ -56,6 +63,17 @@ def test_every_proposal_is_on_the_grid_within_the_budget_and_on_the_fitness_samp
         assert PROBLEM.costs["macs"](ask.policy.array(STRUCTURE)) <= PROBLEM.budget.high
         assert PROBLEM.costs["params"](ask.policy.array(STRUCTURE)) <= 0.6
         assert (ask.tier, ask.split) == (PROBLEM.tier, "fitness")
+
+
+def test_a_cost_that_is_not_monotone_is_kept_within_as_well(build: Build) -> None:
+    seeds = tuple(replace(e, costs={**e.costs, "rough": rough_ratio(e.ask)}) for e in PROBLEM.seeds)
+    budget = replace(PROBLEM.budget, cost="rough", low=0.4, limits={"params": 0.7})
+    sampler = build(replace(ROUGH_PROBLEM, budget=budget, seeds=seeds))
+    for _ in range(8):
+        ask = sampler.ask()
+        assert rough_ratio(ask) <= 0.9
+        evaluation = Hills(STRUCTURE)(ask)
+        sampler.tell(replace(evaluation, costs={**evaluation.costs, "rough": rough_ratio(ask)}))
 
 
 def test_proposals_differ(build: Build) -> None:

@@ -13,6 +13,7 @@ from autoprune.errors import InputError
 from autoprune.policy import Policy
 from autoprune.protocols import Problem, Strategy
 from autoprune.structure import Structure
+from tests.plugged import Rough
 from tests.synthetic import chain, make_problem, single_steps
 
 STRUCTURE = chain()
@@ -44,6 +45,16 @@ def test_all_limits_hold_at_once(strategy: Strategy, problem: Problem) -> None:
         float(problem.costs[c](widths)) <= limit for c, limit in (("macs", 0.5), ("params", 0.4), ("bytes", 0.35))
     )
     assert problem.costs["bytes"](widths) <= 0.35
+
+
+@pytest.mark.parametrize("target", [0.45, 0.8])
+def test_a_cost_that_is_not_monotone_is_kept_within_as_well(
+    strategy: Strategy, problem: Problem, target: float
+) -> None:
+    rough = Rough(STRUCTURE)
+    budget = replace(problem.budget, cost="rough", limits={"params": 0.7})
+    bound = replace(problem, costs={**problem.costs, "rough": rough}, budget=budget, objectives=("rough",))
+    assert rough(strategy(bound, target).array(STRUCTURE)) <= target
 
 
 def test_the_same_problem_gives_the_same_policy(strategy: Strategy, problem: Problem) -> None:

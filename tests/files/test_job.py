@@ -26,7 +26,12 @@ def test_every_setting_but_the_task_has_a_default() -> None:
     job = Job.from_dict(MINIMAL)
     assert job.budget.plain() == Budget("macs", 0.3, 0.9, (0.7, 0.5, 0.3), {})
     assert job.search_space() == Space()
-    assert (job.criterion, job.search.sampler, job.search.trials, job.search.window) == ("obs", "evolution", 300, 16)
+    assert (job.criterion.name, job.search.sampler, job.search.trials, job.search.window) == (
+        "obs",
+        "evolution",
+        300,
+        16,
+    )
     assert job.executor.n_workers >= 1
 
 
@@ -114,6 +119,26 @@ def test_a_missing_file_is_named() -> None:
 
 def test_asked_budgets_default_to_those_inside_the_range() -> None:
     assert Job.from_dict({**MINIMAL, "budget": {"macs": [0.4, 0.9]}}).budget.plain().at == (0.7, 0.5)
+
+
+def test_a_criterion_is_a_name_or_a_name_with_options_and_is_written_as_it_was_meant() -> None:
+    plain = [Job.from_dict({**MINIMAL, "criterion": c}).plain()["criterion"] for c in ("taylor", {"name": "taylor"})]
+    assert plain == ["taylor", "taylor"]
+    tilted = {"name": "mine:Tilted", "options": {"power": 2}}
+    job = Job.from_dict({**MINIMAL, "criterion": tilted})
+    assert job.plain()["criterion"] == tilted == Job.loads(job.dump()).plain()["criterion"]
+    assert changed_keys(job, Job.from_dict({**MINIMAL, "criterion": "mine:Tilted"})) != ()
+
+
+def test_an_executors_own_options_stand_apart_and_rays_end_in_one_place() -> None:
+    own = Job.from_dict({**MINIMAL, "executor": {"kind": "mine:Slow", "options": {"nap_s": 1}}})
+    assert own.executor_options == {"nap_s": 1} == Job.loads(own.dump()).executor_options
+    among = Job.from_dict({**MINIMAL, "executor": {"kind": "ray", "options": {"address": "auto"}}})
+    beside = Job.from_dict({**MINIMAL, "executor": {"kind": "ray", "address": "auto"}})
+    assert among.executor_options == beside.executor_options == {"address": "auto"}
+    assert among.plain() == beside.plain()
+    with pytest.raises(InputError, match=r"unknown key 'executor\.nap_s'.* go under executor\.options"):
+        Job.from_dict({**MINIMAL, "executor": {"nap_s": 1}})
 
 
 def test_trials_may_grow_and_the_executor_may_change_between_calls() -> None:

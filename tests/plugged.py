@@ -1,0 +1,91 @@
+"""Plug-ins of a user's own, for the tests that lead one all the way: named as "tests.plugged:Rough" and so on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from autoprune.evaluation import Ask, Evaluation
+from autoprune.executors.inline import Inline
+from autoprune.policy import IntArray, Policy
+from autoprune.protocols import EvaluatorFactory, FloatArray, Task, WorkerState
+from autoprune.structure import Group, Structure
+from tests.small import RandomTask
+
+
+def mlp() -> RandomTask:
+    """A task of two hidden layers."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        layers = [nn.Linear(12, 24), nn.ReLU(), nn.Linear(24, 16), nn.ReLU(), nn.Linear(16, 3)]
+    return RandomTask(nn.Sequential(*layers), (12,), samples=32)
+
+
+class Rough:
+    """A cost that is not monotone: an odd width wastes three atoms."""
+
+    monotone = False
+
+    def __init__(self, structure: Structure) -> None:
+        self.dense = 1.0
+        self.dense = float(self(Policy.dense(structure).array(structure)))
+
+    def __call__(self, widths: IntArray) -> FloatArray:
+        """Widths [..., groups] -> ratio [...]."""
+        widths = np.asarray(widths)
+        return np.asarray((widths + 3.0 * (widths % 2)).sum(-1) / self.dense)
+
+
+class Tilted:
+    """A criterion with an option: later atoms first, or by the `sign` earlier ones."""
+
+    def __init__(self, sign: float = 1.0) -> None:
+        self.sign = sign
+
+    def __call__(self, model: nn.Module, groups: Sequence[Group], task: Task) -> Mapping[str, Tensor]:
+        """Group -> scores [width]."""
+        return {g.name: self.sign * torch.linspace(1, 2, g.width) for g in groups}
+
+
+class Slow:
+    """An executor with an option: this process, which naps before each ask."""
+
+    naps = 0
+
+    def __init__(
+        self,
+        make_evaluator: EvaluatorFactory,
+        workers: int = 1,
+        timeout_s: float = 600.0,
+        retries: int = 2,
+        *,
+        nap_s: float = 0.0,
+    ) -> None:
+        self._inline, self._nap_s, self.slots = Inline(make_evaluator, retries), nap_s, 1
+
+    def submit(self, index: int, ask: Ask) -> None:
+        """Nap, then queue."""
+        if self._nap_s:
+            time.sleep(self._nap_s)
+            Slow.naps += 1
+        self._inline.submit(index, ask)
+
+    def next_done(self, timeout: float | None = None) -> tuple[int, Evaluation] | None:
+        return self._inline.next_done(timeout)
+
+    def cancel(self, index: int) -> None:
+        self._inline.cancel(index)
+
+    def close(self) -> None:
+        self._inline.close()
+
+    def workers(self) -> Sequence[WorkerState]:
+        return self._inline.workers()
+
+    @property
+    def retried(self) -> int:
+        return self._inline.retried
