@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -36,6 +36,8 @@ from autoprune.tracing.wiring import Site, batch_norms
 
 SILENT = 1e-6
 """A batch norm scale below which an output says nothing, so that nothing can be fitted to it."""
+LEAST = 1e-12
+"""The least variance that is divided by: a dead channel has none in either network."""
 REFIT_RIDGE = 1e-2
 """Of the mean diagonal; the shrinkage is towards the database's weights (ALGORITHMS 2b)."""
 
@@ -43,8 +45,9 @@ REFIT_RIDGE = 1e-2
 class FixedPoint(TorchFunctionMode):
     """Corrects every batch norm relative to the dense network on the same batch; the dense network is a fixed point.
 
-    mean' = mean + (m - m_dense) sqrt(var / v_dense), var' = var * v / v_dense. With `settle` the corrected statistics
-    are written into the model; else they hold for this batch alone.
+    mean' = m + (mean - m_dense) sqrt(v / v_dense), var' = var * v / v_dense (ALGORITHMS 2b): a scaled and shifted
+    activation gets exactly the scaled and shifted statistics. With `settle` they are written into the model; else they
+    hold for this batch alone.
     """
 
     def __init__(self, stitcher: Stitcher, reference: Reference, settle: bool) -> None:
@@ -103,8 +106,9 @@ def correct(stitcher: Stitcher, norm: str, pruned: Moments, dense: Moments) -> M
     (m, v), (md, vd) = pruned, dense
     if kept is not None:
         mean, var, md, vd = mean[kept], var[kept], md[kept], vd[kept]
-    vd = vd.clamp_min(1e-12)  # a dead channel has no variance in either network
-    return mean + (m - md) * (var / vd).sqrt(), var * (v.clamp_min(1e-12) / vd)
+    ratio = v.clamp_min(LEAST) / vd.clamp_min(LEAST)
+    scale = ratio.sqrt()
+    return mean * scale + (m - md * scale), var * ratio  # in this order the dense network's own are returned exactly
 
 
 class Refit(TorchFunctionMode):
@@ -149,6 +153,8 @@ class Refit(TorchFunctionMode):
             keep = self._kept_rows(site)
             self._fit(site, call, target if keep is None else target[:, keep])
             return call.run()
+        if site.overwritten:  # by an operation in place, before the sum is known
+            call = replace(call, x=call.x.clone())
         empty = _placeholder(call)
         self.waiting[id(empty)] = _Waiting(site, call, empty)
         return empty

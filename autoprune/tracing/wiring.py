@@ -22,8 +22,9 @@ class Site:
     """The use of one weight: by a conv, transposed conv or linear call.
 
     `norm` is the batch norm that alone reads the output; `closes` says that the output (behind the norm) goes into
-    one addition and nowhere else. A weight that is called more than once has `calls` > 1 and neither; a norm that is
-    called more than once reads no output alone.
+    one addition and nowhere else; `overwritten` that the weight's input is written to before that addition. A weight
+    that is called more than once has `calls` > 1 and neither; a norm that is called more than once reads no output
+    alone.
     """
 
     weight: str
@@ -33,6 +34,7 @@ class Site:
     norm: str | None
     closes: bool
     calls: int
+    overwritten: bool = False
 
 
 def find_sites(model: nn.Module, example_inputs: Any) -> dict[str, Site]:
@@ -75,6 +77,8 @@ class _Output:
     kind: str = ""
     groups: int = 1
     bias: Tensor | None = None
+    input: Tensor | None = None
+    version: int = 0
 
 
 class _Flow(TorchFunctionMode):
@@ -89,9 +93,13 @@ class _Flow(TorchFunctionMode):
         self.alive: list[Any] = []
         self.norm_calls: Counter[str] = Counter()
         self.returned: set[int] = set()
+        self.overwritten: dict[int, frozenset[str]] = {}  # by the order of an addition: weights whose input is no more
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if func in ADDS:
+            stale = (n for n, o in self.outputs.items() if o.input is not None and o.input._version != o.version)
+            self.overwritten[len(self.alive) + 1] = frozenset(stale)
         out = func(*args, **kwargs)
         if not isinstance(out, Tensor):
             return out
@@ -109,6 +117,7 @@ class _Flow(TorchFunctionMode):
             seen = self.outputs.setdefault(self.names[id(call.weight)], _Output())
             seen.tensors.append(out)
             seen.kind, seen.groups, seen.bias = call.kind, call.groups, call.bias
+            seen.input, seen.version = call.x, call.x._version
         return out
 
     def site(self, name: str) -> Site:
@@ -116,8 +125,9 @@ class _Flow(TorchFunctionMode):
         bias = self.names.get(id(o.bias)) if o.bias is not None else None
         once = len(o.tensors) == 1
         norm = self._norm_use(name) if once else None
-        closes = once and self.closing_add(name) >= 0
-        return Site(name, o.kind, o.groups, bias, norm.norm if norm else None, closes, len(o.tensors))
+        add = self.closing_add(name) if once else -1
+        overwritten = name in self.overwritten.get(add, ())
+        return Site(name, o.kind, o.groups, bias, norm.norm if norm else None, add >= 0, len(o.tensors), overwritten)
 
     def closing_add(self, name: str) -> int:
         """Order of the one addition that reads the output (behind its norm); -1 if there is none such."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -12,7 +14,7 @@ from autoprune.database.consumers import consumed
 from autoprune.database.stitch import Stitcher
 from autoprune.database.store import build_database
 from autoprune.evaluator.dense_reference import moments, observe
-from autoprune.evaluator.repair import FixedPoint, Folded, Refit, ridge_towards
+from autoprune.evaluator.repair import FixedPoint, Folded, Refit, correct, ridge_towards
 from autoprune.losses.mse import mse
 from autoprune.policy import Policy
 from autoprune.tracing.verify import audit, masked, relative_error
@@ -47,6 +49,47 @@ def test_moments_of_a_large_map_come_from_every_other_row_and_stay_close() -> No
     mean, var = moments(y)
     torch.testing.assert_close(mean, y[:, :, ::2].mean((0, 2, 3)))
     torch.testing.assert_close(var, y[:, :, ::2].var((0, 2, 3), unbiased=False))
+
+
+@pytest.mark.parametrize("offset", [300.0, 3000.0])
+def test_a_mean_far_above_the_spread_costs_the_variance_nothing(offset: float) -> None:
+    y = offset + torch.randn(256, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    mean, var = moments(y)
+    exact = y.double()
+    torch.testing.assert_close(mean.double(), exact.mean((0, 2, 3)), rtol=1e-6, atol=0.0)
+    torch.testing.assert_close(var.double(), exact.var((0, 2, 3), unbiased=False), rtol=1e-5, atol=0.0)
+
+
+class Scaled(nn.Module):
+    """A batch norm whose inputs a test pretends to have changed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm, self.head = nn.Conv2d(3, 6, 1), nn.BatchNorm2d(6), nn.Conv2d(6, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.norm(self.first(x)).relu())
+
+
+def test_a_scaled_and_shifted_activation_gets_such_statistics_and_a_constant_one_stays_small() -> (
+    None
+):
+    w = world_of(trained(Scaled), (3, 8, 8), 256)
+    stitcher = stitcher_of(w)
+    stitcher.stitch(Policy.dense(w.structure))
+    norm, shape = "norm", (6,)
+    scale, shift = torch.linspace(0.2, 3.0, 6), torch.linspace(-2.0, 5.0, 6)
+    md, vd = torch.randn(shape, generator=torch.Generator().manual_seed(0)), torch.linspace(0.5, 2.0, 6)
+    mean, var = correct(stitcher, norm, (md * scale + shift, vd * scale.square()), (md, vd))
+    run_mean, run_var = (w.model.state_dict()[f"norm.running_{what}"] for what in ("mean", "var"))
+    torch.testing.assert_close(mean, run_mean * scale + shift)
+    torch.testing.assert_close(var, run_var * scale.square())
+    same = correct(stitcher, norm, (md, vd), (md, vd))
+    assert torch.equal(same[0], run_mean)
+    assert torch.equal(same[1], run_var)
+    level = torch.full(shape, 7.0)
+    mean, var = correct(stitcher, norm, (level, torch.zeros(6)), (md, vd))
+    assert ((level - mean) / (var + 1e-5).sqrt()).abs().max() < 0.1, "an offset divided by almost nothing"
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -140,6 +183,51 @@ class Silent(nn.Module):
         x = y.relu()
         x = x + self.norm3(self.up2(self.up1(x).relu()))
         return self.head((self.twice(x) + self.twice(2.0 * x)).mean((2, 3)))
+
+
+def trained(make: Callable[[], nn.Module]) -> nn.Module:
+    """With the statistics of a model that has been trained."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = make().eval()
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                nn.init.normal_(module.running_mean, 0.0, 0.5)
+                nn.init.uniform_(module.running_var, 0.5, 1.5)
+    return model
+
+
+class Shortcut(nn.Module):
+    """A shortcut whose activation, in place or not, comes after the convolution beside it has run."""
+
+    def __init__(self, inplace: bool) -> None:
+        super().__init__()
+        self.stem, self.act = nn.Conv2d(3, 12, 3, padding=1), nn.ReLU(inplace)
+        self.conv1, self.conv2 = (nn.Conv2d(12, 12, 3, padding=1) for _ in range(2))
+        self.head = nn.Linear(12, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = self.conv1(x) + self.act(x)
+        x = self.conv2(x) + self.act(x)
+        return self.head(x.mean((2, 3)))
+
+
+def test_an_input_that_is_written_to_before_its_sum_is_known_is_refitted_as_if_it_were_not() -> None:
+    settled = []
+    for inplace in (False, True):
+        w = world_of(trained(lambda inplace=inplace: Shortcut(inplace)), (3, 8, 8), 128)
+        stitcher, (sites, reference) = stitcher_of(w), references(w)
+        assert [sites[n].closes for n in ("conv1.weight", "conv2.weight")] == [True, True]
+        assert [sites[n].overwritten for n in ("conv1.weight", "conv2.weight")] == [inplace, inplace]
+        policy = Policy.of({g.name: (2 * g.width) // 3 for g in w.structure.groups})
+        with torch.no_grad():
+            raw = mse(stitcher.stitch(policy)(w.seen.statistics[0]), reference.outputs).mean()
+            with Refit(stitcher, reference, sites):
+                w.task.outputs(stitcher.model, w.seen.statistics)
+            settled.append(stitcher.model(w.seen.statistics[0]))
+        assert mse(settled[-1], reference.outputs).mean() < raw
+    assert torch.equal(*settled)
 
 
 def silent_world() -> World:
