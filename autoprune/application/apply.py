@@ -34,6 +34,7 @@ from autoprune.record.folder import make_folder
 from autoprune.run.prepare import settings_of
 from autoprune.structure import Structure
 from autoprune.tracing.fingerprint import weights_fingerprint
+from autoprune.tracing.one_thread import one_thread
 from autoprune.tracing.slim import slim
 from autoprune.tracing.verify import verify
 
@@ -73,6 +74,7 @@ def load_applied(folder: str | Path, model: nn.Module, example_inputs: tuple[Ten
     return small
 
 
+@one_thread()
 def apply_file(
     policy_path: Path,
     job: Job,
@@ -128,6 +130,7 @@ class _Applied:
     steps: int
 
 
+@one_thread()
 def _apply(
     point: Point,
     model: nn.Module,

@@ -21,6 +21,7 @@ from autoprune.files.whole import whole
 from autoprune.protocols import Criterion, FloatArray, GramCriterion
 from autoprune.structure import Group, Structure
 from autoprune.tracing.fingerprint import weights_fingerprint
+from autoprune.tracing.one_thread import one_thread
 from autoprune.tracing.wiring import find_sites
 
 ALGORITHM = "1"
@@ -71,6 +72,7 @@ def database_key(model: nn.Module, structure: Structure, task: StatisticsOnly, c
     return hashlib.sha256("|".join(parts).encode()).hexdigest()[:16]
 
 
+@one_thread()
 def build_database(
     model: nn.Module,
     structure: Structure,

@@ -17,6 +17,7 @@ from autoprune.evaluator.fidelity import Fidelity
 from autoprune.evaluator.precision import Precision, computing
 from autoprune.evaluator.repair import Folded
 from autoprune.protocols import Batch
+from autoprune.tracing.one_thread import one_thread
 from autoprune.tracing.sound_gradients import SoundGradients
 from autoprune.tracing.wiring import Site, batch_norms
 
@@ -88,6 +89,7 @@ class Course:
         self._peak = self._optimizer.defaults["lr"]
         self._chance: list[Tensor] = []  # states of the generators that dropout draws from; none before the first step
 
+    @one_thread()
     def advance(self, steps: int) -> int:
         """Train for the next `steps` of the course; returns the samples seen.
 

@@ -31,6 +31,7 @@ from autoprune.evaluator.samples import Samples
 from autoprune.evaluator.settings import Settings
 from autoprune.protocols import Batch, Task
 from autoprune.structure import Structure
+from autoprune.tracing.one_thread import one_thread
 from autoprune.tracing.wiring import find_sites
 
 TRIM_EVERY = 50
@@ -42,11 +43,12 @@ class TieredEvaluator:
     stitch: the compensated model, each batch repaired by its own fixed-point batch norm. refit: one pass over the
     statistics samples repairs the model, then it is scored on others. tune: refit, then the brief fine-tune.
     `model` is the dense model where it is not the task's own, `parts` the calibration data where they are at hand; they
-    must be prepared as `prepared_model` and `prepared_parts` do.
+    must be prepared as `prepared_model` and `prepared_parts` do. Everything is computed on one thread.
     `measure` is the loss between outputs, also where the search minimises a metric: the fine-tune learns from it.
     `precision` is the one in use; `precision_error` the loss of the dense model in bfloat16 to itself in float32.
     """
 
+    @one_thread()
     def __init__(
         self,
         task: Task,
@@ -76,6 +78,7 @@ class TieredEvaluator:
         self._lesson: tuple[int, Lesson] | None = None
         self._asked = 0
 
+    @one_thread()
     def __call__(self, ask: Ask) -> Evaluation:
         """Evaluate; what goes wrong in the model under test becomes the evaluation's error."""
         ask.policy.check(self.structure)
@@ -97,6 +100,7 @@ class TieredEvaluator:
         passes = score.samples / self.parts.total
         return Evaluation(ask, score.loss, costs, score.metrics, passes, seconds, sample_losses=score.single)
 
+    @one_thread()
     def repaired(self, ask: Ask) -> nn.Module:
         """The resident model, repaired (and tuned) as the ask's tier says; it changes with the next ask."""
         with_room(lambda: self._repair(ask), self._make_room)
@@ -106,10 +110,12 @@ class TieredEvaluator:
         """The batches of a split."""
         return self.samples.batches(split)
 
+    @one_thread()
     def fidelity(self, batches: Sequence[Batch], split: Split, direct: bool = False) -> float:
         """Mean loss to the dense outputs over the first batches of a split; `direct`: each repairs itself."""
         return self._losses(batches, split, direct)[0]
 
+    @one_thread()
     def standing(self, split: Split) -> Score:
         """The resident model as it stands, on a whole split, with metrics."""
         batches = self.samples.batches(split)
@@ -119,6 +125,7 @@ class TieredEvaluator:
         loss, single = self._losses(batches, split, direct=False)
         return Score(loss, 2 * count, metrics, single)
 
+    @one_thread()
     def lesson(self, steps: int) -> Lesson:
         """The first training samples, as many as `steps` can use, with the dense outputs; the last one is kept."""
         if self._lesson is None or self._lesson[0] != steps:

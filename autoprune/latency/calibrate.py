@@ -22,10 +22,11 @@ from autoprune.errors import InputError
 from autoprune.estimates import spearman
 from autoprune.latency.fit import fit
 from autoprune.latency.probes import time_operations
-from autoprune.latency.runtimes import Runtime, batched, one_thread, resolve
+from autoprune.latency.runtimes import Runtime, batched, resolve
 from autoprune.latency.timing import Timing, measure_ratios
 from autoprune.policy import Policy
 from autoprune.structure import Structure
+from autoprune.tracing.one_thread import one_thread
 from autoprune.tracing.slim import slim
 
 TOGETHER = 8

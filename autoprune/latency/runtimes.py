@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -97,17 +96,6 @@ def torch_runner(model: Callable[..., Any], inputs: Sequence[Any], device: torch
         wait()
 
     return run
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Torch computes on one thread inside the `with`."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def batched(inputs: Sequence[Any], batch_size: int, device: torch.device) -> tuple[Any, ...]:

@@ -33,6 +33,7 @@ from autoprune.space import restrict
 from autoprune.structure import Structure
 from autoprune.tracing.analyze import analyze
 from autoprune.tracing.fingerprint import weights_fingerprint
+from autoprune.tracing.one_thread import one_thread
 from autoprune.tracing.slim import named_tensors
 
 
@@ -49,6 +50,7 @@ def check_executor(job: Job) -> None:
         make.check(**job.executor_options)
 
 
+@one_thread()
 def prepare(job: Job, folder: Path, task: Task | None = None, shared: Path | None = None) -> Setting:
     """Analyse the model, build or open the level database, and state the problem.
 

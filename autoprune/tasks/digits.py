@@ -19,6 +19,7 @@ from autoprune.protocols import Batch, Direction
 from autoprune.tasks._arrays import DIRECTIONS, Batches, accuracies, cut, pick
 from autoprune.tasks._cifar_resnet import CifarResNet
 from autoprune.tasks._weights import load_weights
+from autoprune.tracing.one_thread import one_thread
 from autoprune.tracing.sound_gradients import SoundGradients
 
 N_TEST, EPOCHS, BATCH, PEAK_RATE, AUGMENTED = 360, 60, 32, 0.05, 0.8
@@ -135,11 +136,6 @@ def _augment(x: Tensor, generator: torch.Generator) -> Tensor:
 @contextmanager
 def _reproducible() -> Iterator[None]:
     """One thread and a seeded global generator (for the first weights) inside; both come back as they were."""
-    threads = torch.get_num_threads()
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), one_thread():
         torch.manual_seed(0)
-        torch.set_num_threads(1)
-        try:
-            yield
-        finally:
-            torch.set_num_threads(threads)
+        yield

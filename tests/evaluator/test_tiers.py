@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -61,6 +62,33 @@ def test_an_evaluation_does_not_depend_on_what_was_evaluated_before() -> None:
     first = [evaluate(a).loss for a in asks]
     assert [evaluate(a).loss for a in reversed(asks)][::-1] == first
     assert [evaluator(w)(a).loss for a in asks] == first
+
+
+class Counting(RandomTask):
+    """Notes on how many threads its model runs."""
+
+    seen: ClassVar[set[int]] = set()
+
+    def outputs(self, model: nn.Module, batch: Batch) -> Tensor:
+        self.seen.add(torch.get_num_threads())
+        return super().outputs(model, batch)
+
+
+def test_everything_is_computed_on_one_thread_and_the_callers_number_comes_back() -> None:
+    w = world("projection")
+    w = replace(w, task=Counting(w.task.model, w.task.shape))
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        seen = replace(w.seen, task=w.task)
+        database = build_database(w.model, w.structure, seen, plugins.load("criteria", "obs")())
+        evaluate = TieredEvaluator(w.task, w.structure, database, SETTINGS)
+        for ask in (Ask(narrow(w), "stitch"), Ask(narrow(w), "tune", split="validation")):
+            assert evaluate(ask).ok
+        evaluate.standing("heldback")
+        assert (Counting.seen, torch.get_num_threads()) == ({1}, 2)
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_passes_count_samples_and_a_backward_pass_counts_two() -> None:

@@ -23,12 +23,13 @@ from autoprune.latency.calibrate import fit_latency, remeasure, sample_policies
 from autoprune.latency.fit import fit, solve
 from autoprune.latency.onnx_models import OnnxFamily
 from autoprune.latency.probes import combinations, filled, knots, load_operation, narrowed, probes
-from autoprune.latency.runtimes import batched, one_thread, resolve
+from autoprune.latency.runtimes import batched, resolve
 from autoprune.latency.timing import measure_ratios
 from autoprune.policy import Policy
 from autoprune.space import Space, restrict
 from autoprune.structure import Structure
 from autoprune.tracing.analyze import analyze
+from autoprune.tracing.one_thread import one_thread
 from autoprune.tracing.slim import slim
 from tests.families import FAMILIES
 from tests.synthetic import chain, single_steps
