@@ -71,9 +71,7 @@ class Scaled(nn.Module):
         return self.head(self.norm(self.first(x)).relu())
 
 
-def test_a_scaled_and_shifted_activation_gets_such_statistics_and_a_constant_one_stays_small() -> (
-    None
-):
+def test_a_scaled_and_shifted_activation_gets_such_statistics_and_a_constant_one_stays_small() -> None:
     w = world_of(trained(Scaled), (3, 8, 8), 256)
     stitcher = stitcher_of(w)
     stitcher.stitch(Policy.dense(w.structure))
