@@ -41,7 +41,7 @@ def main() -> None:
     job = asked(args.trials)
     run = Run(job, args.out, alone=True)
     found, setting = list(run), run.setting
-    on_images = on_test(job.dump(), setting.structure, setting.database_path)
+    on_images = on_test(setting.evaluator_factory())
     print("| policy | on the images searched with | / uniform | on the other test images | / uniform |")
     print("|---|---|---|---|---|")
     base: tuple[float, float] | None = None

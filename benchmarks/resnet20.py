@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,6 @@ from autoprune.evaluator.precision import computing
 from autoprune.evaluator.tiers import TieredEvaluator
 from autoprune.losses.kl import kl
 from autoprune.protocols import Batch, Task
-from autoprune.run.worker_evaluator import make_evaluator
-from autoprune.structure import Structure
 from autoprune.tasks.images import Images
 
 CALIBRATION = 3072
@@ -53,9 +51,9 @@ class OnTest:
             return self._evaluator.task.outputs(model, batch)
 
 
-def on_test(job_text: str, structure: Structure, database: Path) -> OnTest:
+def on_test(factory: Callable[[], TieredEvaluator]) -> OnTest:
     """What a worker builds once."""
-    return OnTest(make_evaluator(job_text, structure, database))
+    return OnTest(factory())
 
 
 class Peeking(Images):

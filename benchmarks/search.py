@@ -39,8 +39,8 @@ from autoprune.files.whole import write_whole
 from autoprune.policy import Policy
 from autoprune.protocols import Executor
 from autoprune.record.record import Record, Stage
-from autoprune.run.after import measured_on
-from autoprune.run.before import with_table
+from autoprune.run.before import measured_table
+from autoprune.run.exported import measured_on
 from autoprune.run.ledger import Prices
 from autoprune.run.loop import evaluate_all
 from autoprune.run.prepare import prepare
@@ -138,14 +138,18 @@ class Base:
     def tabled(self) -> Setting:
         """With it; the database's folder keeps it, the results what it took."""
         made: list[Setting] = []
-        folder = self._args.out / "base"
+        folder, plain = self._args.out / "base", self.plain
+        n_widths = plain.job.evaluator.sensitivity
 
         def drive() -> Iterator[Evaluation]:
-            made.append((yield from with_table(self.plain, lambda asks: evaluated(self.plain, folder, asks, "table"))))
+            evaluate = partial(evaluated, plain, folder, stage="table")
+            made.append(
+                plain.with_table((yield from measured_table(plain.structure, plain.table_path, n_widths, evaluate)))
+            )
 
         for _ in drive():
             pass
-        self._store.share(table_cost(made[0].table_path))
+        self._store.share(table_cost(plain.table_path))
         return made[0]
 
 
@@ -202,7 +206,7 @@ def closed(setting: Setting, folder: Path, name: str) -> Arm:
     asks = [(p.digest, Ask(p, "refit", split="validation")) for p in front]
     done = list(evaluated(setting, folder, asks))
     points = [(e.costs["macs"], e.loss) for e in done if e.ok]
-    device = measured_on(setting) | {"precision": setting.precision}
+    device = measured_on(setting.settings, setting.latency) | {"precision": setting.settings.precision}
     return Arm(name, 0, policies, points, {}, sum(e.seconds for e in done), 0.0, device)
 
 
@@ -254,7 +258,7 @@ def test(args: argparse.Namespace, store: Store, base: Base, tier: str) -> None:
     dense = Policy.dense(setting.structure)
     wanted = dict.fromkeys([*([] if store.score(tier, DENSE) else [dense]), *wanted])
     asks = [(p.digest, Ask(p, tier, split="validation")) for p in wanted]  # type: ignore[arg-type]
-    make = partial(on_test, setting.job.dump(), setting.structure, setting.database_path)
+    make = partial(on_test, setting.evaluator_factory())
     part = setting.job.executor
     workers = Lazy(lambda: Local(make, part.n_workers, part.timeout_s, part.retries))
     for i, e in enumerate(evaluated(setting, args.out / "test", asks, executor=workers), start=1):

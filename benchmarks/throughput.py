@@ -23,9 +23,9 @@ import torch
 
 from autoprune.evaluation import Ask, Tier
 from autoprune.policy import Policy
-from autoprune.run.after import measured_on
+from autoprune.protocols import EvaluatorFactory
+from autoprune.run.exported import measured_on
 from autoprune.run.prepare import prepare
-from autoprune.run.worker_evaluator import make_evaluator
 from autoprune.structure import Structure
 from benchmarks.search import job
 
@@ -41,19 +41,19 @@ def main() -> None:
     the_job = job(argparse.Namespace(trials=300, steps=300, workers=1))
     with tempfile.TemporaryDirectory() as folder:
         setting = prepare(the_job, Path(folder))
-        place = (the_job.dump(), setting.structure, setting.database_path)
-        print(f"{measured_on(setting)['device']}, {args.tier}, load {os.getloadavg()[0]:.1f}\n")
+        factory = setting.evaluator_factory()
+        print(f"{measured_on(setting.settings, None)['device']}, {args.tier}, load {os.getloadavg()[0]:.1f}\n")
         print("| processes | seconds an evaluation | evaluations a second |\n|---|---|---|")
         for n in (int(word) for word in args.processes.split(",")):
-            slowest = max(seconds_of(n, place, args.tier, args.asks))
+            slowest = max(seconds_of(n, factory, setting.structure, args.tier, args.asks))
             print(f"| {n} | {slowest / args.asks:.3f} | {n * args.asks / slowest:.1f} |", flush=True)
 
 
-def seconds_of(n: int, place: tuple[str, Structure, Path], tier: Tier, asks: int) -> list[float]:
+def seconds_of(n: int, factory: EvaluatorFactory, structure: Structure, tier: Tier, asks: int) -> list[float]:
     """What each of `n` processes takes for `asks` evaluations, all at once."""
     context = multiprocessing.get_context("spawn")
     start, answers = context.Barrier(n), context.Queue()
-    workers = [context.Process(target=work, args=(i, start, answers, place, tier, asks)) for i in range(n)]
+    workers = [context.Process(target=work, args=(i, start, answers, factory, structure, tier, asks)) for i in range(n)]
     for worker in workers:
         worker.start()
     seconds = [answers.get(timeout=PATIENCE_S) for _ in workers]
@@ -63,12 +63,17 @@ def seconds_of(n: int, place: tuple[str, Structure, Path], tier: Tier, asks: int
 
 
 def work(
-    seed: int, start: Barrier, answers: Queue[float], place: tuple[str, Structure, Path], tier: Tier, asks: int
+    seed: int,
+    start: Barrier,
+    answers: Queue[float],
+    factory: EvaluatorFactory,
+    structure: Structure,
+    tier: Tier,
+    asks: int,
 ) -> None:
     """One process."""
     torch.set_num_threads(1)
-    text, structure, database = place
-    evaluate, rng = make_evaluator(text, structure, database), np.random.default_rng(seed)
+    evaluate, rng = factory(), np.random.default_rng(seed)
 
     def once() -> None:
         policy = Policy.of({g.name: int(rng.integers(g.width // 4, g.width, endpoint=True)) for g in structure.groups})

@@ -20,14 +20,14 @@ from autoprune.database.batches import size
 from autoprune.errors import InputError
 from autoprune.evaluation import Ask
 from autoprune.evaluator.finetune import BATCH_SIZE, Course, Recipe, usual_rate
+from autoprune.evaluator.settings import Settings
 from autoprune.evaluator.tiers import TieredEvaluator
 from autoprune.files import old_form
 from autoprune.files.job_parts import FinetunePart
 from autoprune.files.whole import whole
 from autoprune.front import Front, Point
 from autoprune.policy import Policy
-from autoprune.protocols import Budget
-from autoprune.run.setting import Setting
+from autoprune.protocols import Budget, Task
 from autoprune.tracing.wiring import batch_norms
 
 WEIGHTS, STATE = "model.safetensors", "course.pt"
@@ -60,16 +60,28 @@ class Plan:
     trials: tuple[Trial, ...]
 
 
-def planned(setting: Setting, front: Front, section: FinetunePart) -> Plan:
-    """The stage for a front: its chosen points, each with its share of the recipes; points take turns."""
-    points = chosen_points(front, setting.problem.budget, section.points)
-    rate = section.learning_rate or _usual_rates(setting)
+def planned(
+    front: Front,
+    section: FinetunePart,
+    budget: Budget,
+    task: Task,
+    *,
+    identity: Mapping[str, str],
+    settings: Settings,
+) -> Plan:
+    """The stage for a front: its chosen points, each with its share of the recipes; points take turns.
+
+    `identity` is what the search's evaluations depend on beside the job, `settings` are their evaluator's.
+    """
+    points = chosen_points(front, budget, section.points)
+    rate = section.learning_rate or _usual_rates(task)
     shares = [len(range(i, section.samples, len(points))) for i in range(len(points))]
-    seed = setting.job.search.seed
-    rows = [recipes(p.id, section, rate, n, (seed, i)) for i, (p, n) in enumerate(zip(points, shares, strict=True))]
+    rows = [
+        recipes(p.id, section, rate, n, (settings.seed, i)) for i, (p, n) in enumerate(zip(points, shares, strict=True))
+    ]
     turns = [row[k] for k in range(max(shares)) for row in rows if k < len(row)]
     policies = {p.id: p.policy for p in points}
-    depends = (section.model_dump(), setting.identity, sorted(policies.items()), turns, setting.settings)
+    depends = (section.model_dump(), identity, sorted(policies.items()), turns, settings)
     return Plan(hashlib.sha256(repr(depends).encode()).hexdigest()[:12], policies, tuple(turns))
 
 
@@ -252,8 +264,8 @@ def _judged_loss(point: Point) -> float:
     return point.loss("finetuned" if "finetuned" in point.losses else "validation")
 
 
-def _usual_rates(setting: Setting) -> tuple[float, float]:
-    usual = usual_rate(bool(batch_norms(setting.task.build())))
+def _usual_rates(task: Task) -> tuple[float, float]:
+    usual = usual_rate(bool(batch_norms(task.build())))
     return usual / 5, usual * 2.5
 
 

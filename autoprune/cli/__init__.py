@@ -219,7 +219,7 @@ def compare(
     """Run strategies and samplers at the same budgets and seeds, side by side.
 
     Every sampler gets an equal ledger, the job's trials, at each seed. Writes compare.csv, compare.json and
-    compare.html; finished cells (one strategy at one seed) are kept, so that the same command goes on.
+    compare.html; finished arms (one strategy at one seed) are kept, so that the same command goes on.
 
     Each is judged against global (or uniform) by a paired bootstrap over samples and seeds: only a difference whose
     95 % interval excludes 0 counts.
@@ -233,7 +233,7 @@ def compare(
     comparison = Comparison(the_job, _words(strategies), asked, parse_seeds(seeds), out)
     follow(comparison, console(json_=True))
     if comparison.kept:
-        console(json_=True).print(f"{comparison.kept} of {comparison.n_cells} cells were finished before")
+        console(json_=True).print(f"{comparison.kept} of {comparison.n_arms} arms were finished before")
     if json_:
         return comparison.document
     document = comparison.document  # drives it to its end

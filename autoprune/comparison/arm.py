@@ -1,4 +1,4 @@
-"""One cell of a comparison: a strategy at one seed, its figures on validation, kept in a file once it is finished."""
+"""One arm of a comparison: a strategy at one seed, its figures on validation, kept in a file once it is finished."""
 
 from __future__ import annotations
 
@@ -11,18 +11,20 @@ from typing import Any
 
 from autoprune.errors import RunError
 from autoprune.estimates import loss_interval
-from autoprune.evaluation import Ask, Evaluation
+from autoprune.evaluation import Evaluation
+from autoprune.files.job import Job
 from autoprune.files.whole import write_whole
 from autoprune.pareto import front_volume, pareto_front
 from autoprune.policy import Policy
+from autoprune.protocols import Problem
 from autoprune.record.record import Stage
-from autoprune.run.after import SLACK, reranked
+from autoprune.run.after import SLACK, Constraints, dense_ask, reranked
 from autoprune.run.constraints import kept
-from autoprune.run.setting import Setting
+from autoprune.run.ledger import Prices
 
 FORMAT = 1
 SHARED_STAGES = ("table", "proxy")
-"""Measured once for all cells, so no cell's figures count them."""
+"""Measured once for all arms, so no arm's figures count them."""
 CHARGED_STAGES = ("seed", "search")
 
 
@@ -50,7 +52,7 @@ class Scored:
 
 
 @dataclass(frozen=True)
-class Cell:
+class Arm:
     """What one strategy reached at one seed: `chosen` at each asked budget (None: nothing within it), and its `front`.
 
     `evaluations` really ran, `passes` over the calibration data and `seconds` are theirs; `ledger` is what of it the
@@ -72,69 +74,82 @@ class Cell:
     hypervolume: float
 
     def save(self, path: Path) -> None:
-        """Write the cell, whole or not at all."""
+        """Write the arm, whole or not at all."""
         write_whole(path, json.dumps({"format": FORMAT, **asdict(self)}, indent=1))
 
     @staticmethod
-    def load(path: Path, key: str) -> Cell | None:
-        """The finished cell in `path`; None where there is none, or one of another key."""
+    def load(path: Path, key: str) -> Arm | None:
+        """The finished arm in `path`; None where there is none, or one of another key."""
         try:
             a: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
             if a.pop("format") != FORMAT or a["key"] != key:
                 return None
             a["chosen"] = tuple(None if p is None else _scored(p) for p in a["chosen"])
             a["front"], a["budgets"] = tuple(_scored(p) for p in a["front"]), tuple(a["budgets"])
-            return Cell(**a)
+            return Arm(**a)
         except (OSError, ValueError, KeyError, TypeError):  # a file of ours that cannot be read is measured again
             return None
 
 
-def cell_key(setting: Setting) -> str:
-    """What a cell's figures depend on: its job (not where it runs), the structure, the weights and the data."""
-    plain = {name: part for name, part in setting.job.plain().items() if name not in ("executor", "sync_to")}
-    text = json.dumps([plain, setting.identity], sort_keys=True)
+def arm_key(job: Job, identity: Mapping[str, str]) -> str:
+    """What an arm's figures depend on: its job (not where it runs), the structure, the weights and the data."""
+    plain = {name: part for name, part in job.plain().items() if name not in ("executor", "sync_to")}
+    text = json.dumps([plain, dict(identity)], sort_keys=True)
     return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
 
 
-def closed_form_cell(key: str, strategy: str, setting: Setting, done: Sequence[Evaluation]) -> Cell:
-    """The cell of a closed-form strategy from its evaluations at the asked budgets, of dense, along the range.
+@dataclass(frozen=True)
+class ArmId:
+    """Which arm of a comparison: a strategy at a seed, and the `key` of what its figures depend on."""
+
+    strategy: str
+    seed: int
+    key: str
+
+
+def closed_form_arm(which: ArmId, done: Sequence[Evaluation], problem: Problem, constraints: Constraints) -> Arm:
+    """The arm of a closed-form strategy from its evaluations at the asked budgets, of dense, along the range.
 
     Raises:
         RunError: the dense model fails on validation.
     """
-    asked, dense = done[: len(setting.problem.budget.at)], done[len(setting.problem.budget.at)]
-    front = pareto_front([e for e in done if e is not dense and _stands(setting, e)], ("macs",))
-    chosen = tuple(Scored.of(e) if _stands(setting, e) else None for e in asked)
-    return _cell(_Of(key, strategy, setting), chosen, front, dense, _ran(done), 0.0)
+
+    def stands(evaluation: Evaluation) -> bool:  # it succeeded and keeps the constraints, as a search's points do
+        return evaluation.ok and kept(constraints, evaluation.metrics)
+
+    n = len(problem.budget.at)
+    asked, dense = done[:n], done[n]
+    front = pareto_front([e for e in done if e is not dense and stands(e)], ("macs",))
+    chosen = tuple(Scored.of(e) if stands(e) else None for e in asked)
+    return _arm(which, problem, chosen, front, dense, _ran(done), 0.0)
 
 
-def searched_cell(
-    key: str,
-    strategy: str,
-    setting: Setting,
+def searched_arm(
+    which: ArmId,
     evaluations: Mapping[tuple[Stage, int], Evaluation],
     points: Iterable[Policy],
-) -> Cell:
-    """The cell of a sampler from the record of its search; `points` are the policies of its front.
+    problem: Problem,
+    prices: Prices,
+) -> Arm:
+    """The arm of a sampler from the record of its search; `points` are the policies of its front.
 
     At each budget stands the point of least re-ranked loss within it: chosen on other samples than those that judge.
     """
-    on_front, tier = set(points), setting.tier
+    on_front, tier, cost = set(points), problem.tier, problem.budget.cost
     final = [e for e in evaluations.values() if e.ok and e.ask.tier == tier and e.ask.policy in on_front]
     scored = {e.ask.policy: e for e in final if e.ask.split == "validation"}
     held = (e for e in final if e.ask.split == "heldback" and e.ask.policy in scored)
-    ranked = reranked(setting, evaluations.values(), held)
-    cost, chosen = setting.problem.budget.cost, list[Scored | None]()
-    for at in setting.problem.budget.at:
+    ranked = reranked(evaluations.values(), held, tier, prices)
+    chosen = list[Scored | None]()
+    for at in problem.budget.at:
         fitting = [e for e in ranked if e.costs[cost] <= at + SLACK]
         best = min(fitting, key=lambda e: (e.loss, e.costs[cost]), default=None)
         chosen.append(None if best is None else Scored.of(scored[best.ask.policy]))
     front = pareto_front(scored.values(), ("macs",))
     own = [(stage, e) for (stage, _), e in evaluations.items() if stage not in SHARED_STAGES]
-    ledger = setting.worth(e.ask for stage, e in own if stage in CHARGED_STAGES)
-    whole = Ask(Policy.dense(setting.structure), "refit", split="validation")
-    dense = next(e for e in evaluations.values() if e.ask == whole)
-    return _cell(_Of(key, strategy, setting), tuple(chosen), front, dense, _ran([e for _, e in own]), ledger)
+    ledger = prices.worth((e.ask for stage, e in own if stage in CHARGED_STAGES), tier)
+    dense = next(e for e in evaluations.values() if e.ask == dense_ask(problem.structure))
+    return _arm(which, problem, tuple(chosen), front, dense, _ran([e for _, e in own]), ledger)
 
 
 def _ran(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
@@ -142,44 +157,31 @@ def _ran(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
     return list({e.ask: e for e in reversed(evaluations)}.values())
 
 
-def _stands(setting: Setting, evaluation: Evaluation) -> bool:
-    """Whether a closed form's evaluation counts: it succeeded and keeps the constraints, as a search's points do."""
-    return evaluation.ok and kept(setting.constraints, evaluation.metrics)
-
-
-@dataclass(frozen=True)
-class _Of:
-    """Whose cell it is."""
-
-    key: str
-    strategy: str
-    setting: Setting
-
-
-def _cell(
-    of: _Of,
+def _arm(
+    which: ArmId,
+    problem: Problem,
     chosen: tuple[Scored | None, ...],
     front: Sequence[Evaluation],
     dense: Evaluation,
     ran: Sequence[Evaluation],
     ledger: float,
-) -> Cell:
+) -> Arm:
     if not dense.ok:
         raise RunError(f"the dense model fails on validation: {dense.error}")
     points = tuple(replace(Scored.of(e), sample_losses=()) for e in front)
-    return Cell(
-        of.key,
-        of.strategy,
-        of.setting.job.search.seed,
-        of.setting.problem.budget.at,
-        chosen,
-        points,
-        dict(dense.metrics),
-        len(ran),
-        sum(e.seconds for e in ran),
-        sum(e.passes for e in ran),
-        ledger,
-        front_volume((((p.macs_ratio,), p.loss) for p in points), of.setting.job.objectives.logarithmic),
+    return Arm(
+        key=which.key,
+        strategy=which.strategy,
+        seed=which.seed,
+        budgets=problem.budget.at,
+        chosen=chosen,
+        front=points,
+        dense=dict(dense.metrics),
+        evaluations=len(ran),
+        seconds=sum(e.seconds for e in ran),
+        passes=sum(e.passes for e in ran),
+        ledger=ledger,
+        hypervolume=front_volume((((p.macs_ratio,), p.loss) for p in points), problem.logarithmic),
     )
 
 

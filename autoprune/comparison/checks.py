@@ -20,7 +20,7 @@ from autoprune.protocols import Problem, Strategy
 from autoprune.samplers import build_sampler
 
 MAY_DIFFER = ("budget.at",)
-"""Keys that cells do not share, beside those that any search may change when it resumes."""
+"""Keys that arms do not share, beside those that any search may change when it resumes."""
 
 
 def checked_names(strategies: Sequence[str]) -> tuple[str, ...]:
@@ -117,7 +117,7 @@ def works_without_table(name: str, problem: Problem) -> bool:
 def at_budgets(job: Job, budgets: Sequence[float]) -> Job:
     """The job asked at these budgets, its range wide enough for them, without tuned finalists, recorded in files."""
     plain, budget = job.plain(), job.budget.plain()
-    plain.pop("storage", None)  # a cell is named by its whole path, a study in a database by the run's name alone
+    plain.pop("storage", None)  # an arm is named by its whole path, a study in a database by the run's name alone
     span = [min(budget.low, *budgets), max(budget.high, *budgets)]
     plain["budget"] = {**plain["budget"], budget.cost: span, "at": list(budgets)}
     plain["evaluator"] = {**plain["evaluator"], "finalists": 0}
@@ -125,7 +125,7 @@ def at_budgets(job: Job, budgets: Sequence[float]) -> Job:
 
 
 def at_tier(job: Job, tier: Tier) -> Job:
-    """The job with its fitness tier fixed, so that all cells are searched and judged at the same one."""
+    """The job with its fitness tier fixed, so that all arms are searched and judged at the same one."""
     plain = job.plain()
     plain["evaluator"] = {**plain["evaluator"], "fitness": tier}
     return _again(job, plain)

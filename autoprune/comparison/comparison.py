@@ -7,13 +7,15 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from autoprune import plugins
-from autoprune.comparison.arm import Cell, cell_key, closed_form_cell, searched_cell
+from autoprune.allocation.sensitivity import table_cost
+from autoprune.comparison.arm import Arm, ArmId, arm_key, closed_form_arm, searched_arm
 from autoprune.comparison.checks import (
     at_budgets,
     at_seed,
@@ -34,12 +36,11 @@ from autoprune.evaluation import Ask, Evaluation, Labelled
 from autoprune.executors._lazy import Lazy
 from autoprune.files.job import Job
 from autoprune.files.whole import write_whole
-from autoprune.policy import Policy
-from autoprune.protocols import Strategy, Task
+from autoprune.protocols import Problem, Strategy, Task
 from autoprune.record.folder import make_folder, new_folder
 from autoprune.record.record import Record, Stage, locked
-from autoprune.run.after import MAX_POINTS
-from autoprune.run.before import calibrated, with_table
+from autoprune.run.after import MAX_POINTS, dense_ask
+from autoprune.run.before import chosen_tier, measured_table
 from autoprune.run.loop import evaluate_all
 from autoprune.run.prepare import prepare
 from autoprune.run.run import Run
@@ -48,7 +49,7 @@ from autoprune.samplers import needs
 
 N_CURVE = MAX_POINTS
 """Targets over the range at which a closed-form strategy is scored: as many as a search exports points at most."""
-SHARED = "shared"
+SHARED, ARM = "shared", "cell.json"
 
 
 def compare(
@@ -71,13 +72,13 @@ def compare(
 
 
 class Comparison:
-    """A comparison under way. Iterating drives it to the end; finished cells are kept, so that it goes on after a kill.
+    """A comparison under way. Iterating drives it to the end; finished arms are kept, so that it goes on after a kill.
 
-    A cell is one strategy at one seed. A closed-form strategy ("module:function" for a user's own) is one policy a
+    An arm is one strategy at one seed. A closed-form strategy ("module:function" for a user's own) is one policy a
     budget; a sampler ("module:Class") is one whole search of the job's trials, without the control arms' points. All
     share one level database, one sensitivity table and one fitness tier. `seeds` is a number of seeds, from the job's
-    own on, or a list of them. `stage` says which cell of how many is under way, `done` counts evaluations of a `total`
-    that is a guess until the last cell, `kept` the cells that were found finished; `note` is about the tier.
+    own on, or a list of them. `stage` says which arm of how many is under way, `done` counts evaluations of a `total`
+    that is a guess until the last arm, `kept` the arms that were found finished; `note` is about the tier.
     """
 
     def __init__(
@@ -100,12 +101,12 @@ class Comparison:
             self._setting = self._checked(job)
         with locked(self.path):
             write_whole(self.path / "job.yaml", job.dump())
-        self.cells: dict[tuple[str, int], Cell] = {}
+        self.arms: dict[tuple[str, int], Arm] = {}
         self.stage, self.note, self.done, self.total, self.kept, self._begun = "prepare", "", 0, 0, 0, 0
 
     def __iter__(self) -> Iterator[Evaluation]:
-        """Evaluations as they are told, cell after cell."""
-        self.cells, self.done, self.total, self.kept, self._begun = {}, 0, 0, 0, 0
+        """Evaluations as they are told, arm after arm."""
+        self.arms, self.done, self.total, self.kept, self._begun = {}, 0, 0, 0, 0
         with locked(self.path):
             for evaluation in self._stages():
                 self.done += 1
@@ -122,14 +123,17 @@ class Comparison:
     @property
     def document(self) -> dict[str, Any]:
         """What compare.json holds; drives the comparison to its end if that has not happened."""
-        if len(self.cells) < len(self.strategies) * len(self.seeds):
+        if len(self.arms) < len(self.strategies) * len(self.seeds):
             self.finish()
-        ordered = {(name, seed): self.cells[name, seed] for name in self.strategies for seed in self.seeds}
-        return {**document_of(self._setting, ordered, self.budgets), "note": self.note}
+        ordered = {(name, seed): self.arms[name, seed] for name in self.strategies for seed in self.seeds}
+        setting = self._setting
+        tabled = setting.problem.table is not None  # where an arm needed one
+        table = table_cost(setting.table_path) if tabled else None
+        return {**document_of(ordered, self.budgets, setting.problem, table), "note": self.note}
 
     @property
-    def n_cells(self) -> int:
-        """Cells of the comparison."""
+    def n_arms(self) -> int:
+        """Arms of the comparison."""
         n_closed = len(self._closed_forms)
         return n_closed * len(self._closed_seeds) + (len(self.strategies) - n_closed) * len(self.seeds)
 
@@ -143,7 +147,7 @@ class Comparison:
         return self.seeds if self._setting.tier == "tune" else self.seeds[:1]
 
     def _checked(self, job: Job) -> Setting:
-        """The problem of all cells; InputError where a budget, a strategy or a sampler does not fit it."""
+        """The problem of all arms; InputError where a budget, a strategy or a sampler does not fit it."""
         shared = self.path / SHARED
         setting = prepare(at_seed(self._job, self.seeds[0]), shared, self._task, shared)
         check_reach(setting.problem, self.budgets)
@@ -161,8 +165,8 @@ class Comparison:
                     yield from self._search(name, seed)
 
     def _open(self) -> Iterator[Evaluation]:
-        """What all cells share: the sensitivity table, where any of them needs it, and the fitness tier."""
-        setting, self.stage = self._setting, "shared by all cells"
+        """What all arms share: the sensitivity table, where any of them needs it, and the fitness tier."""
+        setting, self.stage = self._setting, "shared by all arms"
         objectives, place = setting.problem.objectives, self.path / SHARED
         with (
             Record(place, setting.structure, objectives, setting.tier, setting.identity) as record,
@@ -174,9 +178,13 @@ class Comparison:
                 return evaluate_all(record, executor, asks, stage)
 
             if any(self._needs_table(name) for name in self.strategies):
-                setting = yield from with_table(setting, lambda asks: evaluate("table", asks))
-            setting, found = yield from calibrated(setting, evaluate)
-            self.note = found.verdict if found is not None else ""
+                n_widths, tabled = self._job.evaluator.sensitivity, partial(evaluate, "table")
+                tabling = measured_table(setting.structure, setting.table_path, n_widths, tabled)
+                setting = setting.with_table((yield from tabling))
+            if self._job.evaluator.leaves_tier:
+                seed = setting.job.search.seed
+                found = yield from chosen_tier(setting.problem, seed, partial(evaluate, "proxy"))
+                setting, self.note = setting.at_tier(found.tier), found.verdict
         self._setting, self._job = setting, at_tier(self._job, setting.tier)
 
     def _needs_table(self, name: str) -> bool:
@@ -185,9 +193,9 @@ class Comparison:
         return self._job.evaluator.sensitivity > 0 and needs(name, options_of(self._job, name)).table
 
     def _measure(self, seed: int) -> Iterator[Evaluation]:
-        """The cells of the closed-form strategies at `seed`."""
+        """The arms of the closed-form strategies at `seed`."""
         setting = replace(self._setting, job=at_seed(self._job, seed))
-        place, key = self.path / f"closed-form-seed{seed}", cell_key(setting)
+        place, key = self.path / f"closed-form-seed{seed}", arm_key(setting.job, setting.identity)
         make_folder(place)
         with (
             Record(place, setting.structure, setting.problem.objectives, setting.tier, setting.identity) as record,
@@ -196,51 +204,53 @@ class Comparison:
             for name in self._closed_forms:
                 self._begin(name, seed)
                 file = place / f"{self._word(name)}.json"
-                cell = self._kept(file, key)
-                if cell is None:
-                    asks = closed_form_asks(setting, name)
+                arm = self._kept(file, key)
+                if arm is None:
+                    asks = closed_form_asks(setting.problem, name)
                     self._expect(len(asks))
                     done: list[Evaluation] = []
                     for evaluation in evaluate_all(record, executor, asks, "final"):
                         done.append(evaluation)
                         yield evaluation
-                    cell = closed_form_cell(key, name, setting, done)
-                    cell.save(file)
+                    which = ArmId(name, seed, key)
+                    arm = closed_form_arm(which, done, setting.problem, setting.constraints)
+                    arm.save(file)
                 for at in self.seeds if len(self._closed_seeds) == 1 else (seed,):
-                    self.cells[name, at] = replace(cell, seed=at)
+                    self.arms[name, at] = replace(arm, seed=at)
 
     def _search(self, name: str, seed: int) -> Iterator[Evaluation]:
-        """The cell of a sampler at `seed`: a whole search in a folder of its own."""
+        """The arm of a sampler at `seed`: a whole search in a folder of its own."""
         self._begin(name, seed)
         setting = replace(self._setting, job=at_seed(self._job, seed, name))
-        place, key = self.path / f"{self._word(name)}-seed{seed}", cell_key(setting)
-        cell = self._kept(place / "cell.json", key)
-        if cell is None:
+        place, key = self.path / f"{self._word(name)}-seed{seed}", arm_key(setting.job, setting.identity)
+        arm = self._kept(place / ARM, key)
+        if arm is None:
             self._expect(setting.job.search.trials)
             run = Run(setting.job, place, self._task, alone=True, shared=self.path / SHARED)
             try:
                 yield from run
                 points = [point.policy for point in run.front]
-            except NoPointError:  # the other cells stand, and this one says that there is none
+            except NoPointError:  # the other arms stand, and this one says that there is none
                 points = []
             with Record(place, setting.structure, setting.problem.objectives, setting.tier, setting.identity) as record:
-                cell = searched_cell(key, name, setting, record.evaluations, points)
-            cell.save(place / "cell.json")
-        self.cells[name, seed] = cell
+                which = ArmId(name, seed, key)
+                arm = searched_arm(which, record.evaluations, points, setting.problem, setting.prices)
+            arm.save(place / ARM)
+        self.arms[name, seed] = arm
 
     def _begin(self, name: str, seed: int) -> None:
         self._begun += 1
-        self.stage = f"cell {self._begun} of {self.n_cells}: {name}, seed {seed}"
+        self.stage = f"arm {self._begun} of {self.n_arms}: {name}, seed {seed}"
 
     def _expect(self, n: int) -> None:
-        """Guess the total: `n` evaluations in this cell, the job's trials in each search that is still to come."""
-        searches = min(self.n_cells - self._begun, (len(self.strategies) - len(self._closed_forms)) * len(self.seeds))
+        """Guess the total: `n` evaluations in this arm, the job's trials in each search that is still to come."""
+        searches = min(self.n_arms - self._begun, (len(self.strategies) - len(self._closed_forms)) * len(self.seeds))
         self.total = self.done + n + searches * self._job.search.trials
 
-    def _kept(self, file: Path, key: str) -> Cell | None:
-        cell = Cell.load(file, key)
-        self.kept += cell is not None
-        return cell
+    def _kept(self, file: Path, key: str) -> Arm | None:
+        arm = Arm.load(file, key)
+        self.kept += arm is not None
+        return arm
 
     def _word(self, name: str) -> str:
         """A file name for a strategy at these budgets."""
@@ -256,11 +266,11 @@ class Comparison:
         self.stage = "done"
 
 
-def closed_form_asks(setting: Setting, name: str) -> Labelled:
+def closed_form_asks(problem: Problem, name: str) -> Labelled:
     """The strategy at the asked budgets, the dense model, and the strategy along the range, all on validation."""
     strategy: Strategy = plugins.load("strategies", name)
-    problem, budget = setting.problem, setting.problem.budget
+    budget = problem.budget
     targets = [*budget.at, *(float(t) for t in np.linspace(budget.low, budget.high, N_CURVE))]
     asks = [(f"{name}@{t:.6g}", Ask(strategy(problem, t), problem.tier, split="validation")) for t in targets]
-    dense = ("dense", Ask(Policy.dense(setting.structure), "refit", split="validation"))
+    dense = ("dense", dense_ask(problem.structure))
     return [*asks[: len(budget.at)], dense, *asks[len(budget.at) :]]

@@ -10,12 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from autoprune.allocation.sensitivity import table_cost
-from autoprune.comparison.arm import Cell, Scored
+from autoprune.comparison.arm import Arm, Scored
 from autoprune.comparison.checks import is_closed_form
 from autoprune.comparison.verdict import RULE, judge
 from autoprune.pareto import reference_point
-from autoprune.run.setting import Setting
+from autoprune.protocols import Problem
 
 COLUMNS = (
     "strategy",
@@ -29,8 +28,8 @@ COLUMNS = (
     "hypervolume",
 )
 ABOUT = {
-    "evaluations": "those of the cell that really ran (repeats are free), its scoring on validation included; the "
-    "sensitivity table and the choice of the tier, which all cells share, are not",
+    "evaluations": "those of the arm that really ran (repeats are free), its scoring on validation included; the "
+    "sensitivity table and the choice of the tier, which all arms share, are not",
     "seconds": "of these evaluations, summed, whatever the number of workers",
     "ledger": "what the search was charged, in full evaluations at the fitness tier",
     "seeds": "a closed-form strategy is the same for every seed: measured once, its figures stand at each seed",
@@ -39,27 +38,31 @@ ABOUT = {
     "together, scored on validation",
     "spread": "standard deviation over the seeds; intervals are bootstraps over the validation samples, at 95 %",
 }
-Cells = Mapping[tuple[str, int], Cell]
+Arms = Mapping[tuple[str, int], Arm]
 
 
-def document_of(setting: Setting, cells: Cells, budgets: Sequence[float]) -> dict[str, Any]:
-    """Everything that compare.json holds; `cells` by strategy and seed, in the order in which they were asked for."""
-    names, seeds = list(dict.fromkeys(name for name, _ in cells)), list(dict.fromkeys(seed for _, seed in cells))
-    ordered = [cells[name, seed] for name in names for seed in seeds]
-    table = None if setting.problem.table is None else table_cost(setting.table_path)  # where a cell needed one
+def document_of(
+    arms: Arms, budgets: Sequence[float], problem: Problem, table: Mapping[str, float | None] | None
+) -> dict[str, Any]:
+    """Everything that compare.json holds; `arms` by strategy and seed, in the order in which they were asked for.
+
+    `table` is what the sensitivity table took that they share; None where no arm needed one.
+    """
+    names, seeds = list(dict.fromkeys(name for name, _ in arms)), list(dict.fromkeys(seed for _, seed in arms))
+    ordered = [arms[name, seed] for name in names for seed in seeds]
     return {
-        "rows": [_row(cell, i) for name in names for i in range(len(budgets)) for cell in _of(cells, name, seeds)],
-        "summary": [_summary(_of(cells, name, seeds), i) for i in range(len(budgets)) for name in names],
-        "verdicts": [asdict(v) for v in judge(cells, names, budgets, seeds)],
+        "rows": [_row(arm, i) for name in names for i in range(len(budgets)) for arm in _of(arms, name, seeds)],
+        "summary": [_summary(_of(arms, name, seeds), i) for i in range(len(budgets)) for name in names],
+        "verdicts": [asdict(v) for v in judge(arms, names, budgets, seeds)],
         "rule": RULE,
         "reference": {
             **dict(zip(("macs_ratio", "log_loss"), reference_point(1), strict=True)),
             "of": "the front on validation",
         },
         "about": ABOUT,
-        **{"cost": setting.problem.budget.cost, "tier": setting.tier, "trials": setting.job.search.trials},
-        **{"log": setting.job.objectives.logarithmic, "table": table, "dense": dict(ordered[0].dense)},
-        "cells": [_facts(cell) for cell in ordered],
+        **{"cost": problem.budget.cost, "tier": problem.tier, "trials": problem.n_trials},
+        **{"log": problem.logarithmic, "table": table, "dense": dict(ordered[0].dense)},
+        "cells": [_facts(arm) for arm in ordered],
     }
 
 
@@ -72,28 +75,28 @@ def csv_of(rows: Sequence[Mapping[str, Any]]) -> str:
     return text.getvalue()
 
 
-def _of(cells: Cells, name: str, seeds: Sequence[int]) -> list[Cell]:
-    return [cells[name, seed] for seed in seeds]
+def _of(arms: Arms, name: str, seeds: Sequence[int]) -> list[Arm]:
+    return [arms[name, seed] for seed in seeds]
 
 
-def _row(cell: Cell, i: int) -> dict[str, Any]:
-    point = cell.chosen[i]
+def _row(arm: Arm, i: int) -> dict[str, Any]:
+    point = arm.chosen[i]
     figures = (None, None, None) if point is None else (point.macs_ratio, point.loss, point.accuracy)
-    work = (cell.evaluations, cell.seconds, cell.hypervolume)
-    return dict(zip(COLUMNS, (cell.strategy, cell.budgets[i], cell.seed, *figures, *work), strict=True))
+    work = (arm.evaluations, arm.seconds, arm.hypervolume)
+    return dict(zip(COLUMNS, (arm.strategy, arm.budgets[i], arm.seed, *figures, *work), strict=True))
 
 
-def _summary(cells: Sequence[Cell], i: int) -> dict[str, Any]:
+def _summary(arms: Sequence[Arm], i: int) -> dict[str, Any]:
     """Mean and spread over the seeds of one strategy at one budget; None where a seed reached nothing."""
-    points = [cell.chosen[i] for cell in cells]
+    points = [arm.chosen[i] for arm in arms]
     reached = [p for p in points if p is not None]
-    row: dict[str, Any] = {"strategy": cells[0].strategy, "budget": cells[0].budgets[i], "seeds": len(cells)}
-    row |= {"seeds_reached": len(reached), "closed_form": is_closed_form(cells[0].strategy)}
+    row: dict[str, Any] = {"strategy": arms[0].strategy, "budget": arms[0].budgets[i], "seeds": len(arms)}
+    row |= {"seeds_reached": len(reached), "closed_form": is_closed_form(arms[0].strategy)}
     row |= _mean("macs_ratio", [p.macs_ratio for p in reached]) | _mean("loss", [p.loss for p in reached])
     row |= _mean("accuracy", [p.accuracy for p in reached if p.accuracy is not None])
-    row |= _mean("hypervolume", [cell.hypervolume for cell in cells])
-    row["evaluations"] = float(np.mean([cell.evaluations for cell in cells]))
-    row["seconds"] = float(np.mean([cell.seconds for cell in cells]))
+    row |= _mean("hypervolume", [arm.hypervolume for arm in arms])
+    row["evaluations"] = float(np.mean([arm.evaluations for arm in arms]))
+    row["seconds"] = float(np.mean([arm.seconds for arm in arms]))
     return row
 
 
@@ -102,12 +105,12 @@ def _mean(name: str, values: Sequence[float]) -> dict[str, float | None]:
     return {name: mean, f"{name}_sd": float(np.std(values, ddof=1)) if len(values) > 1 else None}
 
 
-def _facts(cell: Cell) -> dict[str, Any]:
-    """A cell without its samples: what it cost, its chosen points and its front with intervals."""
-    facts = {"strategy": cell.strategy, "seed": cell.seed, "key": cell.key, "evaluations": cell.evaluations}
-    facts |= {"passes": cell.passes, "ledger": cell.ledger, "seconds": cell.seconds, "hypervolume": cell.hypervolume}
-    chosen = {f"{b:g}": None if p is None else _point(p) for b, p in zip(cell.budgets, cell.chosen, strict=True)}
-    return {**facts, "chosen": chosen, "front": [_point(p) for p in cell.front]}
+def _facts(arm: Arm) -> dict[str, Any]:
+    """An arm without its samples: what it cost, its chosen points and its front with intervals."""
+    facts = {"strategy": arm.strategy, "seed": arm.seed, "key": arm.key, "evaluations": arm.evaluations}
+    facts |= {"passes": arm.passes, "ledger": arm.ledger, "seconds": arm.seconds, "hypervolume": arm.hypervolume}
+    chosen = {f"{b:g}": None if p is None else _point(p) for b, p in zip(arm.budgets, arm.chosen, strict=True)}
+    return {**facts, "chosen": chosen, "front": [_point(p) for p in arm.front]}
 
 
 def _point(point: Scored) -> dict[str, Any]:

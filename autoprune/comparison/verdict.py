@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from autoprune.comparison.arm import Cell, Scored
+from autoprune.comparison.arm import Arm, Scored
 from autoprune.estimates import LEVEL, RESAMPLES, FloatArray, paired
 
 CONTROLS = ("global", "uniform")
@@ -45,7 +45,7 @@ def control_of(strategies: Sequence[str]) -> str | None:
 
 
 def judge(
-    cells: Mapping[tuple[str, int], Cell], strategies: Sequence[str], budgets: Sequence[float], seeds: Sequence[int]
+    arms: Mapping[tuple[str, int], Arm], strategies: Sequence[str], budgets: Sequence[float], seeds: Sequence[int]
 ) -> tuple[Verdict, ...]:
     """A verdict for every budget and every strategy that is no control; none where there is no control."""
     control = control_of(strategies)
@@ -53,10 +53,10 @@ def judge(
         return ()
     made = []
     for i, budget in enumerate(budgets):
-        theirs = [cells[control, seed].chosen[i] for seed in seeds]
+        theirs = [arms[control, seed].chosen[i] for seed in seeds]
         for name in strategies:
             if name not in CONTROLS:
-                ours = [cells[name, seed].chosen[i] for seed in seeds]
+                ours = [arms[name, seed].chosen[i] for seed in seeds]
                 made.append(verdict((budget, name, control), ours, theirs))
     return tuple(made)
 

@@ -235,6 +235,16 @@ class EvaluatorPart(Part):
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     device: str = Field(default="auto", pattern=r"^(auto|cpu|mps|cuda(:[0-9]+)?)$")
 
+    @property
+    def tuned_finalists(self) -> int:
+        """Finalists that get the brief fine-tune at each asked budget; 0 where it has no steps."""
+        return self.finalists if self.finetune_steps > 0 else 0
+
+    @property
+    def leaves_tier(self) -> bool:
+        """Whether the run chooses its fitness tier itself: it asks the brief fine-tune which one ranks as it does."""
+        return self.fitness == "auto" and self.finetune_steps > 0
+
 
 class LatencyPart(Part):
     """How latency is measured: on which runtime, for how many samples at a time, on how many whole models."""

@@ -43,7 +43,7 @@ from autoprune.policy import Policy
 from autoprune.protocols import EvaluatorFactory
 from autoprune.record.folder import write_event
 from autoprune.record.record import locked
-from autoprune.run.after import told_loss
+from autoprune.run.exported import told_loss
 from autoprune.run.run import Run
 
 Say = Callable[[str], None]
@@ -83,7 +83,9 @@ def finetune_front(run: Run, say: Say = lambda line: None) -> tuple[Mapping[str,
     if setting.lent is not None:
         raise InputError("finetune needs a task that the job names (task.factory), not one lent from Python")
     with locked(run.path):
-        plan = planned(setting, front, section)
+        plan = planned(
+            front, section, setting.problem.budget, setting.task, identity=setting.identity, settings=setting.settings
+        )
         found = read_finished(run.path / SUMMARY, plan.key)
         if found is None:
             found = _concluded(run, plan, _tuned(run, plan, say))
@@ -244,7 +246,8 @@ def _concluded(run: Run, plan: Plan, results: Any) -> dict[str, Any]:
         keep_weights(evaluator, run.path / WEIGHTS / f"{point.id}.safetensors")
         steps = int(report["epoch"]) * epoch_steps(evaluator)
         recipe = course_recipe(trial, steps, evaluator.settings.seed)
-        rows.append(conclusion(point, recipe, float(report["loss"]), told_loss(run.setting, found), found.metrics))
+        loss = told_loss(found, evaluator.settings.objective)
+        rows.append(conclusion(point, recipe, float(report["loss"]), loss, found.metrics))
     return {"key": plan.key, "points": rows, "trials": [_record(r) for r in results]}
 
 

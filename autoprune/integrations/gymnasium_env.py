@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import tempfile
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import gymnasium
 import numpy as np
@@ -16,13 +17,12 @@ import numpy.typing as npt
 from gymnasium.spaces import Box
 
 from autoprune.allocation.budget import lattice
+from autoprune.allocation.sensitivity import Table
 from autoprune.allocation.walk import CLASSIC_FEATURES, RESIDUAL_FEATURES, Episode, State, build_walk
 from autoprune.errors import InputError, one_line
 from autoprune.evaluation import Ask, Evaluation
 from autoprune.protocols import Evaluator, Problem
-
-if TYPE_CHECKING:
-    from autoprune.run.setting import Setting
+from autoprune.structure import Structure
 
 ID = "autoprune/AMC-v0"
 OBSERVATIONS = {"residual": RESIDUAL_FEATURES, "classic": CLASSIC_FEATURES}
@@ -148,24 +148,25 @@ def make_env(job: Any, profile: str = "residual", target: float | None = None, o
             undo.callback(folder.cleanup)
             out = folder.name
         setting = prepare(parsed, Path(out))
-        evaluate = setting.evaluator_factory()()
+        problem, evaluate = setting.problem, setting.evaluator_factory()()
         if profile.removeprefix("amc-") != "classic":  # the paper's walk knows no sensitivities
-            setting = _tabled(setting, evaluate)
-        env = AmcEnv(setting.problem, evaluate, profile, target, folder)
+            n_widths = parsed.evaluator.sensitivity
+            problem = replace(problem, table=_table(problem.structure, setting.table_path, n_widths, evaluate))
+        env = AmcEnv(problem, evaluate, profile, target, folder)
         undo.pop_all()
     return env
 
 
-def _tabled(setting: Setting, evaluate: Evaluator) -> Setting:
-    """The setting with its sensitivity table, from the folder or measured now."""
-    from autoprune.run.before import with_table
+def _table(structure: Structure, path: Path, n_widths: int, evaluate: Evaluator) -> Table:
+    """The sensitivity table, from its file or measured now."""
+    from autoprune.run.before import measured_table
 
-    stages = with_table(setting, lambda asks: (evaluate(ask) for _, ask in asks))
+    stages = measured_table(structure, path, n_widths, lambda asks: (evaluate(ask) for _, ask in asks))
     while True:
         try:
             next(stages)
         except StopIteration as end:
-            return cast("Setting", end.value)
+            return cast("Table", end.value)
 
 
 if ID not in gymnasium.registry:

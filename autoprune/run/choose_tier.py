@@ -44,7 +44,7 @@ class TierQuality:
 
 
 @dataclass(frozen=True)
-class Calibrated:
+class TierChoice:
     """The chosen fitness tier, what it was chosen from, and one sentence about it; `dead` where no proxy ranks."""
 
     tier: Literal["stitch", "refit"]
@@ -83,7 +83,7 @@ def proxy_asks(chosen: Sequence[tuple[float, Policy]]) -> Labelled:
     return [(f"{tier}@{t:g}", Ask(policy, tier)) for tier in (*CHEAP, JUDGE) for t, policy in chosen]
 
 
-def calibrate(chosen: Sequence[tuple[float, Policy]], answers: Sequence[Evaluation]) -> Calibrated:
+def choose_tier(chosen: Sequence[tuple[float, Policy]], answers: Sequence[Evaluation]) -> TierChoice:
     """Choose the cheapest adequate tier; `answers` answer `proxy_asks(chosen)` in order."""
     n, strata = len(chosen), np.array([t for t, _ in chosen])
     by_tier = {tier: answers[i * n : (i + 1) * n] for i, tier in enumerate((*CHEAP, JUDGE))}
@@ -104,7 +104,7 @@ def calibrate(chosen: Sequence[tuple[float, Policy]], answers: Sequence[Evaluati
     return _choose({q.tier: q for q in qualities}, qualities, int(alive.sum()))
 
 
-def _choose(by_tier: Mapping[str, TierQuality], qualities: tuple[TierQuality, ...], n: int) -> Calibrated:
+def _choose(by_tier: Mapping[str, TierQuality], qualities: tuple[TierQuality, ...], n: int) -> TierChoice:
     top = max(by_tier[tier].correlation for tier in CHEAP)
     adequate = [t for t in CHEAP if by_tier[t].correlation >= max(ENOUGH, top - CLOSE)]
     tier = adequate[0] if adequate else max(reversed(CHEAP), key=lambda t: by_tier[t].correlation)
@@ -120,9 +120,9 @@ def _choose(by_tier: Mapping[str, TierQuality], qualities: tuple[TierQuality, ..
             f"than chance: more evaluator.calibration samples, more evaluator.finetune_steps or "
             f"evaluator.fitness: tune may help"
         )
-        return Calibrated("refit", qualities, True, verdict)
+        return TierChoice("refit", qualities, True, verdict)
     doubt = "" if adequate else f", although no cheap tier reaches a rank correlation of {ENOUGH:g}"
-    return Calibrated(tier, qualities, False, f"fitness is {tier}{doubt}; {what}")
+    return TierChoice(tier, qualities, False, f"fitness is {tier}{doubt}; {what}")
 
 
 def _within_strata(evaluations: Sequence[Evaluation], strata: FloatArray, alive: FloatArray) -> FloatArray:

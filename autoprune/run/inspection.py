@@ -18,7 +18,7 @@ from autoprune.files.job import Job
 from autoprune.protocols import Task
 from autoprune.record.folder import new_folder
 from autoprune.record.record import Record
-from autoprune.run.before import with_table
+from autoprune.run.before import measured_table
 from autoprune.run.loop import evaluate_all
 from autoprune.run.prepare import prepare
 from autoprune.run.setting import Setting
@@ -73,7 +73,7 @@ class Inspection:
                     self.total = float(len(asks))
                     return evaluate_all(record, executor, asks, "table")
 
-                for evaluation in with_table(s, evaluate):
+                for evaluation in measured_table(s.structure, self.path, s.job.evaluator.sensitivity, evaluate):
                     self.done += 1
                     yield evaluation
         finally:

@@ -52,6 +52,10 @@ class Prices:
         """The price of `ask` in full evaluations at the fitness tier `tier`."""
         return self.samples(ask) / self.samples(Ask(ask.policy, tier))
 
+    def worth(self, asks: Iterable[Ask], tier: Tier) -> float:
+        """What `asks` cost together: one that comes again costs nothing."""
+        return sum(self.full(ask, tier) for ask in dict.fromkeys(asks))
+
 
 class Ledger:
     """Counts what a search has asked for, in full evaluations at the fitness tier; repeats cost nothing.

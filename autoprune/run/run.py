@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,32 +13,41 @@ from typing import Any
 import numpy as np
 
 from autoprune.allocation.sensitivity import blank_table, table_asks
-from autoprune.errors import InputError, RunError
+from autoprune.errors import RunError
 from autoprune.evaluation import Ask, Evaluation, Labelled
 from autoprune.evaluator.fidelity import AUTO
-from autoprune.files.job import Job, changed_keys, changed_since
+from autoprune.evaluator.prepared import prepared_model
+from autoprune.files.job import Job
 from autoprune.files.policy_file import save_csv, save_front
 from autoprune.files.whole import write_whole
 from autoprune.front import Front
+from autoprune.latency.calibrate import remeasure
 from autoprune.policy import Policy
 from autoprune.protocols import Executor, Task, WorkerState
 from autoprune.record.folder import new_folder, write_event
 from autoprune.record.mirror import Mirror
 from autoprune.record.record import Record, Stage, locked
-from autoprune.record.storage import JOURNAL, find_home, forget_study, load_study
+from autoprune.record.storage import find_home, forget_study, load_study
 from autoprune.run import after
-from autoprune.run.before import CONTROL_ARMS, calibrated, control_policies, seed_asks, tabled
+from autoprune.run.before import CONTROL_ARMS, chosen_tier, control_policies, measured_table, seed_asks
 from autoprune.run.constraints import Constrained, penalised
+from autoprune.run.exported import Finding, measured_on, points_of, provenance, scored_base, volume_facts
+from autoprune.run.folder_checks import (
+    MIRRORED,
+    check_same_job,
+    check_storage,
+    forget,
+    go_on_from,
+    refuse_other,
+)
 from autoprune.run.ledger import Ledger, Plateau
 from autoprune.run.loop import evaluate_all, search_loop
 from autoprune.run.prepare import check_executor, prepare
 from autoprune.run.setting import Setting
+from autoprune.run.summary import Told, summarise
 from autoprune.run.telling import cannot_tell
 from autoprune.samplers import build_sampler, needs
 
-RUN_FILES = ("job.yaml", "policy.json", "front.csv", "report.html", "log.jsonl", "proxy.json", "finetune.json")
-MIRRORED = (*RUN_FILES, JOURNAL)
-RUN_FOLDERS = ("tune", "finetuned")
 STAGES = {"table": "sensitivity table", "proxy": "choice of the tier", "seed": "control arms and seeds"}
 """What a stage of the record is called while it runs."""
 
@@ -80,21 +88,21 @@ class Run:
         shared: Path | None = None,
     ) -> None:
         if not fresh:
-            _check_same_job(job, folder)
+            check_same_job(job, folder)
         check_executor(job)
-        _check_storage(job, folder, fresh)
+        check_storage(job, folder, fresh)
         self.path, self.stage, self.note, self._alone = folder, "prepare", "", alone
         with new_folder(folder):
             self._mirror = None if alone or job.sync_url is None else Mirror(folder, job.sync_url, MIRRORED)
             if self._mirror is not None and not fresh:
-                _go_on_from(self._mirror, job)
+                go_on_from(self._mirror, job)
             self._setting: Setting = prepare(job, folder, task, shared)
             self._fail_early()
         self.done, self._plan = 0.0, dict[str, float]()
         self._executor: Executor | None = None
         with locked(folder):
             if fresh:  # not before the new job has proved good
-                _forget(folder, self._setting.database_path)
+                forget(folder, self._setting.database_path)
                 forget_study(folder, job.storage_url)
                 self._mirror.forget() if self._mirror is not None else None
             write_whole(folder / "job.yaml", job.dump())
@@ -108,7 +116,7 @@ class Run:
             Record(self.path, s.structure, s.problem.objectives, s.tier, s.identity, storage) as record,
             self._mirror or nullcontext(),
         ):
-            _refuse_other(s.job, record.fact("job"), f"the record of {self.path}")
+            refuse_other(s.job, record.fact("job"), f"the record of {self.path}")
             record.note("job", s.job.portable())
             facts = {"groups": len(s.structure), "trials": s.job.search.trials, "database_s": round(s.built_s, 3)}
             write_event(self.path, "start", facts)
@@ -116,7 +124,7 @@ class Run:
             try:
                 said, counted = self.note, set[Ask]()
                 for evaluation in self._stages(record, executor):
-                    self.done += self._setting.price(evaluation.ask) if evaluation.ask not in counted else 0.0
+                    self.done += s.worth([evaluation.ask]) if evaluation.ask not in counted else 0.0
                     counted.add(evaluation.ask)
                     if self.note == said:  # a new note is shown before the mirror speaks
                         self._hear()
@@ -197,13 +205,14 @@ class Run:
         part, there_will_be = job.search, job.evaluator.sensitivity > 0
         blank = replace(problem, table=blank_table(problem.structure) if there_will_be else None)
         build_sampler(part.sampler, blank, np.random.default_rng(0), part.options).ask()
-        seed_asks(self._setting)
+        seed_asks(problem, job.warm_start)
 
     def _planned(self) -> dict[str, float]:
         """What the stages will roughly cost: right enough for an ETA."""
         s, arms = self._setting, 0 if self._alone else len(CONTROL_ARMS)
-        n, at = after.n_finalists(s, s.job.search.trials), len(s.problem.budget.at)
-        tune = s.price(Ask(Policy.dense(s.structure), "tune"))
+        least, trials = s.job.evaluator.tuned_finalists, s.job.search.trials
+        n, at = after.n_finalists(least, s.problem, s.prices, trials), len(s.problem.budget.at)
+        tune = s.worth([Ask(Policy.dense(s.structure), "tune")])
         points = after.MAX_POINTS * 1.0
         plan = {"search": float(s.job.search.trials), "held back": points, "validation": points}
         return plan | {"finalists": n * at * tune, "fine-tuned": (1 + arms) * at * tune * min(n, 1)}
@@ -217,26 +226,22 @@ class Run:
             self._begin(STAGES[stage], asks)
             return evaluate_all(record, executor, asks, stage)
 
-        said = self._setting.fidelity
-        write_event(self.path, "loss", {"name": said.name, "classes": said.classes, "why": said.why})
-        notes = [f"loss {said.name}: {said.why}"] if self._setting.job.objectives.loss == AUTO else []
-        if self._setting.latency is not None:
-            notes.append(self._setting.latency.verdict())
-            write_event(self.path, "latency", self._setting.latency.summary())
-        self.note = "; ".join(notes)
-        self._setting = yield from tabled(self._setting, evaluate)
-        self._setting, found = yield from calibrated(self._setting, evaluate)
-        if found is not None:
-            self.note = found.verdict
+        self._speak()
+        if self._has_table():
+            place, n_widths = self._setting.table_path, self._setting.job.evaluator.sensitivity
+            tabling = measured_table(self._setting.structure, place, n_widths, partial(evaluate, "table"))
+            self._setting = self._setting.with_table((yield from tabling))
+        if self._setting.job.evaluator.leaves_tier:
+            seed = self._setting.job.search.seed
+            found = yield from chosen_tier(self._setting.problem, seed, partial(evaluate, "proxy"))
+            self._setting, self.note = self._setting.at_tier(found.tier), found.verdict
             write_event(self.path, "proxy", found.facts())
             write_whole(self.path / "proxy.json", json.dumps(found.facts(), indent=1))
         record.tier = self._setting.tier
         seeds: list[Evaluation] = []
-        if not self._alone or needs(self._setting.job.search.sampler, self._setting.job.search.options).seeds:
-            ledger = record.horizon(self._setting.job.search.trials) if self._alone else None
-            for evaluation in evaluate("seed", seed_asks(self._setting, ledger)):
-                seeds.append(evaluation)
-                yield evaluation
+        for evaluation in evaluate("seed", self._seed_asks(record)):
+            seeds.append(evaluation)
+            yield evaluation
         self._warn_of_dense(seeds)
         s = self._setting
         if s.problem.logarithmic and (reason := cannot_tell(seeds, s.problem.budget.cost, s.settings.loss)):
@@ -246,7 +251,31 @@ class Run:
             told.append(evaluation)
             yield evaluation
         self._plan["search"] = self._setting.worth(e.ask for e in told[len(seeds) :])
-        yield from self._finals(record, executor, told)
+        self._export(told, (yield from self._finals(record, executor, told)))
+
+    def _speak(self) -> None:
+        """Say which loss and which latency table the search goes by."""
+        s, said = self._setting, self._setting.fidelity
+        write_event(self.path, "loss", {"name": said.name, "classes": said.classes, "why": said.why})
+        notes = [f"loss {said.name}: {said.why}"] if s.job.objectives.loss == AUTO else []
+        if s.latency is not None:
+            notes.append(s.latency.verdict())
+            write_event(self.path, "latency", s.latency.summary())
+        self.note = "; ".join(notes)
+
+    def _has_table(self) -> bool:
+        """Whether the sampler works from a sensitivity table, and the job lets it be measured."""
+        job = self._setting.job
+        return job.evaluator.sensitivity > 0 and needs(job.search.sampler, job.search.options).table
+
+    def _seed_asks(self, record: Record) -> Labelled:
+        """What the search starts from; alone, only where its sampler wants any, and on its own ledger."""
+        s, part = self._setting, self._setting.job.search
+        if not self._alone:
+            return seed_asks(s.problem, s.job.warm_start)
+        if not needs(part.sampler, part.options).seeds:
+            return []
+        return seed_asks(s.problem, s.job.warm_start, record.horizon(part.trials))
 
     def _warn_of_dense(self, seeds: list[Evaluation]) -> None:
         """Say it before the budget is spent where the dense model itself misses a constraint."""
@@ -265,7 +294,7 @@ class Run:
         sampler = build_sampler(part.sampler, problem, np.random.default_rng(part.seed), part.options)
         ledger = Ledger(
             max(0.0, part.trials - (s.worth(e.ask for e in seeds) if self._alone else 0.0)),
-            s.price,
+            lambda ask: s.prices.full(ask, s.tier),
             (e.ask for e in seeds),
             part.patience,
             Plateau(problem, partial(penalised, s.constraints)) if part.patience else None,
@@ -279,100 +308,78 @@ class Run:
             )
             write_event(self.path, "stopped", {"reason": ledger.stopped, "spent": ledger.spent})
 
-    def _finals(self, record: Record, executor: Executor, told: list[Evaluation]) -> Iterator[Evaluation]:
-        """Re-rank the front on held-back samples, tune the finalists, score on validation, export."""
-        s, controls = self._setting, {} if self._alone else control_policies(self._setting.problem)
+    def _finals(
+        self, record: Record, executor: Executor, told: list[Evaluation]
+    ) -> Generator[Evaluation, None, _Finals]:
+        """Re-rank the front on held-back samples, tune the finalists, score on validation."""
+        s, problem, constraints = self._setting, self._setting.problem, self._setting.constraints
+        controls = {} if self._alone else control_policies(problem)
 
-        def evaluated(stage: str, asks: Labelled, done: list[Evaluation]) -> Iterator[Evaluation]:
+        def evaluated(stage: str, asks: Labelled) -> Generator[Evaluation, None, list[Evaluation]]:
             self._begin(stage, asks)
+            done = []
             for evaluation in evaluate_all(record, executor, asks, "final"):
                 done.append(evaluation)
                 yield evaluation
+            return done
 
-        held: list[Evaluation] = []
-        scored: list[Evaluation] = []
-        tuned: list[Evaluation] = []
-        final: list[Evaluation] = []
-        spent = s.worth(e.ask for e in told)
-        chosen = after.contenders(s, told, after.n_finalists(s, spent))
-        yield from evaluated("held back", after.heldback_asks(s, told, chosen), held)
-        yield from evaluated("finalists", after.finalist_asks(chosen), tuned)
-        ranked = after.reranked(s, told, held)
-        winners = after.winners(s, ranked, tuned)
-        yield from evaluated("validation", after.validation_asks(s, ranked, winners, controls), scored)
-        yield from evaluated("fine-tuned", after.tuned_asks(s, winners, controls), final)
-        full = [(i, e) for i, e in enumerate(told) if e.ask.fraction == 1.0 and e.ask.tier == s.tier]
-        trials = {e.ask.policy: i for i, e in reversed(full)}
-        known = [e for e in scored if e.ask.policy in trials]  # alone, the dense model is measured but never found
-        points = after.exported(s, known, final, winners, controls)
-        latencies = after.measured_latencies(s, points)
-        fastest = min((found["ratio"] for found in latencies.values()), default=0.0)
-        if fastest >= 1.0:
-            self.note = (
-                f"no point of the front is faster than the dense model: the fastest takes {fastest:.2f} of its time"
-            )
-        front = after.export_front(s, points, scored[0], final, trials, latencies)
-        rows = after.summarise(s, after.Told(front, winners, controls, (*told, *held, *scored, *final)))
-        self._result = (front, rows)
-        self._export(front, rows)
+        n = after.n_finalists(s.job.evaluator.tuned_finalists, problem, s.prices, s.worth(e.ask for e in told))
+        chosen = after.contenders(told, n, problem, constraints)
+        held = yield from evaluated("held back", after.heldback_asks(told, chosen, problem, constraints))
+        judged = yield from evaluated("finalists", after.finalist_asks(chosen))
+        ranked = after.reranked(told, held, problem.tier, s.prices)
+        winners = after.winners(ranked, judged, problem.budget, constraints)
+        scored = yield from evaluated("validation", after.validation_asks(ranked, winners, controls, problem))
+        tunes = s.job.evaluator.tuned_finalists > 0
+        tuned = yield from evaluated("fine-tuned", after.tuned_asks(winners, controls) if tunes else [])
+        return _Finals(held, scored, tuned, winners, controls)
 
-    def _export(self, front: Front, rows: tuple[Mapping[str, Any], ...]) -> None:
+    def _export(self, told: list[Evaluation], finals: _Finals) -> None:
+        """Make the front and the result table, and write them."""
         from autoprune.report import build_report
 
-        self.stage = "done"
+        s, found = self._setting, finals
+        full = [(i, e) for i, e in enumerate(told) if e.ask.fraction == 1.0 and e.ask.tier == s.tier]
+        trials = {e.ask.policy: i for i, e in reversed(full)}
+        known = [e for e in found.scored if e.ask.policy in trials]  # alone, the dense model is never found
+        chosen = after.exported(known, found.tuned, found.winners, found.controls, s.problem, s.constraints)
+        trained = [e for e in chosen if e.ask.tier == "tune"]  # where that is the fitness, the front itself is tuned
+        fine, latencies = {e.ask.policy: e for e in (*trained, *found.tuned) if e.ok}, self._latencies(chosen)
+        findings = [Finding(e, fine.get(p), trials[p], latencies.get(p)) for e in chosen for p in [e.ask.policy]]
+        base = scored_base(s.base, found.scored[0], s.database)
+        points = points_of(findings, base, s.database, s.settings)
+        facts = provenance(s.job) | volume_facts(points, s.problem)
+        front = Front(points, base, measured_on(s.settings, s.latency), facts)
+        evaluations = (*told, *found.held, *found.scored, *found.tuned)
+        rows = summarise(Told(front, found.winners, found.controls, evaluations, s.tier), s.problem.budget.at)
+        self._result, self.stage = (front, rows), "done"
         save_front(front, self.path / "policy.json")
         save_csv(front, self.path / "front.csv")
         write_event(self.path, "summary", {"rows": rows, "spent": self.spent})
         build_report(self.path)
 
-
-def _check_same_job(job: Job, folder: Path) -> None:
-    """What may change between calls: trials upwards, the executor; InputError names the rest."""
-    if not (folder / "job.yaml").exists():
-        return
-    _refuse(changed_keys(Job.load(folder / "job.yaml"), job), str(folder))
-
-
-def _check_storage(job: Job, folder: Path, fresh: bool) -> None:
-    """That the database answers, before minutes of work, and that a run begun on another machine had the same job."""
-    if job.storage is None:
-        return
-    home = find_home(folder, job.storage_url)
-    try:
-        study = None if fresh else load_study(home)
-        held = None if study is None else home.read(lambda: study.user_attrs.get("job"))
-    finally:
-        home.close()
-    _refuse_other(job, held, f"the study {home.study_name} in {home.shown}")
+    def _latencies(self, points: Sequence[Evaluation]) -> Mapping[Policy, Mapping[str, float]]:
+        """The points' latencies, measured anew as ratios to the dense model (a search predicts them), where asked."""
+        s = self._setting
+        if s.latency is None:
+            return {}
+        model, inputs = prepared_model(s.task, s.settings.torch_device), s.task.example_inputs()
+        policies, table = [e.ask.policy for e in points], s.latency
+        timings = remeasure(model, inputs, s.structure, policies, table.runtime, table.batch_size, s.job.search.seed)
+        fastest = min((t.ratio for t in timings.values()), default=0.0)
+        if fastest >= 1.0:
+            self.note = (
+                f"no point of the front is faster than the dense model: the fastest takes {fastest:.2f} of its time"
+            )
+        return {policy: {"ratio": t.ratio, "iqr": t.iqr} for policy, t in timings.items()}
 
 
-def _refuse_other(job: Job, held: Mapping[str, Any] | None, where: str) -> None:
-    _refuse(() if held is None else changed_since(held, job), where)
+@dataclass(frozen=True)
+class _Finals:
+    """What the final stages came to: evaluations by stage, the winner at each asked budget, the control arms."""
 
-
-def _refuse(keys: tuple[str, ...], where: str) -> None:
-    if keys:
-        raise InputError(
-            f"{where} holds a run of another job: {', '.join(keys)} differ; trials may grow and executor.* may "
-            f"change, for anything else choose another --out or start anew with --fresh"
-        )
-
-
-def _go_on_from(mirror: Mirror, job: Job) -> None:
-    """Bring the run here where the mirror is ahead, unless it is another job's."""
-    before = mirror.job()
-    if before is not None:
-        _refuse(changed_keys(Job.loads(before, source=f"{mirror.url}/job.yaml"), job), mirror.url)
-    with locked(mirror.folder):
-        mirror.fetch()
-
-
-def _forget(folder: Path, database: Path) -> None:
-    """Remove the files of an earlier run, and nothing else."""
-    for name in RUN_FILES:
-        (folder / name).unlink(missing_ok=True)
-    for name in RUN_FOLDERS:
-        shutil.rmtree(folder / name, ignore_errors=True)
-    for path in (folder / "database").glob("*.safetensors"):
-        if path != database:
-            path.unlink()
+    held: Sequence[Evaluation]
+    scored: Sequence[Evaluation]
+    tuned: Sequence[Evaluation]
+    winners: Mapping[float, Policy]
+    controls: after.Controls

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from autoprune import plugins
+from autoprune.allocation.sensitivity import Table
 from autoprune.costs._latency_table import LatencyTable
 from autoprune.database.store import LevelDatabase
 from autoprune.evaluation import Ask, Tier
@@ -64,13 +65,13 @@ class Setting:
         base = replace(self.base, space={**self.base.space, "tier": tier})
         return replace(self, problem=replace(self.problem, tier=tier), base=base)
 
-    def price(self, ask: Ask) -> float:
-        """What `ask` costs, in full evaluations at the fitness tier."""
-        return self.prices.full(ask, self.tier)
+    def with_table(self, table: Table) -> Setting:
+        """The same with a sensitivity table."""
+        return replace(self, problem=replace(self.problem, table=table))
 
     def worth(self, asks: Iterable[Ask]) -> float:
-        """What `asks` cost together: one that comes again costs nothing."""
-        return sum(map(self.price, dict.fromkeys(asks)))
+        """What `asks` cost together, in full evaluations at the fitness tier: one that comes again costs nothing."""
+        return self.prices.worth(asks, self.tier)
 
     @property
     def table_path(self) -> Path:
@@ -81,7 +82,7 @@ class Setting:
         key = hashlib.sha256(repr(what).encode()).hexdigest()[:8]
         return self.database_path.with_name(f"{self.database_path.stem}-{key}.sensitivity.json")
 
-    def evaluator_factory(self) -> EvaluatorFactory:
+    def evaluator_factory(self) -> Callable[[], TieredEvaluator]:
         """What builds an evaluator, here or in a worker."""
         if self.lent is not None:
             mine = (self.lent, self.structure, self.database, self.settings)

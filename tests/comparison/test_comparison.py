@@ -20,7 +20,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
 from autoprune.cli import run
-from autoprune.comparison.arm import Cell, Scored
+from autoprune.comparison.arm import Arm, Scored
 from autoprune.comparison.checks import parse_seeds, works_without_table
 from autoprune.comparison.comparison import Comparison, closed_form_asks, compare
 from autoprune.comparison.document import COLUMNS
@@ -87,12 +87,12 @@ def test_every_search_spends_the_same_ledger(finished: Comparison) -> None:
 
 def test_a_closed_forms_work_is_that_of_the_evaluations_that_ran(finished: Comparison) -> None:
     for name in ("uniform", "global"):
-        cell = finished.cells[name, SEEDS[0]]
+        arm = finished.arms[name, SEEDS[0]]
         setting = finished._setting
-        asks = [ask for _, ask in closed_form_asks(setting, name)]
-        assert cell.evaluations == len(set(asks)) < len(asks)
+        asks = [ask for _, ask in closed_form_asks(setting.problem, name)]
+        assert arm.evaluations == len(set(asks)) < len(asks)
         forward = sum(setting.prices.samples(ask) for ask in set(asks))
-        assert cell.passes == pytest.approx(forward / setting.base.space["calibration"])
+        assert arm.passes == pytest.approx(forward / setting.base.space["calibration"])
 
 
 def test_every_point_of_a_front_carries_its_interval(finished: Comparison) -> None:
@@ -106,16 +106,16 @@ def test_a_second_call_measures_nothing_and_says_the_same(finished: Comparison) 
     before = {p: p.stat().st_mtime_ns for p in finished.path.rglob("*.json") if p.name != "compare.json"}
     again = Comparison(tiny_job(), STRATEGIES, BUDGETS, SEEDS, finished.path)
     assert sum(1 for _ in again) == 0
-    assert again.kept == again.n_cells == 4
+    assert again.kept == again.n_arms == 4
     assert again.document == finished.document
     assert {p: p.stat().st_mtime_ns for p in before} == before
 
 
 def test_a_strategy_that_is_added_later_leaves_finished_cells_alone(finished: Comparison) -> None:
     more = Comparison(tiny_job(), (*STRATEGIES, NARROW), BUDGETS, SEEDS, finished.path).finish()
-    assert (more.kept, more.n_cells) == (4, 5)
-    own = {k: v for k, v in more.cells.items() if k[0] in STRATEGIES}
-    assert own == finished.cells
+    assert (more.kept, more.n_arms) == (4, 5)
+    own = {k: v for k, v in more.arms.items() if k[0] in STRATEGIES}
+    assert own == finished.arms
     assert all(v["control"] == "global" for v in more.document["verdicts"])
     assert {v["strategy"] for v in more.document["verdicts"]} == {"random", NARROW}
 
@@ -191,7 +191,7 @@ def test_killed_at_a_random_moment_it_goes_on_and_measures_no_finished_cell_agai
 ) -> None:
     folder, first, second = tmp_path / "killed", tmp_path / "first", tmp_path / "second"
     process, wanted = start(folder, first), random.Random(0).randint(1, 8)
-    while process.poll() is None and (not first.exists() or first.read_text().count("cell 4 of 4") < wanted):
+    while process.poll() is None and (not first.exists() or first.read_text().count("arm 4 of 4") < wanted):
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     process.communicate(timeout=60)
@@ -203,7 +203,7 @@ def test_killed_at_a_random_moment_it_goes_on_and_measures_no_finished_cell_agai
     errors = resumed.communicate(timeout=60)[1]
     assert resumed.returncode == 0, errors.decode()
     assert {p: p.stat().st_mtime_ns for p in cells} == cells
-    assert set(second.read_text().splitlines()) == {"cell 4 of 4: random, seed 1"}
+    assert set(second.read_text().splitlines()) == {"arm 4 of 4: random, seed 1"}
     assert figures(json.loads((folder / "compare.json").read_text())) == figures(finished.document)
     assert not list(folder.rglob("*.part"))
 
@@ -262,7 +262,7 @@ def test_the_command_line_prints_the_table_and_the_verdicts_last(
     arguments += ["--seeds", "0,1", "--out", str(finished.path)]
     assert run(arguments) == 0
     shown = capsys.readouterr()
-    assert "4 of 4 cells were finished before" in shown.err
+    assert "4 of 4 arms were finished before" in shown.err
     assert "±" in shown.out
     assert all(name in shown.out for name in STRATEGIES)
     *_, last = shown.out.strip().splitlines()
@@ -317,16 +317,16 @@ def test_without_sample_losses_the_seeds_alone_decide() -> None:
 
 
 def test_uniform_is_the_control_where_global_is_not_compared(finished: Comparison) -> None:
-    only = {key: cell for key, cell in finished.cells.items() if key[0] != "global"}
+    only = {key: arm for key, arm in finished.arms.items() if key[0] != "global"}
     assert {v.control for v in judge(only, ("uniform", "random"), BUDGETS, SEEDS)} == {"uniform"}
     assert judge(only, ("random",), BUDGETS, SEEDS) == ()
 
 
 def test_a_cell_comes_back_from_its_file_and_one_of_another_key_does_not(finished: Comparison, tmp_path: Path) -> None:
-    cell, path = finished.cells["random", 1], tmp_path / "cell.json"
-    cell.save(path)
-    assert Cell.load(path, cell.key) == cell
-    assert Cell.load(path, "sha256:other") is None
+    arm, path = finished.arms["random", 1], tmp_path / "cell.json"
+    arm.save(path)
+    assert Arm.load(path, arm.key) == arm
+    assert Arm.load(path, "sha256:other") is None
     path.write_text(path.read_text()[:-40])
-    assert Cell.load(path, cell.key) is None
-    assert Cell.load(tmp_path / "none.json", cell.key) is None
+    assert Arm.load(path, arm.key) is None
+    assert Arm.load(tmp_path / "none.json", arm.key) is None

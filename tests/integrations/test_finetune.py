@@ -18,7 +18,7 @@ import ray
 import torch
 from safetensors.torch import load_file
 
-from autoprune.application.courses import Trial, Tuition, planned, recipes
+from autoprune.application.courses import Plan, Trial, Tuition, planned, recipes
 from autoprune.errors import InputError, RunError
 from autoprune.evaluation import Ask
 from autoprune.files.job import Job
@@ -156,17 +156,22 @@ def test_a_tuition_goes_on_from_its_checkpoint_to_the_bit(finished: Run, tmp_pat
         assert torch.equal(broken.stitcher.model.state_dict()[name], value), name
 
 
+def planned_of(run: Run, section: FinetunePart) -> Plan:
+    s = run.setting
+    return planned(run.front, section, s.problem.budget, s.task, identity=s.identity, settings=s.settings)
+
+
 def test_recipes_spread_over_their_ranges_and_points_take_turns(finished: Run) -> None:
     section = FinetunePart(points=2, samples=9, epochs=(1, 4))
     row = recipes("p00", section, (0.01, 0.1), 4, (0, 0))
     assert sorted(t.epochs for t in row) == [1, 2, 3, 4]
     assert all(0.01 <= t.learning_rate <= 0.1 and 0.5 <= t.distillation <= 1.0 for t in row)
-    plan = planned(finished.setting, finished.front, section)
+    plan = planned_of(finished, section)
     turns = [t.point for t in plan.trials]
     assert len(set(turns[:2])) == 2
     assert turns == [turns[0], turns[1]] * 4 + [turns[0]]
-    assert plan == planned(finished.setting, finished.front, section)
-    assert plan.key != planned(finished.setting, finished.front, FinetunePart(points=2, samples=8)).key
+    assert plan == planned_of(finished, section)
+    assert plan.key != planned_of(finished, FinetunePart(points=2, samples=8)).key
 
 
 def test_asha_compares_the_recipes_of_one_point_at_the_same_share_of_their_schedules() -> None:

@@ -24,7 +24,8 @@ from autoprune.front import Front
 from autoprune.record import mirror
 from autoprune.record.mirror import Mirror
 from autoprune.record.storage import JOURNAL
-from autoprune.run.run import MIRRORED, Run, search
+from autoprune.run.folder_checks import MIRRORED
+from autoprune.run.run import Run, search
 from tests import killable_mirror
 from tests.conftest import ROOT, autoprune_process, importing_alike, until
 from tests.killable_compare import tiny_job

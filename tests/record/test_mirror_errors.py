@@ -18,7 +18,7 @@ from autoprune.errors import InputError
 from autoprune.record import mirror
 from autoprune.record.mirror import Mirror
 from autoprune.record.storage import JOURNAL
-from autoprune.run.run import MIRRORED
+from autoprune.run.folder_checks import MIRRORED
 from tests.conftest import until
 from tests.killable_compare import tiny_job
 from tests.mirrors import BUCKET, at_server, folder, line, s3, server  # noqa: F401 - fixtures among them

@@ -36,39 +36,39 @@ def test_every_sample_counts_alike_in_a_re_ranking(setting: Setting) -> None:
         told += [measured(setting, share, "fitness", 99.0, 0.25)]
         told += [measured(setting, share, "fitness", float(losses[:fitness].mean()))]
         held += [measured(setting, share, "heldback", float(losses[fitness:].mean()))]
-        assert reranked(setting, told, held)[-1].loss == pytest.approx(losses.mean())
+        assert reranked(told, held, setting.tier, setting.prices)[-1].loss == pytest.approx(losses.mean())
     failed = Evaluation.failed(held[0].ask, "NaN", {}, 0.0)
-    assert [e.ask for e in reranked(setting, told, [failed, *held])] == [e.ask for e in held]
-    assert [e.loss for e in reranked(setting, [], held)] == pytest.approx([e.loss for e in held])
+    assert [e.ask for e in reranked(told, [failed, *held], setting.tier, setting.prices)] == [e.ask for e in held]
+    assert [e.loss for e in reranked([], held, setting.tier, setting.prices)] == pytest.approx([e.loss for e in held])
 
 
 def test_the_winner_is_that_of_all_samples_or_of_the_held_back_ones_after_a_fine_tune(setting: Setting) -> None:
     told = [measured(setting, 0.2, "fitness", 0.1), measured(setting, 0.3, "fitness", 0.3)]
     held = [measured(setting, 0.2, "heldback", 0.3), measured(setting, 0.3, "heldback", 0.2)]
     budget = max(setting.problem.budget.at)
-    ranked = reranked(setting, told, held)
-    assert winners(setting, ranked, [])[budget] == held[0].ask.policy
-    assert winners(setting, ranked, held)[budget] == held[1].ask.policy
+    ranked = reranked(told, held, setting.tier, setting.prices)
+    assert winners(ranked, [], setting.problem.budget, ())[budget] == held[0].ask.policy
+    assert winners(ranked, held, setting.problem.budget, ())[budget] == held[1].ask.policy
 
 
 def test_a_budget_whose_finalists_all_failed_keeps_its_best_before_the_fine_tune(setting: Setting) -> None:
     held = [measured(setting, 0.2, "heldback", 0.3), measured(setting, 0.9, "heldback", 0.1)]
     tuned = [Evaluation.failed(held[0].ask, "the loss is nan", held[0].costs), held[1]]
-    found = winners(setting, held, tuned)
+    found = winners(held, tuned, setting.problem.budget, ())
     assert held[1].costs["macs"] > 0.7 > 0.3 > held[0].costs["macs"]
     assert set(found.values()) == {held[0].ask.policy}
 
 
 @pytest.mark.parametrize("objectives", [("macs",), ("macs", "params"), ("params", "macs")])
 def test_a_thinned_front_keeps_the_best_within_each_asked_budget(setting: Setting, objectives: tuple[str, ...]) -> None:
-    narrow = replace(setting, problem=replace(setting.problem, objectives=objectives))
+    narrow = replace(setting.problem, objectives=objectives)
     groups = narrow.structure.groups
     dense = Policy.dense(narrow.structure).as_dict()
     told = []
     for i, (name, width) in enumerate((g.name, w) for g in groups for w in g.grid[:-1]):
         macs, ask = 0.21 + 0.005 * i, Ask(Policy.of({**dense, name: width}), narrow.tier)
         told.append(Evaluation(ask, 1 - macs, {"macs": macs, "params": (0.37 * i) % 1}))
-    asked = [ask.policy for _, ask in heldback_asks(narrow, told, {})]
+    asked = [ask.policy for _, ask in heldback_asks(told, {}, narrow, ())]
     assert len(told) > len(asked) == MAX_POINTS
-    for at in narrow.problem.budget.at:
+    for at in narrow.budget.at:
         assert min((e for e in told if e.costs["macs"] <= at), key=lambda e: e.loss).ask.policy in asked

@@ -1,0 +1,71 @@
+"""The folder of a run before anything is computed: whose it is, whether its study answers, what `fresh` drops."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from autoprune.errors import InputError
+from autoprune.files.job import Job, changed_keys, changed_since
+from autoprune.record.mirror import Mirror
+from autoprune.record.record import locked
+from autoprune.record.storage import JOURNAL, find_home, load_study
+
+RUN_FILES = ("job.yaml", "policy.json", "front.csv", "report.html", "log.jsonl", "proxy.json", "finetune.json")
+MIRRORED = (*RUN_FILES, JOURNAL)
+RUN_FOLDERS = ("tune", "finetuned")
+
+
+def check_same_job(job: Job, folder: Path) -> None:
+    """What may change between calls: trials upwards, the executor; InputError names the rest."""
+    if not (folder / "job.yaml").exists():
+        return
+    _refuse(changed_keys(Job.load(folder / "job.yaml"), job), str(folder))
+
+
+def check_storage(job: Job, folder: Path, fresh: bool) -> None:
+    """That the database answers, before minutes of work, and that a run begun on another machine had the same job."""
+    if job.storage is None:
+        return
+    home = find_home(folder, job.storage_url)
+    try:
+        study = None if fresh else load_study(home)
+        held = None if study is None else home.read(lambda: study.user_attrs.get("job"))
+    finally:
+        home.close()
+    refuse_other(job, held, f"the study {home.study_name} in {home.shown}")
+
+
+def refuse_other(job: Job, held: Mapping[str, Any] | None, where: str) -> None:
+    """InputError that names the keys where a record of the job `held` is another job's."""
+    _refuse(() if held is None else changed_since(held, job), where)
+
+
+def _refuse(keys: tuple[str, ...], where: str) -> None:
+    if keys:
+        raise InputError(
+            f"{where} holds a run of another job: {', '.join(keys)} differ; trials may grow and executor.* may "
+            f"change, for anything else choose another --out or start anew with --fresh"
+        )
+
+
+def go_on_from(mirror: Mirror, job: Job) -> None:
+    """Bring the run here where the mirror is ahead, unless it is another job's."""
+    before = mirror.job()
+    if before is not None:
+        _refuse(changed_keys(Job.loads(before, source=f"{mirror.url}/job.yaml"), job), mirror.url)
+    with locked(mirror.folder):
+        mirror.fetch()
+
+
+def forget(folder: Path, database: Path) -> None:
+    """Remove the files of an earlier run, and nothing else."""
+    for name in RUN_FILES:
+        (folder / name).unlink(missing_ok=True)
+    for name in RUN_FOLDERS:
+        shutil.rmtree(folder / name, ignore_errors=True)
+    for path in (folder / "database").glob("*.safetensors"):
+        if path != database:
+            path.unlink()

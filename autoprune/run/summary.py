@@ -1,0 +1,79 @@
+"""The result table: at each asked budget the search's winner beside the control arms, and a plain word on them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from autoprune.evaluation import Ask, Evaluation, Split, Tier
+from autoprune.front import Front
+from autoprune.policy import Policy
+from autoprune.run.after import Controls
+
+GAP: tuple[tuple[str, Split], ...] = (("fitness", "fitness"), ("held back", "heldback"), ("validation", "validation"))
+
+
+@dataclass(frozen=True)
+class Told:
+    """What the table is made of: the front, the winner at each asked budget, the arms, all evaluations, their tier."""
+
+    front: Front
+    winners: Mapping[float, Policy]
+    controls: Controls
+    evaluations: Sequence[Evaluation]
+    tier: Tier
+
+    def find(self, policy: Policy | None, split: Split, tier: Tier) -> Evaluation | None:
+        """The full evaluation of `policy` at `tier` on `split`, if it succeeded."""
+        ask = Ask(policy, tier, split=split) if policy is not None else None
+        return next((e for e in self.evaluations if e.ok and e.ask == ask), None)
+
+
+def summarise(told: Told, budgets: Sequence[float]) -> tuple[Mapping[str, Any], ...]:
+    """Rows of the result table: at each asked budget the winner and the control arms, and a plain word on them."""
+    rows = []
+    ids = {p.policy: p.id for p in told.front}
+    for at in budgets:
+        arms = {"search": told.winners[at]} if at in told.winners else {}
+        arms |= {arm: policy for (arm, limit), policy in told.controls.items() if limit == at}
+        note = _verdict(told, at, arms)
+        for arm, policy in arms.items():
+            plain, fine = told.find(policy, "validation", told.tier), told.find(policy, "validation", "tune")
+            point = ids.get(policy) if arm == "search" else None
+            rows.append({"budget": at, "arm": arm, "point": point, **_row(plain, fine), "note": note})
+    return tuple(rows)
+
+
+def _verdict(told: Told, at: float, arms: Mapping[str, Policy]) -> str:
+    """Says plainly when the search did not beat a control arm, after the fine-tune where there was one; and the gap."""
+    if "search" not in arms:
+        return f"at {at:g}: the search found no point within the budget"
+    tuned = told.find(arms["search"], "validation", "tune") is not None
+    tier: Tier = "tune" if tuned else told.tier
+    losses = {arm: e.loss for arm, p in arms.items() if (e := told.find(p, "validation", tier)) is not None}
+    ours = losses.pop("search", float("inf"))
+    better = {arm: loss for arm, loss in losses.items() if loss <= ours}
+    rest = ", ".join(f"{arm} {loss:.4g}" for arm, loss in (better or losses).items())
+    what = f"loss on validation{', fine-tuned' if tuned else ''}"
+    seen = [(name, told.find(arms["search"], split, told.tier)) for name, split in GAP]
+    gap = ", ".join(f"{name} {e.loss:.4g}" for name, e in seen if e is not None)
+    same = [arm for arm in losses if arms[arm] == arms["search"]]
+    if same:
+        verdict = f"the search did NOT beat {' and '.join(same)}, whose policy it kept: {ours:.4g}"
+    elif better:
+        verdict = f"the search did NOT beat {rest}: it has {ours:.4g}"
+    else:
+        verdict = f"search {ours:.4g} against {rest}"
+    return f"at {at:g}: {verdict} ({what}); {'before fine-tuning, ' if tuned else ''}the search's point: {gap}"
+
+
+def _row(plain: Evaluation | None, fine: Evaluation | None) -> dict[str, Any]:
+    if plain is None:
+        return {"macs_ratio": None, "costs": {}, "loss": None, "metrics": {}, "tuned_loss": None, "finetuned": None}
+    tuned = {
+        "tuned_loss": None if fine is None else fine.loss,
+        "finetuned": None if fine is None else dict(fine.metrics),
+    }
+    costs = {"macs_ratio": plain.costs["macs"], "costs": dict(plain.costs)}
+    return {**costs, "loss": plain.loss, "metrics": dict(plain.metrics), **tuned}
