@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from autoprune.application.apply import apply as apply
-    from autoprune.application.apply import load_applied as load_applied
+    from autoprune.application.loader import load as load
+    from autoprune.application.loader import load_applied as load_applied
+    from autoprune.application.loader import save as save
     from autoprune.comparison.comparison import compare as compare
     from autoprune.files.job import Job as Job
     from autoprune.files.policy_file import load_front as load_front
@@ -30,9 +32,11 @@ _HOMES = {
     "analyze": "tracing.analyze",
     "apply": "application.apply",
     "compare": "comparison.comparison",
-    "load_applied": "application.apply",
+    "load": "application.loader",
+    "load_applied": "application.loader",
     "load_front": "files.policy_file",
     "pareto_front": "pareto",
+    "save": "application.loader",
     "search": "run.run",
     "task": "tasks._wrap",
 }

@@ -24,7 +24,8 @@ class Base:
     multiple_of, and how the search evaluated (tier, precision, ...); `data` a hash; `directions` says which way a
     metric is better (maximize where it is silent); `shapes` are the dense shapes of all parameters and buffers by name
     (none in files of 0.1.0). Structure fingerprints of different `fingerprint_version`s do not compare. `order` ranks
-    the atoms of a group, the one kept longest first.
+    the atoms of a group, the one kept longest first. `task` is the job's, by name or factory with its arguments; empty
+    where it was lent from Python.
     """
 
     structure_fingerprint: str
@@ -40,6 +41,7 @@ class Base:
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     fingerprint_version: int = FINGERPRINT_VERSION
     order: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    task: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,6 @@
 import sys
 from pathlib import Path
 
-from safetensors.torch import save_file
-
 import autoprune
 from autoprune.tasks.digits import Digits
 
@@ -18,7 +16,7 @@ def main(run_dir: Path) -> None:
         small = autoprune.apply(point, model, task.example_inputs(), task=task)  # the lent model is untouched
         score = task.metrics(small, task.split("test"))["accuracy"]
         print(f"{at}: point {point.id}, {point.ratio('macs'):.3f} of the MACs, test accuracy {score:.4f}")
-    save_file({name: t.contiguous() for name, t in small.state_dict().items()}, run_dir / "small.safetensors")
+    autoprune.save(small, run_dir / "small")  # autoprune.load builds it again
 
 
 if __name__ == "__main__":

@@ -63,7 +63,7 @@ def test_a_users_own_model_gets_smaller(tmp_path: Path) -> None:
 def test_points_of_a_run_are_applied_from_python(finished_run: Path) -> None:
     output = python(finished_run, str(ROOT / "examples" / "apply_policy.py"), "runs/digits")
     assert output.startswith("macs=0.5: point p")
-    assert (finished_run / "runs" / "digits" / "small.safetensors").exists()
+    assert (finished_run / "runs" / "digits" / "small" / "model.safetensors").exists()
 
 
 def test_a_stock_agent_searches_in_the_environment(tmp_path: Path) -> None:

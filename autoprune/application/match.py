@@ -21,7 +21,7 @@ def matching(point: Point, model: nn.Module, example: tuple[Tensor, ...]) -> Str
     Raises:
         InputError: the model has another structure (says where), or the policy was applied to it before.
     """
-    said = _difference(point.base, model)
+    said = difference(point.base, model)
     if said:
         if _was_pruned(point, model):
             raise InputError(f"policy {point.id} was applied to this model before; apply it to the dense model")
@@ -34,7 +34,7 @@ def matching(point: Point, model: nn.Module, example: tuple[Tensor, ...]) -> Str
     return declared(model, example, groups)
 
 
-def _difference(base: Base, model: nn.Module) -> str:
+def difference(base: Base, model: nn.Module) -> str:
     """What of the policy's dense model is not so in `model`, in one line; "" where all that the file knows agrees."""
     if said := misfits(model, base.groups):
         return named(said)

@@ -45,6 +45,10 @@ STRATEGIES_HELP = (
     f"With commas, strategies: {', '.join(plugins.names('strategies'))}; samplers: "
     f"{', '.join(plugins.names('samplers'))}; or your own module:attribute."
 )
+FINETUNE_HELP = (
+    "proxy repeats what trained the point in the search (nothing where nothing did), so that the model is what the "
+    "front promises; none repairs only; full is the job's recovery. By default proxy."
+)
 INTERRUPTED = "interrupted; the same command goes on where it stopped"
 JobPath = Annotated[Path, typer.Argument(metavar="JOB.yaml", help="The job file.")]
 SetOption = Annotated[
@@ -242,25 +246,31 @@ def compare(
 
 
 @app.command()
-def apply(
+def apply(  # noqa: PLR0913  # the options of the command line
     policy: Annotated[Path, typer.Argument(metavar="POLICY.json", help="A front that search wrote.")],
     task: Annotated[Path, typer.Option("--task", metavar="JOB.yaml", help="The job whose task gives model and data.")],
     at: Annotated[str, typer.Option(help="macs=0.5, params=0.5, drop=0.01, knee or a point's id.")],
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="The folder to write to.")],
     weights: Annotated[Path | None, typer.Option(metavar="FILE.safetensors", help="Other weights.")] = None,
-    finetune_epochs: Annotated[float, typer.Option(min=0, help="Epochs of fine-tuning.")] = 0,
+    finetune: Annotated[str | None, typer.Option(metavar="none|proxy|full", help=FINETUNE_HELP)] = None,
+    finetune_epochs: Annotated[float | None, typer.Option(help="Epochs of --finetune full, which they imply.")] = None,
+    criterion: Annotated[
+        str | None, typer.Option(metavar="MODULE:CLASS", help="Your own criterion, where atoms are ranked anew.")
+    ] = None,
     export: Annotated[str, typer.Option(help="Also write onnx, pt2 (with commas).")] = "",
     json_: JsonFlag = False,
 ) -> dict[str, Any] | None:
-    """Prune the model as a point of a front says, repair, verify and save it."""
-    from autoprune.export import check_formats
+    """Prune the model as a point of a front says, repair, train as the point was, verify and save it."""
+    from autoprune.application.training import Training
 
-    formats = check_formats(_words(export))
+    training = Training.of(finetune, finetune_epochs)
     the_job = _load(task, None)
 
     from autoprune.application.apply import apply_file
 
-    report_ = apply_file(policy, the_job, weights, at, finetune_epochs, formats, out)
+    report_ = apply_file(
+        policy, the_job, at, out, weights=weights, training=training, criterion=criterion, export=_words(export)
+    )
     return report_ if json_ else _shown(print_mapping, report_)
 
 

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from autoprune import plugins
 from autoprune.errors import InputError
 from autoprune.files import old_form
 from autoprune.files.whole import write_whole
@@ -31,12 +32,16 @@ def save_front(front: Front, path: str | Path) -> None:
     Raises:
         InputError: the front contradicts itself: a width off its grid, kept atoms that do not match a width.
     """
-    _check_front(front, str(path))
+    write_whole(Path(path), front_text(front, str(path)))
+
+
+def front_text(front: Front, path: str = "policy.json") -> str:
+    """What `save_front` writes to `path`."""
+    _check_front(front, path)
     try:
-        text = _compact(json.dumps(_front_to_json(front), indent=1, allow_nan=False))
+        return _compact(json.dumps(_front_to_json(front), indent=1, allow_nan=False)) + "\n"
     except (TypeError, ValueError) as error:
         raise InputError(f"{path}: a policy file holds plain finite values only: {error}") from error
-    write_whole(Path(path), text + "\n")
 
 
 def load_front(path: str | Path) -> Front:
@@ -118,6 +123,7 @@ class BaseFile(_Part):
     metrics: dict[str, dict[str, Number]]
     directions: dict[str, str] = Field(default_factory=dict)
     shapes: dict[str, tuple[int, ...]] = Field(default_factory=dict)
+    task: dict[str, Any] = Field(default_factory=dict)
 
 
 class LossFile(_Part):
@@ -197,6 +203,7 @@ def _base_to_json(base: Base) -> dict[str, Any]:
         "metrics": {split: dict(values) for split, values in base.metrics.items()},
         **({"directions": dict(base.directions)} if base.directions else {}),
         **({"shapes": {name: list(shape) for name, shape in base.shapes.items()}} if base.shapes else {}),
+        **({"task": dict(base.task)} if base.task else {}),
     }
 
 
@@ -261,11 +268,18 @@ def _front_from_file(parsed: FrontFile, path: str) -> Front:
         directions=b.directions,
         shapes=b.shapes,
         fingerprint_version=b.fingerprint.version,
+        task=b.task or _named_task(b.model),
         order={name: g.order for name, g in parsed.groups.items() if g.order is not None},
     )
     points = tuple(_point_from_file(p, base, parsed.provenance.get("seed", 0)) for p in parsed.points)
     front = Front(points, base, parsed.measured_on, parsed.provenance)
     return front if all(p.losses for p in parsed.points) else _without_lost_metrics(front)
+
+
+def _named_task(model: str) -> dict[str, Any]:
+    """The task of a file of 0.1.0, which says `digits:CifarResNet`; a task of arguments says their model instead."""
+    name = model.partition(":")[0]
+    return {"name": name, "args": {}} if name in plugins.names("tasks") else {}
 
 
 def _point_from_file(p: PointFile, base: Base, seed: int) -> Point:

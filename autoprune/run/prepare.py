@@ -101,10 +101,13 @@ def prepare(job: Job, folder: Path, task: Task | None = None, shared: Path | Non
             "tier": problem.tier,
             "finetune_steps": job.evaluator.finetune_steps,
             "precision": settings.precision,
+            "loss": settings.loss,
+            "validation": settings.validation,
         },
         data=digest([parts.statistics, *parts.fitness, *parts.heldback]),
         directions=dict(task.directions),
         shapes={name: tuple(t.shape) for name, t in named_tensors(model).items()},
+        task={} if lent is not None else job.plain()["task"],
     )
     problem = replace(problem, scores=database.scores(structure))
     fitness, heldback = (sum(size(b) for b in part) for part in (parts.fitness, parts.heldback))

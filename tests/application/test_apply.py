@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import copy
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 import autoprune
 from autoprune.application.apply import apply_file
+from autoprune.application.training import Training
 from autoprune.errors import InputError
 from autoprune.evaluator.tiers import TieredEvaluator
 from autoprune.files.job import Job
@@ -23,6 +26,21 @@ from autoprune.run.prepare import settings_of
 from autoprune.run.run import Run, search
 from autoprune.tasks.digits import Digits
 from tests.run.test_run import job
+
+KEYS = set(
+    [
+        "point",
+        "macs_ratio",
+        "params_ratio",
+        "atoms",
+        "test",
+        "validation",
+        "promised",
+        "verification_error",
+        "recipe",
+        "files",
+    ]
+)
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +105,7 @@ def test_the_precision_of_the_search_is_in_the_file_and_repairs_alike_unless_ano
             super().__init__(*given)
             used.append(self.precision)
 
-    monkeypatch.setattr("autoprune.application.apply.TieredEvaluator", Spy)
+    monkeypatch.setattr("autoprune.application.repair.TieredEvaluator", Spy)
     plain, model = settings_of(the_job), digits.build()
     foreign = replace(front[0], base=replace(front.base, space={**front.base.space, "precision": "fp4"}))
     for point, wish in ((front[0], "auto"), (front[0], "fp32"), (foreign, "auto")):
@@ -136,12 +154,86 @@ def test_another_structure_is_refused_with_the_layers_named(run: Run, digits: Di
 def test_the_verb_saves_a_model_that_loads_again_and_scores_the_same(
     run: Run, the_job: Job, digits: Digits, tmp_path: Path
 ) -> None:
-    report = apply_file(run.path / "policy.json", the_job, None, "macs=0.6", 0.2, ("pt2",), tmp_path)
+    full = Training.of(None, 0.2)
+    report = apply_file(run.path / "policy.json", the_job, "macs=0.6", tmp_path, training=full, export=("pt2",))
+    assert report == json.loads((tmp_path / "apply.json").read_text())
+    assert set(report) >= KEYS
     assert report["verification_error"] <= 1e-5
-    assert report["finetune_steps"] >= 1
+    assert report["recipe"]["recipe"] == "full"
+    assert report["recipe"]["steps"] >= 1
     again = autoprune.load_applied(tmp_path, digits.build(), digits.example_inputs())
     assert dict(digits.metrics(again, digits.split("test"))) == pytest.approx(report["test"]["pruned"], abs=1e-6)
     assert (tmp_path / "model.pt2").exists()
     front = autoprune.load_front(tmp_path / "policy.json")
     assert isinstance(front, Front)
     assert front[0].id == report["point"]
+
+
+@pytest.mark.parametrize("word", ["none", "proxy"])
+def test_what_the_front_promises_is_what_apply_gives(
+    word: str, run: Run, the_job: Job, digits: Digits, tmp_path: Path
+) -> None:
+    tuned = next(p for p in run.front if p.finetuned)
+    training = Training.of(word, None)
+    report = apply_file(run.path / "policy.json", the_job, tuned.id, tmp_path / "out", training=training)
+    split = "finetuned" if word == "proxy" else "validation"
+    assert report["promised"]["loss"] == {"name": "kl", "loss": tuned.loss(split)}
+    assert report["validation"]["loss"]["loss"] == pytest.approx(tuned.loss(split), abs=1e-4)
+    assert report["validation"]["metrics"] == pytest.approx(dict(tuned.metrics[split]), abs=1e-4)
+    assert report["recipe"] == (tuned.finetuned if word == "proxy" else {"recipe": "none"})
+    small = autoprune.apply(tuned, digits.build(), digits.example_inputs(), task=digits, finetune=word)
+    saved = load_file(tmp_path / "out" / "model.safetensors")
+    assert all(torch.equal(value, saved[name]) for name, value in small.state_dict().items())
+    autoprune.save(small, tmp_path / "python")
+    loaded = autoprune.load(tmp_path / "python").state_dict()  # digits is a task of our own
+    assert all(torch.equal(value, saved[name]) for name, value in loaded.items())
+
+
+def test_proxy_trains_nothing_where_the_search_trained_nothing(run: Run, the_job: Job, tmp_path: Path) -> None:
+    plain = next(p for p in run.front if not p.finetuned)
+    report = apply_file(run.path / "policy.json", the_job, plain.id, tmp_path)
+    assert report["recipe"] == {"recipe": "none"}
+    assert report["validation"]["loss"]["loss"] == pytest.approx(plain.loss(), abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("finetune", "epochs", "message"),
+    [("half", None, "unknown finetune 'half'"), ("proxy", 2.0, "epochs belong to"), ("none", 0.0, "epochs belong to")],
+)
+def test_a_pair_of_training_words_that_contradicts_itself_is_refused(
+    finetune: str, epochs: float | None, message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        Training.of(finetune, epochs)
+    with pytest.raises(InputError, match="from 0 to 10000, not nan"):
+        Training.of("full", float("nan"))
+    assert Training.of(None, 3.0) == Training.of("full", 3.0)
+    assert Training.of(None, None) == Training("proxy")
+
+
+def test_a_recipe_that_this_version_does_not_know_is_refused(run: Run, digits: Digits) -> None:
+    odd = replace(run.front[0], finetuned={"recipe": "sparse", "steps": 3, "seed": 0})
+    with pytest.raises(InputError, match="trained by the recipe 'sparse', which this version does not know"):
+        autoprune.apply(odd, digits.build(), digits.example_inputs(), task=digits)
+    damaged = replace(run.front[0], finetuned={"recipe": "proxy", "steps": "many", "seed": 0})
+    with pytest.raises(InputError, match="needs whole steps and a seed"):
+        autoprune.apply(damaged, digits.build(), digits.example_inputs(), task=digits)
+
+
+def test_a_criterion_that_the_file_alone_names_is_not_imported(
+    run: Run, the_job: Job, digits: Digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'owned')!r}, 'w')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    data = json.loads((run.path / "policy.json").read_text())
+    data["space"]["criterion"] = "evil:X"
+    (tmp_path / "policy.json").write_text(json.dumps(data))
+    with pytest.raises(InputError, match="names the criterion 'evil:X', which is none of autoprune's own") as caught:
+        apply_file(tmp_path / "policy.json", the_job, "knee", tmp_path / "out")
+    assert "\n" not in str(caught.value)
+    point = load_front(tmp_path / "policy.json")[0]
+    with pytest.raises(InputError, match="say --criterion evil:X"):
+        autoprune.apply(point, digits.build(), digits.example_inputs(), task=digits)
+    assert not (tmp_path / "owned").exists()
+    small = autoprune.apply(point, digits.build(), digits.example_inputs(), task=digits, criterion="l1_norm")
+    assert sum(p.numel() for p in small.parameters()) == point.costs["params"]

@@ -261,9 +261,17 @@ def test_apply_reports_dense_and_pruned_scores_and_saves_the_model(
     assert report["verification_error"] <= 1e-5
     assert report["test"]["dense"]["accuracy"] >= 0.98
     assert report["test"]["pruned"]["accuracy"] >= 0.8
-    assert {Path(f).name for f in report["files"]} == {"model.safetensors", "policy.json", "model.pt2"}
+    assert {Path(f).name for f in report["files"]} == {"model.safetensors", "policy.json", "apply.json", "model.pt2"}
+    assert report["validation"]["loss"]["loss"] == pytest.approx(report["promised"]["loss"]["loss"], abs=1e-4)
+    older = run(["apply", policy, "--task", DIGITS, "--at", "knee", "--finetune", "none", "--out", out, "--json"])
+    assert older == 0
+    assert {p.name for p in Path(out).iterdir()} == {"model.safetensors", "policy.json", "apply.json"}
+    assert json.loads(capsys.readouterr().out)["recipe"] == {"recipe": "none"}
     line = fails(["apply", policy, "--task", DIGITS, "--at", "macs=0.01", "--out", out], 2, capsys)
     assert "the least it offers is macs=" in line
+    for words in (("--finetune", "proxy", "--finetune-epochs", "1"), ("--finetune", "half"), ("--at", "macs=50")):
+        fails(["apply", policy, "--task", DIGITS, "--at", "macs=0.5", "--out", out, *words], 2, capsys)
+    fails(["apply", policy, "--task", DIGITS, "--at", "knee", "--out", str(Path(policy).parent)], 2, capsys)
 
 
 def test_an_interrupted_search_ends_with_130_and_the_same_command_goes_on(tmp_path: Path) -> None:

@@ -148,7 +148,7 @@ def test_a_whole_search_leaves_its_study_in_the_database_and_its_report(
     assert len(read_trials(tiny_run.path / JOURNAL, server.url())) == server.count("autoprune/tiny")
     assert "recorded" in build_report(tiny_run.path).read_text()
     with pytest.raises(InputError, match="which apply would overwrite"):
-        apply_file(tmp_path / "policy.json", tiny_job(), None, "knee", 0, (), tiny_run.path)
+        apply_file(tmp_path / "policy.json", tiny_job(), "knee", tiny_run.path)
     for path in tiny_run.path.iterdir():
         assert path.is_dir() or PASSWORD not in path.read_text()
 

@@ -1,0 +1,140 @@
+"""A pruned model with the weights that its point had in the search: compensated, repaired, trained as asked."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
+
+import torch
+from torch import nn
+
+from autoprune import plugins
+from autoprune.application.courses import Trial, Tuition, epoch_steps
+from autoprune.application.training import Recipe, Training, stored_recipe
+from autoprune.database.batches import StatisticsOnly, in_format, size
+from autoprune.database.store import build_database
+from autoprune.errors import InputError
+from autoprune.evaluation import Ask, Tier
+from autoprune.evaluator.finetune import BATCH_SIZE, finetune
+from autoprune.evaluator.precision import Precision
+from autoprune.evaluator.prepared import prepared_model, prepared_parts
+from autoprune.evaluator.settings import Settings
+from autoprune.evaluator.tiers import TieredEvaluator
+from autoprune.front import Point
+from autoprune.policy import Policy
+from autoprune.protocols import Criterion, Task
+from autoprune.structure import Structure
+
+FULL_EPOCHS = 10.0
+
+
+@dataclass(frozen=True)
+class Repaired:
+    """The model, its kept atoms, its figures on validation and what trained it (recipe, steps, seed)."""
+
+    model: nn.Module
+    keep: Mapping[str, tuple[int, ...]]
+    validation: Mapping[str, Any]
+    recipe: Mapping[str, Any]
+
+
+def repaired(
+    point: Point,
+    model: nn.Module,
+    structure: Structure,
+    task: Task,
+    settings: Settings,
+    criterion: Criterion,
+    *,
+    keep: Mapping[str, Sequence[int]] | None,
+    training: Training,
+) -> Repaired:
+    """Cut, compensate, repair and train a copy of `model`; `keep` are the atoms to replay, None ranks them anew."""
+    dense = prepared_model(task, settings.torch_device, copy.deepcopy(model))
+    seen = StatisticsOnly(task, prepared_parts(task, settings, dense).statistics)
+    database = build_database(dense, structure, seen, criterion, keep)
+    recipe = stored_recipe(point) if training.kind == "proxy" else None
+    as_searched = replace(
+        settings,
+        finetune_steps=recipe.steps if recipe is not None else settings.finetune_steps,
+        seed=recipe.seed if recipe is not None else settings.seed,
+        precision=_precision(point, settings),
+        costs=(),  # the point tells its own; a latency would want its table
+    )
+    evaluator = TieredEvaluator(task, structure, database, as_searched, dense)
+    told = _trained(evaluator, point, recipe, training)
+    score = evaluator.standing("validation")
+    small = in_format(copy.deepcopy(evaluator.stitcher.model), torch.contiguous_format)
+    loss = {"name": point.losses.get("validation", {}).get("name", settings.objective), "loss": score.loss}
+    return Repaired(
+        small.to(next(model.parameters()).device),
+        {n: tuple(database.keep(n, w).tolist()) for n, w in point.policy.widths},
+        {"loss": loss, "metrics": dict(score.metrics)},
+        told,
+    )
+
+
+def searched_settings(point: Point, own: Settings) -> Settings:
+    """The settings of the search as far as the point knows them, `own` for the rest: the figures are to be the same."""
+    space = point.base.space
+    loss = space.get("loss", point.losses.get("validation", {}).get("name"))
+    return replace(
+        own,
+        loss=loss if loss in plugins.names("losses") else own.loss,
+        calibration=int(space.get("calibration", own.calibration)),
+        validation=int(space.get("validation", own.validation)),
+    )
+
+
+def _trained(evaluator: TieredEvaluator, point: Point, recipe: Recipe | None, training: Training) -> Mapping[str, Any]:
+    """Repair the evaluator's resident model and train it; what trained it, nothing where nothing did."""
+    policy, tier = point.policy, point.base.space.get("tier", "refit")
+    plain: Tier = "refit" if tier == "tune" else tier
+    if training.kind == "full":
+        evaluator.repaired(Ask(policy, plain))
+        return _recovered(evaluator, FULL_EPOCHS if training.epochs is None else training.epochs)
+    if recipe is None:
+        evaluator.repaired(Ask(policy, plain))
+        return {}
+    if recipe.name == "course":
+        _taken(evaluator, policy, recipe)
+    else:
+        evaluator.repaired(Ask(policy, "tune"))
+    return dict(recipe.facts)
+
+
+def _taken(evaluator: TieredEvaluator, policy: Policy, recipe: Recipe) -> None:
+    """As much of a course of the stage `finetune` as its point took."""
+    try:
+        rate, weight = float(recipe.facts["learning_rate"]), float(recipe.facts["distillation"])
+        trial = Trial("", int(recipe.facts["epochs"]), rate, weight)
+    except (KeyError, TypeError, ValueError):
+        raise InputError(f"a course needs epochs, learning_rate and distillation, not {dict(recipe.facts)}") from None
+    course = Tuition(evaluator, policy, trial)
+    while not course.done and course.epoch * epoch_steps(evaluator) < recipe.steps:
+        course.advance()
+
+
+def _recovered(evaluator: TieredEvaluator, epochs: float) -> Mapping[str, Any]:
+    """The full fine-tune of the resident model."""
+    if epochs == 0.0:
+        return {}
+    model, seed = evaluator.stitcher.model, evaluator.settings.seed
+    n_train = sum(size(batch) for batch in evaluator.task.split("train"))
+    steps = max(1, round(epochs * n_train / BATCH_SIZE))
+    lesson, at_once = evaluator.lesson(steps), min(BATCH_SIZE, evaluator.samples.batch_size)
+    evaluator.stitcher.mark_dirty()
+    try:
+        finetune(model, lesson, steps, seed, at_once)
+    finally:
+        model.requires_grad_(False)
+    return {"recipe": "full", "steps": steps, "epochs": epochs, "seed": seed}
+
+
+def _precision(point: Point, settings: Settings) -> Literal["auto", "fp32", "bf16"]:
+    """That of the search where the settings leave it open: atoms and repairs were judged in it."""
+    found = point.base.space.get("precision")  # older files do not say, newer ones may know more of them
+    known = {name: name for name in get_args(Precision)}
+    return known.get(found, "auto") if settings.precision == "auto" else settings.precision

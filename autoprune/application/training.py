@@ -1,0 +1,83 @@
+"""What `apply` trains after the repair: nothing, what the search trained (`proxy`), or the job's recovery (`full`)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from autoprune.errors import InputError, did_you_mean
+from autoprune.front import Point
+
+Finetune = Literal["none", "proxy", "full"]
+RECIPES = ("proxy", "course")
+"""What a point may have been trained by: the brief fine-tune of the search, or a course of the stage `finetune`."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """Which training follows the repair; `epochs` are those of `full`, None for the recovery's own number."""
+
+    kind: Finetune = "proxy"
+    epochs: float | None = None
+
+    @staticmethod
+    def of(finetune: str | None, epochs: float | None) -> Training:
+        """From what a user says; epochs imply `full`.
+
+        Raises:
+            InputError: an unknown word, or epochs beside another word than `full`.
+        """
+        words: dict[str, Finetune] = {word: word for word in get_args(Finetune)}
+        if finetune is not None and finetune not in words:
+            raise InputError(f"unknown finetune {finetune!r}; {did_you_mean(finetune, words)}")
+        if epochs is None:
+            return Training(words[finetune or "proxy"])
+        if finetune not in (None, "full"):
+            raise InputError(f"finetune epochs belong to finetune full, not to {finetune}; leave one of the two out")
+        if not (math.isfinite(epochs) and 0.0 <= epochs < 1e4):
+            raise InputError(f"finetune epochs must be a number of epochs from 0 to 10000, not {epochs}")
+        return Training("full", epochs)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A recipe that a point stores, checked: files are data."""
+
+    name: str
+    steps: int
+    seed: int
+    facts: Mapping[str, Any]
+
+
+def stored_recipe(point: Point) -> Recipe | None:
+    """What trained the point's `finetuned` figures; None where nothing did.
+
+    Raises:
+        InputError: a recipe that this version does not know, or figures that make none.
+    """
+    found = point.finetuned
+    if not found:
+        return None
+    name, steps, seed = (found.get(key) for key in ("recipe", "steps", "seed"))
+    if name not in RECIPES:
+        raise InputError(
+            f"point {point.id} was trained by the recipe {name!r}, which this version does not know; "
+            "finetune none repairs only, full trains anew"
+        )
+    if not (isinstance(steps, int) and isinstance(seed, int) and steps >= 0):
+        raise InputError(f"point {point.id}: its recipe needs whole steps and a seed, not {dict(found)}")
+    return Recipe(name, steps, seed, found)
+
+
+def promised(point: Point, training: Training) -> dict[str, Any]:
+    """The figures of the front that the training aims at: before its fine-tune, or after."""
+    tuned = training.kind != "none" and "finetuned" in point.losses
+    return figures(point, "finetuned" if tuned else "validation")
+
+
+def figures(point: Point, split: str) -> dict[str, Any]:
+    """Loss and metrics of one split, in two name spaces."""
+    loss = {k: v for k, v in point.losses[split].items() if k in ("name", "loss")}
+    return {"loss": loss, "metrics": dict(point.metrics.get(split, {}))}
