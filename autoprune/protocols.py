@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 Batch = Any
-"""Any tree (tuples, lists, dicts) of tensors whose dimension 0 is the sample."""
+"""Any tree of tensors whose dimension 0 is the sample; `database/rows.py` says what else goes."""
 
 FloatArray = npt.NDArray[np.float64]
 Direction = Literal["maximize", "minimize"]
@@ -27,7 +27,12 @@ SPLITS = ("calibration", "validation", "test", "train")
 
 @runtime_checkable
 class Task(Protocol):
-    """The user's model, data and metric."""
+    """The user's model, data and metric.
+
+    It may have more: `classes`, the axis of the outputs along which classes lie (by default 1 for [N, C, spatial...],
+    -1 else). `outputs` may also be no method but a key, as "logits", or an index: which of what the model returns for
+    the inputs of a pair must stay faithful.
+    """
 
     @property
     def directions(self) -> Mapping[str, Direction]:
@@ -36,14 +41,20 @@ class Task(Protocol):
     def build(self) -> nn.Module:
         """A fresh model with the dense weights."""
 
-    def example_inputs(self) -> tuple[Tensor, ...]:
-        """Positional inputs of the model, a batch of at least 2."""
+    def example_inputs(self) -> tuple[Any, ...]:
+        """Arguments of the model, a batch of at least 2; a dict alone is passed as keywords where it can be."""
 
     def split(self, name: str) -> Iterable[Batch]:
-        """Batches of `calibration`, `validation`, `test` or `train`: the same ones in the same order at every call."""
+        """Batches of `calibration`, `validation`, `test` or `train`.
+
+        The same ones in the same order at every call, but for `train`, which may shuffle and augment.
+        """
 
     def outputs(self, model: nn.Module, batch: Batch) -> Tensor:
-        """What must stay faithful: logits [..., classes] for kl, any tensor for mse or cosine."""
+        """What must stay faithful: logits for kl, any tensor for mse or cosine.
+
+        Of a dict, tuple or object that it returns `logits` counts, else the first floating tensor.
+        """
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Scalar training loss, for gradients and fine-tuning."""

@@ -60,6 +60,7 @@ def restrict(structure: Structure, space: Space) -> Structure:
     """
     if structure.groups:
         _check_globs(structure, space)
+        _check_kinds(structure, space)
     groups: list[Group] = []
     frozen = dict(structure.frozen)
     for group in structure.groups:
@@ -103,6 +104,15 @@ def _check_globs(structure: Structure, space: Space) -> None:
             if not any(fnmatchcase(name, glob) for name in structure.names):
                 hint = did_you_mean(glob, structure.names)
                 raise InputError(f"space.{where}: {glob!r} matches no group; {hint}")
+
+
+def _check_kinds(structure: Structure, space: Space) -> None:
+    """Of several kinds each must be there: one that is asked for in vain would go unnoticed."""
+    there = {group.kind for group in structure.groups}
+    lost = [kind for kind in space.granularity if kind not in there]
+    if lost and len(space.granularity) > 1:
+        had = ", ".join(sorted(there))
+        raise InputError(f"space.granularity: the model has no groups of kind {', '.join(lost)}; it has {had}")
 
 
 def _check(where: str, multiple_of: Any, max_sparsity: Any) -> None:

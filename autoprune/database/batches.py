@@ -1,18 +1,30 @@
-"""The calibration data in its three parts, and batches as trees of tensors: join, cut, count, hash, move."""
+"""The calibration data in its three parts; batches as trees of tensors joined, cut into batches, drawn, hashed."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+import random
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
+from autoprune.database.rows import as_tensors, cut, joined, kind, samples_of, size, take, tensors_of
 from autoprune.errors import InputError
 from autoprune.protocols import Batch, Direction, Task
+from autoprune.tracing.outputs import faithful
+
+__all__ = ["Parts", "Pool", "StatisticsOnly", "chunks", "cut", "digest", "drawing", "gather", "in_format"]
+__all__ += ["prepare", "size", "split_at", "take"]
+
+FEWEST, FEWEST_PIECES = 8, 3
+"""Samples that a calibration split needs, and batches that cannot be cut."""
 
 
 @dataclass(frozen=True)
@@ -30,14 +42,20 @@ class Parts:
 
     @staticmethod
     def of(task: Task, samples: int, batch_size: int = 256) -> Parts:
-        """The first `samples` of the calibration split, cut in order; InputError where there are fewer than 8."""
+        """The first `samples` of the calibration split, cut in order; InputError where there are too few."""
         whole = gather(task.split("calibration"), samples)
-        n = size(whole)
-        if n < 8:
-            raise InputError(f"the calibration split has {n} samples; at least 8 are needed (256 or more are advised)")
-        quarter = n // 4
-        fitness, heldback = cut(whole, quarter, n - quarter), cut(whole, n - quarter, n)
-        return Parts(cut(whole, 0, quarter), chunks(fitness, batch_size), chunks(heldback, batch_size), n)
+        n, pieces = sum(map(size, whole)), any(samples_of(b) is None for b in whole)
+        least = FEWEST_PIECES if pieces else FEWEST
+        if n < least:
+            what = "batches that cannot be cut into samples" if pieces else "samples"
+            raise InputError(
+                f"the calibration split has {n} {what}; at least {least} are needed (256 or more are advised)"
+            )
+        quarter = max(1, n // 4)
+        statistics, rest = _statistics(whole, quarter)
+        fitness, heldback = split_at(rest, n - size(statistics) - quarter)
+        scored, held = ([c for b in part for c in chunks(b, batch_size)] for part in (fitness, heldback))
+        return Parts(statistics, tuple(scored), tuple(held), n)
 
     def on(self, device: torch.device) -> Parts:
         """The same on `device`, in the format of `layout`."""
@@ -48,6 +66,25 @@ class Parts:
             self.total,
             self.layout,
         )
+
+
+def _statistics(batches: Sequence[Batch], samples: int) -> tuple[Batch, tuple[Batch, ...]]:
+    """The first samples as one batch, which a repair needs whole, and the others.
+
+    Of batches that cannot be joined those of the kind with the most samples, and it is said where they are fewer.
+    """
+    kinds = [kind(b) for b in batches]
+    totals = {k: sum(size(b) for b, other in zip(batches, kinds, strict=True) if other == k) for k in kinds if k}
+    best = max(totals, key=lambda k: totals[k], default=None)
+    alike = [i for i, k in enumerate(kinds) if k is not None and k == best] or [0]
+    first, left = split_at([joined([batches[i] for i in alike])], samples)
+    if size(first[0]) < samples:
+        warnings.warn(
+            f"calibration batches differ in shape: {size(first[0])} samples of one shape repair, not {samples}; "
+            "batches that are padded alike, or larger ones, repair better",
+            stacklevel=4,
+        )
+    return first[0], (*left, *(b for i, b in enumerate(batches) if i not in alike))
 
 
 @dataclass(frozen=True)
@@ -74,7 +111,7 @@ class StatisticsOnly:
         return chunks(self.statistics, self.batch_size)
 
     def outputs(self, model: nn.Module, batch: Batch) -> Tensor:
-        return self.task.outputs(model, batch)
+        return faithful(self.task, model, batch)
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         return self.task.loss(model, batch)
@@ -83,26 +120,11 @@ class StatisticsOnly:
         return self.task.metrics(model, batches)
 
 
-def size(batch: Batch) -> int:
-    """Samples in a batch: dimension 0 of its first tensor."""
-    leaves = [t for t in tree_leaves(batch) if isinstance(t, Tensor)]
-    if not leaves:
-        raise InputError("a batch must be a tree of tensors with the samples in dimension 0; it holds no tensor")
-    return len(leaves[0])
-
-
-def cut(batch: Batch, start: int, stop: int) -> Batch:
-    """Samples [start, stop) of a batch, as views."""
-    return tree_map(lambda t: t[start:stop] if isinstance(t, Tensor) else t, batch)
-
-
-def take(batch: Batch, index: Tensor) -> Batch:
-    """The samples at `index`."""
-    return tree_map(lambda t: t[index] if isinstance(t, Tensor) else t, batch)
-
-
 def chunks(batch: Batch, batch_size: int) -> tuple[Batch, ...]:
-    """A batch cut into batches of `batch_size`; a rest below half of it joins the last, as small ones are noisy."""
+    """A batch cut into batches of `batch_size`; a rest below half of it joins the last, as small ones are noisy.
+
+    One that is one piece stays as it is.
+    """
     n = size(batch)
     starts = list(range(0, n, batch_size))
     if len(starts) > 1 and n - starts[-1] < batch_size / 2:
@@ -110,19 +132,77 @@ def chunks(batch: Batch, batch_size: int) -> tuple[Batch, ...]:
     return tuple(cut(batch, a, b) for a, b in zip(starts, [*starts[1:], n], strict=True))
 
 
-def gather(batches: Iterable[Batch], samples: int) -> Batch:
-    """The first `samples` samples of `batches` joined into one batch; fewer where there are no more."""
-    parts, n = [], 0
+def gather(batches: Iterable[Batch], samples: int) -> tuple[Batch, ...]:
+    """The first `samples` samples of `batches`, joined into as few batches as their shapes allow; usually one.
+
+    Batches of other lengths follow each other; one that is one piece counts as a sample.
+    """
+    runs: list[list[Batch]] = []
+    n, before = 0, None
     for batch in batches:
-        parts.append(cut(batch, 0, samples - n))
-        n += size(parts[-1])
+        part = cut(as_tensors(batch), 0, samples - n)
+        n += size(part)
+        if before is not None and kind(part) == before:
+            runs[-1].append(part)
+        else:
+            runs.append([part])
+        before = kind(part)
         if n >= samples:
             break
-    if not parts:
+    if not runs:
         raise InputError("a split of the task yields no batch")
-    flat = [tree_leaves(p) for p in parts]
-    joined = iter([torch.cat(ts) if isinstance(ts[0], Tensor) else ts[0] for ts in zip(*flat, strict=True)])
-    return tree_map(lambda _: next(joined), parts[0])
+    return tuple(joined(run) for run in runs)
+
+
+def split_at(batches: Sequence[Batch], samples: int) -> tuple[tuple[Batch, ...], tuple[Batch, ...]]:
+    """The first `samples` samples of `batches`, and the others."""
+    first: list[Batch] = []
+    rest: list[Batch] = []
+    for batch in batches:
+        n = size(batch)
+        inside = min(n, samples)
+        first += [cut(batch, 0, inside)] if inside else []
+        rest += [cut(batch, inside, n)] if inside < n else []
+        samples -= inside
+    return tuple(first), tuple(rest)
+
+
+@contextmanager
+def drawing(seed: int) -> Iterator[None]:
+    """Inside, loaders that shuffle and augment draw from `seed`; the global generators come back as they were."""
+    python, numpy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=[]):
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        torch.manual_seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Samples to draw from: batches that could not be joined, each with samples of its own."""
+
+    batches: tuple[Batch, ...]
+
+    def __len__(self) -> int:
+        return sum(map(size, self.batches))
+
+    def pieces(self, index: Tensor) -> Iterator[tuple[int, Batch, Tensor]]:
+        """The samples at `index` by the batch that holds them: its number, they as a batch, their places in it."""
+        if len(self.batches) == 1:
+            yield 0, take(self.batches[0], index), index
+            return
+        start = 0
+        for number, batch in enumerate(self.batches):
+            stop = start + size(batch)
+            rows = index[(index >= start) & (index < stop)] - start
+            if len(rows):
+                yield number, take(batch, rows), rows
+            start = stop
 
 
 def in_format(model: nn.Module, memory_format: torch.memory_format) -> nn.Module:
@@ -149,12 +229,7 @@ def prepare(batch: Batch, device: torch.device, memory_format: torch.memory_form
 def digest(batches: Iterable[Batch]) -> str:
     """A hash of all tensors of all batches."""
     h = hashlib.sha256()
-    for leaf in _tensors(batches):
+    for leaf in (leaf for batch in batches for leaf in tensors_of(batch)):
         h.update(f"{tuple(leaf.shape)}{leaf.dtype}".encode())
         h.update(leaf.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return "sha256:" + h.hexdigest()
-
-
-def _tensors(batches: Iterable[Batch]) -> Iterator[Tensor]:
-    for batch in batches:
-        yield from (t for t in tree_leaves(batch) if isinstance(t, Tensor))

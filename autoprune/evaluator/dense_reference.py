@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 from autoprune.evaluator.precision import Precision, computing, exactly, widened
 from autoprune.protocols import Batch, Task
 from autoprune.tracing.calls import ADDS, outputs_at, parse_call, parse_norm, pick_positions, spatial_count
+from autoprune.tracing.outputs import faithful
 from autoprune.tracing.wiring import Site, batch_norms
 
 REFIT_POSITIONS = 32
@@ -52,7 +53,7 @@ def observe(
     """One dense pass in `precision`; targets are recorded for `sites`, all of it in float32."""
     watch = _Watch(model, sites or {})
     with torch.no_grad(), computing(model, precision), watch:
-        outputs = task.outputs(model, batch)
+        outputs = faithful(task, model, batch)
     single = {name: seen[0] for name, seen in watch.moments.items() if len(seen) == 1}
     return Reference(outputs.detach(), single, watch.targets)
 

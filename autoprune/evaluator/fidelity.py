@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from autoprune import plugins
 from autoprune.errors import InputError, one_line
 from autoprune.losses._auto import Choice, choose, targets_of
 from autoprune.protocols import Batch, Loss, Task
+from autoprune.tracing.outputs import faithful
 
 AUTO = "auto"
 NOTHING = 1e-4
@@ -37,11 +38,13 @@ def fidelity_for(task: Task, dense: nn.Module, batch: Batch, loss: str, classes:
         InputError: there is no such loss, it does not do what a loss must, or the outputs are not to be compared.
     """
     with torch.no_grad():
-        outputs = _checked(task.outputs(dense, batch))
+        outputs = _checked(faithful(task, dense, batch))
     stated = classes if classes is not None else getattr(task, "classes", None)
     if stated is not None and not -outputs.dim() <= stated < outputs.dim():
         raise InputError(f"classes={stated} is no axis of the task's outputs {list(outputs.shape)}")
     found = choose(outputs, targets_of(batch), stated)
+    which = getattr(task, "output_said", "")
+    found = replace(found, why=f"{which}: {found.why}" if which else found.why)
     if loss != AUTO:
         if loss == "kl" and (outputs.dim() < 2 or outputs.shape[found.classes] == 1):
             raise InputError(

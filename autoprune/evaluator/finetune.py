@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from autoprune.database.batches import size, take
+from autoprune.database.batches import Pool
+from autoprune.database.rows import size, take_rows
 from autoprune.errors import InputError
 from autoprune.evaluator.fidelity import Fidelity
 from autoprune.evaluator.precision import Precision, computing
@@ -28,14 +29,14 @@ MAX_NORM = 1.0
 
 @dataclass(frozen=True)
 class Lesson:
-    """Training samples as one batch, the dense outputs for them, and the loss between outputs; how to compute it fast.
+    """Training samples, the dense outputs for each of their batches, the loss between outputs; how to compute it fast.
 
     `sites` say which batch norm can be folded into which weight; `task_loss` is the task's own, for a recipe that does
     not distil alone.
     """
 
-    samples: Batch
-    teacher: Tensor
+    samples: Pool
+    teacher: tuple[Tensor, ...]
     outputs: Callable[[nn.Module, Batch], Tensor]
     fidelity: Fidelity
     sites: Mapping[str, Site]
@@ -97,7 +98,7 @@ class Course:
             ArithmeticError: the loss is not finite.
         """
         model, stop, seen = self._model, min(self.done + steps, self._steps), 0
-        order = islice(_batches(size(self._lesson.samples), stop, self._seed), self.done, None)
+        order = islice(_batches(len(self._lesson.samples), stop, self._seed), self.done, None)
         model.train().requires_grad_(True)
         for norm in batch_norms(model).values():
             norm.eval()
@@ -107,7 +108,7 @@ class Course:
             for index in order:
                 self._step(index)
                 seen += len(index)
-            self._chance = _chance(self._lesson.teacher.device)
+            self._chance = _chance(self._lesson.teacher[0].device)
         model.zero_grad(set_to_none=True)
         model.eval()
         return seen
@@ -139,25 +140,28 @@ class Course:
             return
         torch.set_rng_state(self._chance[0])
         if len(self._chance) > 1:
-            torch.cuda.set_rng_state(self._chance[1], self._lesson.teacher.device)
+            torch.cuda.set_rng_state(self._chance[1], self._lesson.teacher[0].device)
 
 
 def _backward(model: nn.Module, lesson: Lesson, index: Tensor, at_once: int, distillation: float) -> float:
     """Gradients of the samples at `index`; returns their loss."""
     total = 0.0
-    for part in index.to(lesson.teacher.device).split(at_once):
-        with SoundGradients(), Folded(model, lesson.sites):
-            loss = _loss(model, lesson, part, distillation) * (len(part) / len(index))
-        loss.backward()
-        total += loss.item()
+    for part in index.to(lesson.teacher[0].device).split(at_once):
+        for number, batch, rows in lesson.samples.pieces(part):
+            teacher = lesson.teacher[number]
+            right = take_rows(teacher, rows, len(teacher) // size(lesson.samples.batches[number]))
+            with SoundGradients(), Folded(model, lesson.sites):
+                loss = _loss(model, lesson, batch, right, distillation) * (len(rows) / len(index))
+            loss.backward()
+            total += loss.item()
     return total
 
 
-def _loss(model: nn.Module, lesson: Lesson, index: Tensor, distillation: float) -> Tensor:
+def _loss(model: nn.Module, lesson: Lesson, batch: Batch, teacher: Tensor, distillation: float) -> Tensor:
     """Mean of w * fidelity + (1 - w) * the task's loss; a term without weight costs no forward pass."""
-    batch, terms = take(lesson.samples, index), list[Tensor]()
+    terms = list[Tensor]()
     if distillation > 0.0:
-        faithful = lesson.fidelity(lesson.outputs(model, batch), lesson.teacher[index]).mean()
+        faithful = lesson.fidelity(lesson.outputs(model, batch), teacher).mean()
         terms.append(faithful if distillation == 1.0 else distillation * faithful)
     if distillation < 1.0:
         if lesson.task_loss is None:

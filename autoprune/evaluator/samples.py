@@ -48,7 +48,7 @@ class Samples:
         """The batches of a split; validation is loaded when it is first asked for."""
         if split not in self._batches:
             whole = gather(self._task.split("validation"), self._validation)
-            parts = chunks(whole, self.batch_size)
+            parts = (part for batch in whole for part in chunks(batch, self.batch_size))
             self._batches[split] = tuple(prepare(b, self._device, self.parts.layout) for b in parts)
         return self._batches[split]
 

@@ -7,13 +7,14 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from autoprune.costs import build_cost
 from autoprune.costs._latency_table import LatencyTable
-from autoprune.database.batches import Parts, chunks, gather, prepare, size
+from autoprune.database.batches import Parts, Pool, chunks, drawing, gather, prepare, size
 from autoprune.database.consumers import consumed
 from autoprune.database.stitch import Stitcher
 from autoprune.database.store import LevelDatabase
@@ -32,6 +33,7 @@ from autoprune.evaluator.settings import Settings
 from autoprune.protocols import Batch, Task
 from autoprune.structure import Structure
 from autoprune.tracing.one_thread import one_thread
+from autoprune.tracing.outputs import faithful
 from autoprune.tracing.wiring import find_sites
 
 TRIM_EVERY = 50
@@ -129,13 +131,17 @@ class TieredEvaluator:
     def lesson(self, steps: int) -> Lesson:
         """The first training samples, as many as `steps` can use, with the dense outputs; the last one is kept."""
         if self._lesson is None or self._lesson[0] != steps:
-            samples = prepare(gather(self.task.split("train"), steps * BATCH_SIZE), self.device, self.parts.layout)
+            with drawing(self.settings.seed):
+                drawn = gather(self.task.split("train"), steps * BATCH_SIZE)
+            samples = Pool(tuple(prepare(batch, self.device, self.parts.layout) for batch in drawn))
             with torch.no_grad(), computing(self.dense, self.precision):
-                parts = [self.task.outputs(self.dense, b) for b in chunks(samples, self.samples.batch_size)]
-            teacher = torch.cat(parts)
+                teacher = tuple(self._dense_outputs(batch) for batch in samples.batches)
             how = (self._all_sites, self.precision, self.task.loss)
-            self._lesson = steps, Lesson(samples, teacher, self.task.outputs, self.measure, *how)
+            self._lesson = steps, Lesson(samples, teacher, partial(faithful, self.task), self.measure, *how)
         return self._lesson[1]
+
+    def _dense_outputs(self, batch: Batch) -> Tensor:
+        return torch.cat([faithful(self.task, self.dense, b) for b in chunks(batch, self.samples.batch_size)])
 
     def _score(self, ask: Ask) -> Score:
         """A backward pass counts as two passes forward."""
@@ -166,7 +172,7 @@ class TieredEvaluator:
         references = [self.samples.reference(split, i, b).outputs for i, b in enumerate(batches)]
 
         def score(i: int, batch: Batch) -> None:
-            outputs = self.task.outputs(model, batch)
+            outputs = faithful(self.task, model, batch)
             tally.add(self.measure(outputs, references[i]), size(batch))
 
         precision = self.samples.precision_on(split)
@@ -184,7 +190,7 @@ class TieredEvaluator:
             mode = self._forward_mode(reference if direct else None)
             with torch.no_grad():
                 with computing(model, self.samples.precision_on(split)), mode:
-                    outputs = self.task.outputs(model, batch)
+                    outputs = faithful(self.task, model, batch)
                 tally.add(self.measure(outputs, reference.outputs), size(batch))
         return tally.loss, tally.by_sample
 
@@ -231,7 +237,7 @@ class TieredEvaluator:
         else:
             mode = Refit(self.stitcher, seen, self.sites)
         with torch.no_grad(), computing(model, self.precision), mode:
-            self.task.outputs(model, batch)
+            faithful(self.task, model, batch)
 
     def _make_room(self) -> bool:
         self.stitcher.mark_dirty()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -12,6 +13,7 @@ from pydantic import (
     Discriminator,
     Field,
     Tag,
+    field_validator,
     model_serializer,
     model_validator,
 )
@@ -26,7 +28,9 @@ Share = Annotated[float, Field(gt=0.0, le=1.0)]
 Rate = Annotated[float, Field(gt=0.0, le=10.0)]
 Weight = Annotated[float, Field(ge=0.0, le=1.0)]
 Sparsity = Annotated[float, Field(ge=0.0, lt=1.0)]
-GRANULARITIES = ("channel", "head", "neuron", "block", "weight", "2:4")
+GRANULARITIES = ("channel",)
+LATER = ("auto", "head", "kv_group", "neuron", "block", "bits", "weight")
+"""Kinds that policy files may know and this version does not search."""
 DEFAULT_AT = (0.7, 0.5, 0.3)
 RAY_ONLY = ("address", "resources", "runtime_env")
 TAG = "~"
@@ -81,9 +85,22 @@ class SpacePart(Part):
     @model_validator(mode="after")
     def _known_granularity(self) -> SpacePart:
         for word in self.kinds:
+            if word in LATER or re.fullmatch(r"\d+:\d+", word):
+                raise ValueError(f"granularity {word!r} is not in this version; it has {', '.join(GRANULARITIES)}")
             if word not in GRANULARITIES:
                 raise ValueError(f"unknown granularity {word!r}; {did_you_mean(word, GRANULARITIES)}")
+        if not self.kinds:
+            raise ValueError(f"granularity lists nothing; allowed: {', '.join(GRANULARITIES)}")
         return self
+
+    @field_validator("granularity", mode="before")
+    @classmethod
+    def _words(cls, value: object) -> object:
+        for word in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(word, int):
+                n, m = divmod(word, 60)  # YAML 1.1 reads 2:4 as a number to the base of 60
+                raise ValueError(f"{word} is no granularity; YAML reads {n}:{m} so unless it is quoted: '{n}:{m}'")
+        return value
 
     @property
     def kinds(self) -> tuple[str, ...]:

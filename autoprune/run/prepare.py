@@ -16,6 +16,7 @@ from autoprune.criteria import build_criterion, criterion_identity
 from autoprune.database.batches import StatisticsOnly, digest, size
 from autoprune.database.store import LevelDatabase, build_database, database_key
 from autoprune.errors import InputError, did_you_mean
+from autoprune.evaluator.checks import check_data
 from autoprune.evaluator.fidelity import AUTO
 from autoprune.evaluator.finetune import BATCH_SIZE
 from autoprune.evaluator.prepared import prepared_model, prepared_parts, resolved_fidelity, resolved_precision
@@ -33,6 +34,7 @@ from autoprune.space import restrict
 from autoprune.structure import Structure
 from autoprune.tracing.analyze import analyze
 from autoprune.tracing.fingerprint import weights_fingerprint
+from autoprune.tracing.inputs import described
 from autoprune.tracing.one_thread import one_thread
 from autoprune.tracing.slim import named_tensors
 
@@ -73,6 +75,9 @@ def prepare(job: Job, folder: Path, task: Task | None = None, shared: Path | Non
     latency = _latency(job, structure, model, task, made) if "latency" in settings.costs else None
     problem = _problem(job, structure, latency)
     parts = prepared_parts(task, settings, model)
+    samples = Samples(task, model, parts, settings.torch_device, settings.batch_size, settings.validation)
+    fidelity = resolved_fidelity(task, model, settings, samples)
+    said = check_data(task, model, settings, samples)
     seen = StatisticsOnly(task, parts.statistics)
     path = made / f"{database_key(model, structure, seen, criterion_identity(job.criterion.plain()))}.safetensors"
     built_s = 0.0
@@ -81,15 +86,13 @@ def prepare(job: Job, folder: Path, task: Task | None = None, shared: Path | Non
         build_database(model, structure, seen, criterion).save(path)
         built_s = time.perf_counter() - started
     database = LevelDatabase.open(path)
-    samples = Samples(task, model, parts, settings.torch_device, settings.batch_size, settings.validation)
-    fidelity = resolved_fidelity(task, model, settings, samples)
     precision, _ = resolved_precision(task, model, structure, settings, samples, fidelity)
     settings = replace(settings, loss=fidelity.name, classes=fidelity.classes, precision=precision)
     base = Base(
         structure_fingerprint=whole.fingerprint,
         weights_fingerprint=weights_fingerprint(model),
         model=_model_name(job, model),
-        inputs=tuple({"shape": list(x.shape), "dtype": str(x.dtype).split(".")[1]} for x in task.example_inputs()),
+        inputs=described(task.example_inputs()),
         costs={name: cost.dense for name, cost in problem.costs.items() if name != "latency"},
         metrics={},
         groups=structure.groups,
@@ -129,6 +132,7 @@ def prepare(job: Job, folder: Path, task: Task | None = None, shared: Path | Non
         latency=latency,
         built_s=built_s,
         fidelity=fidelity,
+        said=said,
     )
 
 

@@ -254,10 +254,11 @@ class Run:
         self._export(told, (yield from self._finals(record, executor, told)))
 
     def _speak(self) -> None:
-        """Say which loss and which latency table the search goes by."""
+        """Say which loss, how many samples and which latency table the search goes by."""
         s, said = self._setting, self._setting.fidelity
         write_event(self.path, "loss", {"name": said.name, "classes": said.classes, "why": said.why})
         notes = [f"loss {said.name}: {said.why}"] if s.job.objectives.loss == AUTO else []
+        notes += s.said
         if s.latency is not None:
             notes.append(s.latency.verdict())
             write_event(self.path, "latency", s.latency.summary())

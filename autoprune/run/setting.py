@@ -32,7 +32,7 @@ class Setting:
 
     `lent` is a Task that came from Python and does not travel to other processes; None where the job names it.
     `settings` are the evaluator's, with the precision that `auto` came to on this machine and the loss that it came to
-    for these outputs (`fidelity` says why): workers compute in it too.
+    for these outputs (`fidelity` says why): workers compute in it too. `said` is what the user ought to know of it.
     """
 
     job: Job
@@ -49,6 +49,7 @@ class Setting:
     constraints: tuple[Constraint, ...] = ()
     latency: LatencyTable | None = None
     built_s: float = 0.0
+    said: tuple[str, ...] = ()
 
     @property
     def identity(self) -> dict[str, str]:

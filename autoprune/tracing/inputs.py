@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import MappingKey, tree_flatten_with_path, tree_leaves, tree_map
 
 from autoprune.errors import InputError
 from autoprune.tracing.copies import float_tensors, quiet_random_state, unwrapped
@@ -97,6 +97,18 @@ def batch_size(inputs: Any) -> int:
         if isinstance(leaf, Tensor | np.ndarray) and leaf.ndim and leaf.shape[0]:
             return int(leaf.shape[0])
     raise InputError("example_inputs must hold a tensor whose dimension 0 is the sample, and at least one sample")
+
+
+def described(inputs: Any) -> tuple[dict[str, Any], ...]:
+    """Shape and type of every tensor of example inputs, in order, and the name of those that have one."""
+    found = []
+    for path, leaf in tree_flatten_with_path(_plain(inputs))[0]:
+        if not isinstance(leaf, Tensor | np.ndarray):
+            continue
+        names = [str(part.key) for part in path if isinstance(part, MappingKey)]
+        named = {"name": ".".join(names)} if names else {}
+        found.append({**named, "shape": list(leaf.shape), "dtype": str(leaf.dtype).removeprefix("torch.")})
+    return tuple(found)
 
 
 def on_device(inputs: Any, device: torch.device | str) -> Any:

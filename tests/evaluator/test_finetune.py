@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from autoprune.database.batches import Pool
 from autoprune.errors import InputError
 from autoprune.evaluator.fidelity import Fidelity
 from autoprune.evaluator.finetune import Course, Lesson, Recipe, finetune
@@ -23,7 +24,7 @@ def lesson_of(w: World) -> Lesson:
     with torch.no_grad():
         teacher = w.task.outputs(w.model, samples)
     sites = find_sites(w.model, w.task.example_inputs())
-    return Lesson(samples, teacher, w.task.outputs, Fidelity("kl", -1, kl), sites)
+    return Lesson(Pool((samples,)), (teacher,), w.task.outputs, Fidelity("kl", -1, kl), sites)
 
 
 def student_of(w: World) -> nn.Module:
@@ -71,7 +72,7 @@ def test_every_parameter_learns_and_statistics_stay() -> None:
 def test_a_loss_that_is_not_finite_stops_the_training() -> None:
     w = world("plain", samples=256)
     lesson = lesson_of(w)
-    broken = replace(lesson, teacher=torch.full_like(lesson.teacher, float("inf")))
+    broken = replace(lesson, teacher=(torch.full_like(lesson.teacher[0], float("inf")),))
     with pytest.raises(ArithmeticError, match="the fine-tuning loss is nan at step 0"):
         finetune(student_of(w), broken, 2, 0)
 
