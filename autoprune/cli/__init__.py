@@ -305,6 +305,9 @@ def _explain(error: Exception) -> tuple[str, int]:
         return str(error.format_message()), 2
     if type(error).__name__ == "Abort":
         return INTERRUPTED, 130
+    if isinstance(error, OSError) and error.strerror:
+        where = f" {error.filename}" if error.filename else ""
+        return f"the system refuses a file{where}: {error.strerror}; what was computed is kept", 3
     text = " ".join(str(error).split()) or "no message"
     return f"unexpected {type(error).__name__}: {text} (AUTOPRUNE_DEBUG=1 shows where)", 3
 

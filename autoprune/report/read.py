@@ -67,7 +67,7 @@ def read_summary(log: Path) -> tuple[Mapping[str, Any], ...]:
     rows: tuple[Mapping[str, Any], ...] = ()
     if not log.exists():
         return rows
-    for line in log.read_text(encoding="utf-8").splitlines():
+    for line in log.read_text(encoding="utf-8", errors="replace").splitlines():  # what is garbage is no event
         try:
             event = json.loads(line)
         except ValueError:
