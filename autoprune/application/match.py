@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from autoprune.errors import InputError
 from autoprune.front import Base, Point
 from autoprune.structure import Group, Structure
-from autoprune.tracing.declared import declared, misfits, named, wider, width_in
-from autoprune.tracing.slim import named_tensors
+from autoprune.tracing.declared import declared, dense_shapes, misfits, named, wider
+from autoprune.tracing.slim import named_tensors, removed_positions
 
 
 def matching(point: Point, model: nn.Module, example: tuple[Tensor, ...]) -> Structure:
@@ -56,12 +56,12 @@ def difference(base: Base, model: nn.Module) -> str:
 
 
 def _was_pruned(point: Point, model: nn.Module) -> bool:
-    """Whether every group that can be measured has the point's width, and one that is below the dense."""
-    widths = point.policy.as_dict()
-    found = {g: width for g in point.base.groups if (width := width_in(model, g)) is not None}
-    if not found or any(width != widths[g.name] for g, width in found.items()):
-        return False
-    return any(widths[g.name] < g.width for g in found)
+    """Whether every tensor that the point narrows has the size that it gives it."""
+    base, own = point.base, named_tensors(model)
+    shapes = dense_shapes(base.groups, base.shapes)
+    gone = removed_positions(Structure(base.groups, ()), point.keep, shapes)
+    sizes = {(name, dim): shapes[name][dim] - int(positions.sum()) for (name, dim), positions in gone.items()}
+    return bool(sizes) and all(name in own and own[name].shape[d] == size for (name, d), size in sizes.items())
 
 
 def _warn_of_inputs(base: Base, example: tuple[Tensor, ...]) -> None:

@@ -62,13 +62,15 @@ def wider(model: nn.Module, groups: Sequence[Group]) -> dict[str, str]:
     return said
 
 
-def width_in(model: nn.Module, group: Group) -> int | None:
-    """How many atoms the model's own tensor holds where the group begins; None where others share that tensor."""
-    first = group.slices[0]
-    tensor = named_tensors(model).get(first.tensor)
-    if tensor is None or first.dim >= tensor.dim() or first.offset or first.first or first.count is not None:
-        return None
-    return int(tensor.shape[first.dim]) // first.stride
+def dense_shapes(groups: Sequence[Group], known: Mapping[str, Sequence[int]]) -> dict[str, list[int]]:
+    """Shapes of the tensors that groups cut: as they are `known`, else as far as the slices reach."""
+    shapes = {name: list(shape) for name, shape in known.items()}
+    for part, width in ((s, g.width) for g in groups for s in g.slices):
+        if part.tensor not in known:
+            found = shapes.setdefault(part.tensor, [])
+            found += [0] * (part.dim + 1 - len(found))
+            found[part.dim] = max(found[part.dim], end_of(part, width))
+    return shapes
 
 
 def named(said: Mapping[str, str]) -> str:
@@ -99,11 +101,14 @@ def _misfit(group: Group, tensors: Mapping[str, Tensor]) -> str:
 
 
 def _other_width(group: Group, tensors: Mapping[str, Tensor]) -> str:
+    """How many atoms the model has, by the first dimension of another size that is the group's alone."""
     for part in group.slices:
-        shape, needed = tensors[part.tensor].shape if part.tensor in tensors else (), end_of(part, group.width)
-        alone = part.offset == part.first == 0 and part.count is None
-        if alone and part.dim < len(shape) and shape[part.dim] != needed:
-            return f"policy says {group.width} wide, model has {shape[part.dim] // part.stride}"
+        shape = tensors[part.tensor].shape if part.tensor in tensors else ()
+        here = [s for s in group.slices if (s.tensor, s.dim) == (part.tensor, part.dim)]
+        reach = max(end_of(s, group.width) for s in here)
+        alone = reach == sum(len(s.positions(atom)) for s in here for atom in range(group.width))
+        if alone and part.dim < len(shape) and shape[part.dim] != reach:
+            return f"policy says {group.width} wide, model has {shape[part.dim] * group.width // reach}"
     first = group.slices[0].tensor
     return f"policy says {group.width} wide, model has {first} of {list(tensors[first].shape)}"
 
