@@ -11,8 +11,8 @@ from typing import Any, Literal
 
 from autoprune.errors import InputError, did_you_mean
 
-Folder = Literal["criteria", "costs", "samplers", "strategies", "tasks", "executors", "losses"]
-SINGULAR = {"criteria": "criterion", "strategies": "strategy", "losses": "loss"}
+Folder = Literal["criteria", "costs", "samplers", "strategies", "tasks", "executors", "losses", "exports", "runtimes"]
+SINGULAR = {"criteria": "criterion", "strategies": "strategy", "losses": "loss", "exports": "export format"}
 OPTUNA_FILE = "optuna_bridge"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
@@ -173,6 +174,32 @@ class Executor(Protocol):
     @property
     def retried(self) -> int:
         """Asks that had to be tried again so far."""
+
+
+class Export(Protocol):
+    """Writes a model as one format; a class without arguments. `packages`, where it has any, must be installed."""
+
+    suffix: str
+    """The file is model.SUFFIX."""
+
+    def __call__(self, model: nn.Module, inputs: tuple[Any, ...], path: Path) -> Any:
+        """Write `path`, and return what the written file computes for `inputs`; None where nothing here can run it.
+
+        The caller compares it with the model's own outputs. Whatever else is written beside `path` goes along with it.
+        """
+
+
+class Runtime(Protocol):
+    """What latency is measured on: a function, or a class without arguments.
+
+    One instance meets one model and then slim copies of it, so that what it learns of the first may help with the
+    others. Optional: `device` ("cpu") where it runs on one kind only, else it runs where the model lies; `packages`
+    that must be installed; `operation(module, x, threads)` where single operations are loaded in a quicker way (without
+    it they run eagerly).
+    """
+
+    def __call__(self, model: nn.Module, inputs: tuple[Any, ...], threads: int) -> Callable[[], object]:
+        """What runs `model` once on `inputs` and returns when that is done."""
 
 
 Strategy = Callable[[Problem, float], Policy]

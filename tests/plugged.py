@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -89,3 +90,13 @@ class Slow:
     @property
     def retried(self) -> int:
         return self._inline.retried
+
+
+def stopwatch(model: nn.Module, inputs: tuple[Any, ...], threads: int) -> Callable[[], object]:
+    """A runtime: the model as torch runs it."""
+
+    def once() -> None:
+        with torch.inference_mode():
+            model(*inputs)
+
+    return once

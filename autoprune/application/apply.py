@@ -31,8 +31,8 @@ from autoprune.criteria import Named, build_criterion
 from autoprune.database.batches import prepare
 from autoprune.errors import InputError
 from autoprune.evaluator.settings import Settings
-from autoprune.export import check_formats
-from autoprune.export import export as export_model
+from autoprune.exports import check_formats, check_inputs
+from autoprune.exports import export as export_model
 from autoprune.files.job import Job
 from autoprune.files.policy_file import load_front
 from autoprune.files.whole import whole_folder
@@ -110,6 +110,8 @@ def apply_file(
     if weights is not None:
         load_weights(model, weights)
     example = task.example_inputs()
+    if export:
+        check_inputs(example)
     applied = _applied(
         point, model, example, task, searched_settings(point, settings_of(job)), trusted, training or Training()
     )

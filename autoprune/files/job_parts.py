@@ -266,9 +266,15 @@ class EvaluatorPart(Part):
 class LatencyPart(Part):
     """How latency is measured: on which runtime, for how many samples at a time, on how many whole models."""
 
-    runtime: Literal["auto", "onnxruntime", "eager", "compile"] = "auto"
+    runtime: str = "auto"
     batch_size: Count = 1
     models: Annotated[int, Field(strict=True, ge=20)] = 24
+
+    @model_validator(mode="after")
+    def _known_runtime(self) -> LatencyPart:
+        if self.runtime != "auto":
+            check_plugin("runtimes", self.runtime)
+        return self
 
 
 class ExecutorPart(Part):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-import platform
+import hashlib
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
 from autoprune.allocation.budget import Projector, reachable
 from autoprune.codec import Codec
@@ -22,8 +23,8 @@ from autoprune.errors import InputError
 from autoprune.estimates import spearman
 from autoprune.latency.fit import fit
 from autoprune.latency.probes import time_operations
-from autoprune.latency.runtimes import Runtime, batched, resolve
-from autoprune.latency.timing import Timing, measure_ratios
+from autoprune.latency.runtime_here import batched, device_name, resolve
+from autoprune.latency.timing import Runner, Timing, measure_ratios
 from autoprune.policy import Policy
 from autoprune.structure import Structure
 from autoprune.tracing.one_thread import one_thread
@@ -79,6 +80,25 @@ def fit_latency(
     )
 
 
+def table_key(
+    model: nn.Module,
+    inputs: Sequence[Any],
+    structure: Structure,
+    runtime: str = "auto",
+    batch_size: int = 1,
+    n_models: int = 24,
+    seed: int = 0,
+) -> str:
+    """12 hex digits of all that decides what `fit_latency` finds for these arguments here."""
+    here = resolve(runtime, next((p.device for p in model.parameters()), torch.device("cpu")))
+    grids = [(g.name, g.grid) for g in structure]
+    shapes = [(tuple(x.shape), str(x.dtype)) if isinstance(x, torch.Tensor) else repr(x) for x in tree_leaves(inputs)]
+    measured_on = (runtime, here.name, here.version, device_name(here.device), here.threads)
+    asked = (batch_size, n_models, seed)
+    what = repr((structure.fingerprint, grids, str(model), shapes, measured_on, asked))
+    return hashlib.sha256(what.encode()).hexdigest()[:12]
+
+
 def remeasure(
     model: nn.Module,
     inputs: Sequence[Any],
@@ -130,22 +150,21 @@ class _Bench:
         self.inputs = batched(inputs, batch_size, self.runtime.device)
         with one_thread():
             try:
-                self._load = self.runtime.loader(self.dense, self.inputs)
                 self._dense_run = self._load(self.dense)
             except InputError as error:
                 if runtime != "auto" or self.runtime.name == "eager":
                     raise
                 warnings.warn(f"{error}; latency is measured in eager mode", stacklevel=3)
-                self.runtime = Runtime("eager", device)
-                self._load = self.runtime.loader(self.dense, self.inputs)
+                self.runtime = resolve("eager", device)
                 self._dense_run = self._load(self.dense)
 
     @property
     def device_name(self) -> str:
         """What the runtime runs on, in words."""
-        if self.runtime.device.type == "cuda":
-            return str(torch.cuda.get_device_name(self.runtime.device))
-        return platform.processor() or platform.machine()
+        return device_name(self.runtime.device)
+
+    def _load(self, model: nn.Module) -> Runner:
+        return self.runtime.load(model, self.inputs)
 
     def measure(self, policies: Sequence[Policy], seconds: float, rng: np.random.Generator) -> list[Timing]:
         """A Timing for each policy, about `seconds` of measuring for each."""

@@ -14,8 +14,7 @@ from torch import Tensor, nn
 
 from autoprune.costs._latency_features import attainable
 from autoprune.costs._latency_table import OpTimes, alignment, thinned
-from autoprune.latency.onnx_models import operation, session_runner
-from autoprune.latency.runtimes import Runtime, torch_runner
+from autoprune.latency.runtime_here import RuntimeHere
 from autoprune.latency.timing import seconds_of
 from autoprune.protocols import FloatArray
 from autoprune.structure import Structure, TensorSpec
@@ -46,7 +45,7 @@ class Probe:
 
 
 def time_operations(
-    model: nn.Module, inputs: Sequence[Any], structure: Structure, runtime: Runtime, rng: np.random.Generator
+    model: nn.Module, inputs: Sequence[Any], structure: Structure, runtime: RuntimeHere, rng: np.random.Generator
 ) -> tuple[OpTimes, ...]:
     """Times of every conv and linear that runs as a module, over the grids; the order of timing is random."""
     found = probes(model, inputs, structure)
@@ -111,7 +110,7 @@ def filled(rows: Sequence[int], columns: Sequence[int], times: Mapping[Combinati
     return np.asarray(np.maximum(blended, 0.5 * np.nanmin(grid)))
 
 
-def load_operation(probe: Probe, sizes: Combination, runtime: Runtime) -> Callable[[], object]:
+def load_operation(probe: Probe, sizes: Combination, runtime: RuntimeHere) -> Callable[[], object]:
     """The probe's module with its weight cut to `sizes`, on random inputs of the shape that goes with it."""
     module = narrowed(probe.module, sizes)
     shape = list(probe.shape)
@@ -119,11 +118,7 @@ def load_operation(probe: Probe, sizes: Combination, runtime: Runtime) -> Callab
     wide = getattr(module, "in_features" if linear else "in_channels")
     shape[-1 if linear else len(shape) - 1 - _spatial(module)] = wide
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    if runtime.name == "onnxruntime":
-        return session_runner(operation(module, x), (x,))
-    # compiling thousands of operations takes hours: eager times, which the fit then weighs
-    weight = module.get_parameter("weight")
-    return torch_runner(module, (x.to(weight),), runtime.device)
+    return runtime.load_operation(module, x.to(module.get_parameter("weight")))
 
 
 def narrowed(module: nn.Module, sizes: Combination) -> nn.Module:

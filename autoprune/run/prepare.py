@@ -25,7 +25,7 @@ from autoprune.evaluator.settings import COSTS, Settings
 from autoprune.files.job import Job
 from autoprune.files.whole import write_whole
 from autoprune.front import Base
-from autoprune.latency.calibrate import fit_latency
+from autoprune.latency.calibrate import fit_latency, table_key
 from autoprune.protocols import Problem, Task
 from autoprune.run.constraints import parse_constraints
 from autoprune.run.ledger import Prices
@@ -159,12 +159,13 @@ def settings_of(job: Job) -> Settings:
 def _latency(job: Job, structure: Structure, model: nn.Module, task: Task, folder: Path) -> LatencyTable:
     """The latency table of the job's runtime, from its file or measured now."""
     part = job.latency
-    name = f"latency-{structure.fingerprint[7:19]}-{part.runtime}-{part.batch_size}-{part.models}.json"
-    if (folder / name).exists():
-        return LatencyTable.from_json((folder / name).read_text(encoding="utf-8"))
+    asked = (part.runtime, part.batch_size, part.models, job.search.seed)
     inputs = task.example_inputs()
-    table = fit_latency(model, inputs, structure, part.runtime, part.batch_size, part.models, job.search.seed)
-    write_whole(folder / name, table.to_json())
+    path = folder / f"latency-{table_key(model, inputs, structure, *asked)}.json"
+    if path.exists():
+        return LatencyTable.from_json(path.read_text(encoding="utf-8"))
+    table = fit_latency(model, inputs, structure, *asked)
+    write_whole(path, table.to_json())
     return table
 
 

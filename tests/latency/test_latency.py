@@ -19,13 +19,13 @@ from autoprune.costs._latency_table import LatencyTable, nearest_levels, thinned
 from autoprune.costs.latency import Latency
 from autoprune.errors import InputError
 from autoprune.estimates import spearman
-from autoprune.latency.calibrate import fit_latency, remeasure, sample_policies
+from autoprune.latency.calibrate import fit_latency, remeasure, sample_policies, table_key
 from autoprune.latency.fit import fit, solve
-from autoprune.latency.onnx_models import OnnxFamily
 from autoprune.latency.probes import combinations, filled, knots, load_operation, narrowed, probes
-from autoprune.latency.runtimes import batched, resolve
+from autoprune.latency.runtime_here import batched, resolve
 from autoprune.latency.timing import measure_ratios
 from autoprune.policy import Policy
+from autoprune.runtimes._onnx_models import OnnxFamily
 from autoprune.space import Space, restrict
 from autoprune.structure import Structure
 from autoprune.tracing.analyze import analyze
@@ -337,12 +337,33 @@ def test_example_inputs_are_repeated_or_cut_to_the_batch() -> None:
         batched((3,), 1, torch.device("cpu"))
 
 
+def test_a_table_is_kept_under_all_that_decides_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = wide()
+    structure, finer = structure_of(model), structure_of(model, step=4)
+    first = table_key(model, INPUTS, structure, "eager")
+    assert first == table_key(wide(), INPUTS, structure, "eager")
+    half = (torch.zeros(2, 3, 24, 24).half(),)
+    others = {
+        table_key(model, INPUTS, finer, "eager"),
+        table_key(model, half, structure, "eager"),
+        table_key(model, INPUTS, structure, "compile"),
+        table_key(model, INPUTS, structure, "eager", batch_size=2),
+        table_key(model, INPUTS, structure, "eager", n_models=25),
+        table_key(model, INPUTS, structure, "eager", seed=1),
+    }
+    monkeypatch.setattr("autoprune.latency.calibrate.device_name", lambda device: "another machine")
+    others.add(table_key(model, INPUTS, structure, "eager"))
+    monkeypatch.setattr("importlib.metadata.version", lambda package: "99")
+    others.add(table_key(model, INPUTS, structure, "eager"))
+    assert len(others - {first}) == 8
+
+
 def test_runtimes_are_named_and_auto_says_which() -> None:
     cpu = torch.device("cpu")
     assert resolve("eager", cpu).name == "eager"
     assert resolve("auto", cpu).name == ("onnxruntime" if HAS_ONNX else "eager")
     assert resolve("auto", torch.device("cuda")).name == "eager"
-    with pytest.raises(InputError, match="not 'tensorrt'"):
+    with pytest.raises(InputError, match="unknown runtime 'tensorrt'"):
         resolve("tensorrt", cpu)
 
 

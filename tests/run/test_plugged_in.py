@@ -122,3 +122,17 @@ def test_a_cost_that_breaks_its_protocol_is_one_line_at_once(
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(InputError, match=message):
         build_cost(f"{name}:Wrong", chain(3))
+
+
+def test_a_plugged_in_runtime_measures_and_points_of_a_latency_job_are_applied(tmp_path: Path) -> None:
+    costs = {"objectives": {"costs": ["macs", "latency"]}, "budget": {"macs": [0.4, 0.9], "at": [0.6]}}
+    own = {"executor": {"kind": "inline"}, "criterion": "l1_norm"}
+    latency = {"runtime": "tests.plugged:stopwatch", "models": 20}
+    (tmp_path / "job.yaml").write_text(json.dumps({**JOB, **costs, **own, "latency": latency}))
+    job, out = str(tmp_path / "job.yaml"), str(tmp_path / "run")
+    assert run(["search", job, "--out", out]) == 0
+    front = load_front(tmp_path / "run" / "policy.json")
+    assert front.measured_on["runtime"] == "tests.plugged:stopwatch"
+    fastest = min(point.ratio("latency") for point in front)
+    at = f"latency={fastest + 1e-6}"
+    assert run(["apply", f"{out}/policy.json", "--task", job, "--at", at, "--out", str(tmp_path / "small")]) == 0

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from autoprune.errors import InputError, RunError
-from autoprune.export import check_formats, export
+from autoprune.exports import check_formats, export
 from autoprune.tasks._cifar_resnet import CifarResNet
 
 HAS_ONNX = all(importlib.util.find_spec(p) for p in ("onnx", "onnxscript", "onnxruntime"))
@@ -67,3 +69,40 @@ def test_a_model_that_branches_on_its_data_fails_in_one_line(tmp_path: Path) -> 
     with pytest.raises(RunError, match="cannot export to pt2") as caught:
         export(Branch(), (torch.ones(2, 3),), ["pt2"], tmp_path)
     assert "\n" not in str(caught.value)
+
+
+def test_a_single_sample_does_not_fix_the_batch(model: nn.Module, tmp_path: Path) -> None:
+    (path,) = export(model, (torch.randn(1, 1, 8, 8),), ["pt2"], tmp_path)
+    assert torch.export.load(path).module()(torch.randn(5, 1, 8, 8)).shape[0] == 5
+
+
+def test_inputs_that_no_exporter_takes_apart_are_named(tmp_path: Path) -> None:
+    @dataclass
+    class Meta:
+        scale: float
+
+    with pytest.raises(InputError, match=r"inputs hold a Meta, .*register_dataclass"):
+        export(nn.Linear(3, 2), (torch.ones(2, 3), Meta(2.0)), ["pt2"], tmp_path)
+
+
+def test_a_file_whose_outputs_differ_is_refused_and_one_that_nobody_can_run_is_said(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="differ from the eager model's by 1 "):
+        export(nn.Linear(3, 2), (torch.ones(2, 3),), [f"{__name__}:Wrong"], tmp_path)
+    assert not list(tmp_path.iterdir())
+    with pytest.warns(UserWarning, match="nothing here can run it"):
+        (path,) = export(nn.Linear(3, 2), (torch.ones(2, 3),), [f"{__name__}:Blind"], tmp_path)
+    assert (path.name, path.read_text()) == ("model.txt", "as it is")
+
+
+class Blind:
+    suffix = ".txt"
+
+    def __call__(self, model: nn.Module, inputs: tuple[Any, ...], path: Path) -> Any:
+        path.write_text("as it is")
+        return None
+
+
+class Wrong(Blind):
+    def __call__(self, model: nn.Module, inputs: tuple[Any, ...], path: Path) -> Any:
+        super().__call__(model, inputs, path)
+        return 2 * model(*inputs)

@@ -30,22 +30,22 @@ class OnnxFamily:
         self.dense, self.inputs = dense, inputs
         self._graph: bytes | None = None
 
-    def load(self, model: nn.Module) -> Callable[[], object]:
-        """What runs `model` (the dense one or a slim copy) in a session of one thread."""
+    def load(self, model: nn.Module, threads: int = 1) -> Callable[[], object]:
+        """What runs `model` (the dense one or a slim copy) in a session of so many threads."""
         if model is not self.dense and self._graph is not None:
-            run = self._recut(model, self._graph)
+            run = self._recut(model, self._graph, threads)
             if run is not None:
                 return run
         graph = exported(model, self.inputs)
         if model is self.dense:
             self._graph = graph
-        return session_runner(optimised(graph), self.inputs)
+        return session_runner(optimised(graph), self.inputs, threads)
 
-    def _recut(self, model: nn.Module, graph: bytes) -> Callable[[], list[Any]] | None:
+    def _recut(self, model: nn.Module, graph: bytes, threads: int) -> Callable[[], list[Any]] | None:
         with torch.no_grad():
             wanted = next(x for x in tree_leaves(model(*self.inputs)) if isinstance(x, Tensor))
         try:
-            run = session_runner(optimised(recut(graph, model, batch_size(self.inputs))), self.inputs)
+            run = session_runner(optimised(recut(graph, model, batch_size(self.inputs))), self.inputs, threads)
             got = torch.from_numpy(run()[0])
         except Exception:  # a graph with a size baked in does not load or run, in many ways
             return None
@@ -95,7 +95,7 @@ def exported(model: nn.Module, inputs: Sequence[Any]) -> bytes:
 
 
 def optimised(graph: bytes) -> bytes:
-    """The graph as `autoprune.export` writes it: constants and batch norms folded (without, it runs half as fast)."""
+    """The graph as `autoprune.exports` writes it: constants and batch norms folded (without, it runs half as fast)."""
     import onnx
     from onnxscript import optimizer
 
@@ -104,12 +104,12 @@ def optimised(graph: bytes) -> bytes:
         return bytes(optimizer.optimize(onnx.load_from_string(graph)).SerializeToString())
 
 
-def session_runner(model: bytes, inputs: Sequence[Any]) -> Callable[[], list[Any]]:
-    """A session of one thread and its feeds: the tensors in `inputs`, in order."""
+def session_runner(model: bytes, inputs: Sequence[Any], threads: int = 1) -> Callable[[], list[Any]]:
+    """A session of so many threads and its feeds: the tensors in `inputs`, in order."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.log_severity_level = 4
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     tensors = [x for x in tree_leaves(tuple(inputs)) if isinstance(x, Tensor)]

@@ -1,0 +1,28 @@
+"""torch.export's own file: loads without the model's code."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from autoprune.exports import free_batch
+from autoprune.tracing.inputs import call_model
+
+
+class Pt2:
+    """model.pt2, read by `torch.export.load`."""
+
+    suffix = "pt2"
+
+    def __call__(self, model: nn.Module, inputs: tuple[Any, ...], path: Path) -> Any:
+        """Write, load and run."""
+        positional, keywords, shapes = free_batch(model, inputs)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch.export warns about its own internals
+            program = torch.export.export(model, positional, keywords, dynamic_shapes=shapes)
+            torch.export.save(program, path)
+            return call_model(torch.export.load(path).module(), inputs)

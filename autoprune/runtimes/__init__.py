@@ -1,0 +1,1 @@
+"""Runtimes that latency is measured on, one file each."""
