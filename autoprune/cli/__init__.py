@@ -125,7 +125,7 @@ def inspect(
 
     the_job = _load(job, set_)
     task = the_job.build_task()
-    whole = analyze(task.build(), task.example_inputs(), seed=the_job.search.seed)
+    whole = analyze(task.build(), task.example_inputs())
     facts = inspect_facts(restrict(whole, the_job.search_space()), task)
     if sensitivity:
         facts["sensitivity"] = _sensitivity(the_job, out, json_)

@@ -72,7 +72,7 @@ def param_space(job: AnyJob, at: float | None = None) -> dict[str, Any]:
     """
     job = as_job(job)
     task, budget = job.build_task(), job.budget.plain()
-    structure = restrict(analyze(task.build(), task.example_inputs(), seed=job.search.seed), job.search_space())
+    structure = restrict(analyze(task.build(), task.example_inputs()), job.search_space())
     if at is not None and not budget.low <= at <= budget.high:
         raise InputError(f"at must lie in the job's budget range [{budget.low:g}, {budget.high:g}], not {at}")
     space: dict[str, Any] = {knob(group.name): tune.randint(0, len(group.grid)) for group in structure.groups}

@@ -69,7 +69,7 @@ def prepare(job: Job, folder: Path, task: Task | None = None, shared: Path | Non
     criterion = build_criterion(job.criterion.plain())
     constraints = parse_constraints(job.constraints, task.directions)
     model = prepared_model(task, settings.torch_device)
-    whole = analyze(task.build(), task.example_inputs(), seed=job.search.seed)
+    whole = analyze(task.build(), task.example_inputs())
     structure = restrict(whole, job.search_space())
     made = (shared or folder).resolve() / "database"  # workers may stand in other folders
     latency = _latency(job, structure, model, task, made) if "latency" in settings.costs else None

@@ -6,17 +6,16 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 from torch import nn
 
-from autoprune.structure import Group, Op, Structure
+from autoprune.structure import Group, Structure
 from autoprune.tracing.atoms import Candidate, candidates
+from autoprune.tracing.certify import Certifier
 from autoprune.tracing.copies import private_copy, quiet_random_state
 from autoprune.tracing.couple import closures
-from autoprune.tracing.inputs import Example, few_samples
+from autoprune.tracing.inputs import few_samples
 from autoprune.tracing.ops import count_macs, operations, with_groups
 from autoprune.tracing.reasons import below, explain, known_reason, lost_reason, module_reasons
-from autoprune.tracing.verify import Certifier
 from autoprune.tracing.watch import Trace, is_producer, watch
 
 
@@ -25,12 +24,12 @@ def analyze(model: nn.Module, example_inputs: Any, *, seed: int = 0) -> Structur
 
     `example_inputs` is a tuple of the model's arguments, or a dict of them (keywords where `forward` has parameters of
     these names, else one argument). The lent model comes back untouched. A model of which nothing can be pruned gives
-    a Structure without groups.
+    a Structure without groups. `seed` is what a model that draws numbers in its forward draws them by; experiments
+    have numbers of their own, so that the structure is the same for every seed.
 
     Raises:
         InputError: the model cannot be copied, does not run on `example_inputs`, or cannot be traced.
     """
-    rng = np.random.default_rng(seed)
     with quiet_random_state(seed):
         twin = private_copy(model)
         example = few_samples(twin, example_inputs)
@@ -41,38 +40,13 @@ def analyze(model: nn.Module, example_inputs: Any, *, seed: int = 0) -> Structur
         modules = module_reasons(twin, trace)
         frozen = {c.name: reason for c in found if (reason := known_reason(c, trace, modules))}
         open_ = [c for c in found if c.name not in frozen]
-        groups = _certified(model, example, ops, open_, trace, frozen, rng) if open_ else ()
+        if open_:
+            failed = Certifier.of(model, example, ops).failures(_groups(open_), count=True)
+            frozen |= {c.name: explain(c, trace, failed[c.name]) for c in open_ if c.name in failed}
+        groups = _groups([c for c in open_ if c.name not in frozen])
         said = _all_frozen(twin, trace, found, groups, frozen, modules)
     groups = _renamed(groups)
     return Structure(groups, with_groups(ops, groups), said)
-
-
-def _certified(
-    model: nn.Module,
-    example: Example,
-    ops: tuple[Op, ...],
-    tried: Sequence[Candidate],
-    trace: Trace,
-    frozen: dict[str, str],
-    rng: np.random.Generator,
-) -> tuple[Group, ...]:
-    """The groups that pass, each alone and all together; the others get their reason in `frozen`."""
-    certifier = Certifier.of(model, example, ops, rng)
-    passed: list[Candidate] = []
-    for candidate in tried:
-        if complaint := certifier.complaint(_groups([candidate]), rng):
-            frozen[candidate.name] = explain(candidate, trace, complaint)
-        else:
-            passed.append(candidate)
-    if passed and certifier.complaint(_groups(passed), rng, count=True):
-        joint: list[Candidate] = []
-        for candidate in passed:  # some do not get along: keep, in execution order, those that do
-            if complaint := certifier.complaint(_groups([*joint, candidate]), rng, count=True):
-                frozen[candidate.name] = explain(candidate, trace, complaint)
-            else:
-                joint.append(candidate)
-        passed = joint
-    return _groups(passed)
 
 
 def _groups(some: Sequence[Candidate]) -> tuple[Group, ...]:

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor, nn
@@ -15,21 +14,25 @@ from torch import Tensor, nn
 from autoprune.structure import Group, Role, Slice
 from autoprune.tracing.couple import Closure, Reach, Side
 from autoprune.tracing.slim import named_tensors
+from autoprune.tracing.spread import IntArray
 from autoprune.tracing.watch import is_depthwise, is_producer
 
-IntArray = npt.NDArray[np.int64]
 ROLES: Mapping[Side, Role] = {"out": "produce", "in": "consume", "carry": "carry"}
 NORMS = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
 
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """One side of a module, or one dimension of a raw parameter, as a row of `size` positions."""
+    """One side of a module, or one dimension of a raw parameter, as a row of `size` positions.
+
+    `lost` names the operation behind which nobody knows where the channels go; its size is 0.
+    """
 
     name: str
     side: Side
     size: int
     dim: int | None = None
+    lost: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +104,8 @@ def _axes(modules: Mapping[str, nn.Module], parameters: Mapping[str, Tensor], fo
 
 
 def _axis(reach: Reach, modules: Mapping[str, nn.Module], parameters: Mapping[str, Tensor]) -> Axis:
+    if reach.lost:
+        return Axis(reach.name, reach.side, 0, None, reach.lost)
     if reach.dim is not None:
         return Axis(reach.name, reach.side, int(parameters[reach.name].shape[reach.dim]), reach.dim)
     return Axis(reach.name, reach.side, axis_size(modules[reach.name], reach.side))
@@ -135,7 +140,7 @@ def _components(
             a = index[reach.name, reach.side]
             if 1 in (axes[a].size, axes[root].size):  # one channel is broadcast to many, it does not go with them
                 continue
-            positions, roots = np.array(reach.positions, np.int64), np.array(reach.roots, np.int64)
+            positions, roots = reach.positions, reach.roots
             if axes[a].size == 0:  # a module that cannot be narrowed: one mark that the channels touch it
                 positions = np.zeros_like(positions)
             inside = positions < sizes[a]  # beyond it the coupling is wrong; certification will tell
@@ -175,6 +180,8 @@ def _group(
 ) -> tuple[Group | None, str]:
     slices: dict[tuple[object, ...], Slice] = {}
     for a in sorted(atoms[0], key=lambda a: axes[a].side == "in"):
+        if axes[a].lost:
+            return None, f"the trace cannot follow its channels through {axes[a].lost}"
         if axes[a].size == 0:
             return None, ""  # `reasons` knows the module
         for tensor, dim, role, period in _places(axes[a], modules, names):

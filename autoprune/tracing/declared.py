@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from torch import Tensor, nn
 
 from autoprune.errors import InputError
 from autoprune.structure import Group, Op, Slice, Structure
+from autoprune.tracing.certify import Certifier
 from autoprune.tracing.copies import private_copy, quiet_random_state
 from autoprune.tracing.inputs import Example, few_samples
 from autoprune.tracing.ops import count_macs, operations, with_groups
 from autoprune.tracing.slim import named_tensors
-from autoprune.tracing.verify import Certifier
 from autoprune.tracing.watch import watch
 
 MOST_NAMED = 5
@@ -32,13 +31,12 @@ def declared(model: nn.Module, example_inputs: Any, groups: Sequence[Group]) -> 
     said = misfits(model, groups)
     if said:
         raise InputError(named(said))
-    rng = np.random.default_rng(0)
     with quiet_random_state(0):
         twin = private_copy(model)
         example = few_samples(twin, example_inputs)
         macs = count_macs(model, example.inputs, example.samples)
         ops = operations(twin, watch(twin, example.inputs), example.samples, macs)
-        _certify(model, example, ops, groups, rng)
+        _certify(model, example, ops, groups)
     return Structure(tuple(groups), with_groups(ops, groups))
 
 
@@ -113,16 +111,8 @@ def _other_width(group: Group, tensors: Mapping[str, Tensor]) -> str:
     return f"policy says {group.width} wide, model has {first} of {list(tensors[first].shape)}"
 
 
-def _certify(
-    model: nn.Module, example: Example, ops: tuple[Op, ...], groups: Sequence[Group], rng: np.random.Generator
-) -> None:
-    """All groups that can be narrowed at once; one by one only to name those that fail."""
+def _certify(model: nn.Module, example: Example, ops: tuple[Op, ...], groups: Sequence[Group]) -> None:
+    """Raise InputError for the groups that removing is not masking; of width 1 there is nothing to try."""
     narrow = [g for g in groups if g.width > 1]
-    if not narrow:
-        return
-    certifier = Certifier.of(model, example, ops, rng)
-    together = certifier.complaint(narrow, rng)
-    if not together:
-        return
-    said = {g.name: reason for g in narrow if (reason := certifier.complaint([g], rng))}
-    raise InputError(named(said) or f"its groups together: {together}")
+    if narrow and (said := Certifier.of(model, example, ops).failures(narrow)):
+        raise InputError(named(said))

@@ -4,23 +4,18 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from autoprune.allocation.polynomial import macs_polynomial
-from autoprune.errors import InputError, RunError, one_line
-from autoprune.policy import Policy
-from autoprune.structure import Group, Op, Structure
+from autoprune.errors import RunError, one_line
+from autoprune.structure import Group, Structure
 from autoprune.tracing.copies import flat_output, private_copy, quiet_random_state, to_double
-from autoprune.tracing.inputs import Example, call_model, few_samples
-from autoprune.tracing.ops import count_macs
-from autoprune.tracing.slim import Keep, expected_attributes, kept_positions, named_tensors, removed_positions, slim
+from autoprune.tracing.inputs import call_model, few_samples
+from autoprune.tracing.slim import Keep, expected_attributes, kept_positions, named_tensors, removed_positions
 from autoprune.tracing.sound_gradients import SoundGradients
 
 TOLERANCE = 1e-5
@@ -86,6 +81,13 @@ def audit(model: nn.Module) -> None:
                 raise RunError(f"{name}.{attribute} is {getattr(module, attribute)}, its tensors say {value}")
 
 
+def run(model: nn.Module, inputs: Any) -> Tensor:
+    """The model's floating outputs in one flat tensor, the same ones at every call."""
+    with quiet_random_state(0), torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return flat_output(call_model(model, inputs))
+
+
 def relative_error(value: Tensor, reference: Tensor) -> float:
     """|value - reference| / |reference|; inf where the shapes differ or a value is not finite."""
     if value.shape != reference.shape or not bool(torch.isfinite(value).all()):
@@ -93,130 +95,24 @@ def relative_error(value: Tensor, reference: Tensor) -> float:
     return float((value - reference).norm() / reference.norm().clamp_min(1e-30))
 
 
-@dataclass(frozen=True)
-class Certifier:
-    """Holds the scrambled fp64 twin of a model, on which each group must prove itself.
-
-    The weights are scrambled because a fresh residual branch often ends in a zero scale: it would prove anything.
-    """
-
-    model: nn.Module
-    example: Example
-    ops: tuple[Op, ...]
-    dense: Tensor
-    tolerance: float
-
-    @staticmethod
-    def of(model: nn.Module, example: Example, ops: tuple[Op, ...], rng: np.random.Generator) -> Certifier:
-        """Certifier of `model`; in fp64, or as it is where the model insists on its own precision."""
-        plain = private_copy(model)
-        tries = [(True, True), (False, True), (True, False), (False, False)]
-        for scrambled, double in tries:
-            twin, given = copy.deepcopy(plain), example.inputs
-            if double:
-                twin, given = twin.double(), to_double(given)
-            if scrambled:
-                _scramble(twin, rng)
-            try:
-                out = _run(twin, given)
-            except Exception:  # a model that builds its own fp32 constants does not run in fp64
-                continue
-            if out.numel() and bool(torch.isfinite(out).all()) and float(out.norm()) > 0:
-                return Certifier(twin, replace(example, inputs=given), ops, out, 1e-8 if double else 1e-4)
-        raise InputError(f"{type(model).__name__} gives no finite floating output on its example inputs")
-
-    def complaint(self, groups: Sequence[Group], rng: np.random.Generator, count: bool = False) -> str:
-        """Prune all `groups` at random widths; what went wrong, in a user's words, or "" if they are proved.
-
-        With `count` their MACs are counted too and must follow the polynomial.
-        """
-        structure = Structure(tuple(groups), self.ops, fingerprint="experiment")
-        for _ in range(3):  # by chance the removed channels may be dead on these inputs
-            keep = random_keep(groups, rng)
-            with _borrowed(self.model):
-                _zero_consumers(self.model, structure, keep)
-                expected = _run(self.model, self.example.inputs)
-            with _borrowed(self.model):
-                try:
-                    slim(self.model, structure, keep)
-                    got = _run(self.model, self.example.inputs)
-                except Exception as crash:  # wrong coupling shows as a shape error anywhere in the user's forward
-                    return f"the model does not run once its channels are removed ({one_line(crash)})"
-                wrong = self._wrong_macs(structure, keep) if count else ""
-            error = relative_error(got, expected)
-            if not error <= self.tolerance:
-                return f"removing its channels is not the same as masking them (relative error {error:.2g})"
-            if wrong:
-                return wrong
-            if relative_error(expected, self.dense) > 1e3 * max(error, 1e-15):
-                return ""
-        return "removing its channels changes nothing in the output, so nothing can be proved"
-
-    def _wrong_macs(self, structure: Structure, keep: Mapping[str, Sequence[int]]) -> str:
-        policy = Policy.of({name: len(kept) for name, kept in keep.items()})
-        expected = int(macs_polynomial(structure)(policy.array(structure)))
-        counted = count_macs(self.model, self.example.inputs, self.example.samples)
-        return "" if expected == counted else f"its MACs do not follow its width ({counted}, expected {expected})"
-
-
-@contextmanager
-def _borrowed(model: nn.Module) -> Iterator[None]:
-    """Whatever is cut or zeroed inside is whole again afterwards; without a copy, for that would dominate the time."""
-    contents = [(tensor, tensor.data) for tensor in named_tensors(model).values()]
-    attributes = [(m, name, getattr(m, name)) for m in model.modules() for name, _ in expected_attributes(m)]
-    try:
-        yield
-    finally:
-        for tensor, data in contents:
-            tensor.data = data
-        for module, name, value in attributes:
-            setattr(module, name, value)
-
-
 def random_keep(groups: Sequence[Group], rng: np.random.Generator) -> dict[str, tuple[int, ...]]:
-    """A random width below the dense one and random atoms for every group; odd, lest a fixed split fits by luck."""
+    """A random width of the grid below the dense one and random atoms for every group; all where there is none.
+
+    Odd if that can be, lest a fixed split fits by luck.
+    """
     keep = {}
     for group in groups:
-        width = min(int(rng.integers(1, group.width)) | 1, group.width - 1)
+        lower = [w for w in group.grid if w < group.width] or [group.width]
+        width = rng.choice([w for w in lower if w % 2] or lower)
         keep[group.name] = tuple(sorted(int(a) for a in rng.permutation(group.width)[:width]))
     return keep
 
 
-def _run(model: nn.Module, inputs: tuple[Any, ...]) -> Tensor:
-    with quiet_random_state(0), torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return flat_output(call_model(model, inputs))
-
-
 def _run_exactly(model: nn.Module, inputs: tuple[Any, ...]) -> Tensor:
     try:
-        return _run(copy.deepcopy(model).double(), to_double(inputs))
+        return run(copy.deepcopy(model).double(), to_double(inputs))
     except RuntimeError:  # a model that builds its own fp32 constants does not run in fp64
-        return _run(model, inputs)
-
-
-def _zero_consumers(model: nn.Module, structure: Structure, keep: Keep) -> None:
-    tensors = named_tensors(model)
-    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    for (name, dim), gone in removed_positions(structure, keep, shapes, "consume").items():
-        where = torch.nonzero(gone).flatten().to(tensors[name].device)
-        tensors[name].data = tensors[name].data.index_fill(dim, where, 0)
-
-
-def _scramble(model: nn.Module, rng: np.random.Generator) -> None:
-    """Give every floating parameter and norm statistic a random factor, and those that are constant random values."""
-    generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
-    statistics = [t for n, t in model.named_buffers() if n.rsplit(".", 1)[-1] in ("running_mean", "running_var")]
-    with torch.no_grad():
-        for tensor in [*model.parameters(), *statistics]:
-            if not tensor.is_floating_point() or tensor.numel() == 0:
-                continue
-            factor = torch.rand(tensor.shape, generator=generator, dtype=torch.float64) + 0.5
-            if tensor.abs().max() == 0:
-                factor = 0.1 * torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
-                tensor.copy_(factor.to(tensor))
-            else:
-                tensor.mul_(factor.to(tensor))
+        return run(model, inputs)
 
 
 def _scatter(target: Tensor, source: Tensor, kept: Sequence[Tensor | None]) -> None:
