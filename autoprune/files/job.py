@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 MAY_CHANGE = ("executor.", "search.time_limit_s", "sync_to", "finetune")
 DEFAULT_BUDGET = {"macs": [0.3, 0.9], "at": [0.7, 0.5, 0.3]}
-TASK_MEMBERS = ("build", "example_inputs", "split", "outputs", "loss", "metrics", "directions")
+TASK_MEMBERS = ("build", "example_inputs", "split", "loss", "metrics", "directions")
 
 
 class Job(Part):

@@ -40,10 +40,10 @@ def trainable(job: AnyJob, out: Path | None = None) -> type[tune.Trainable]:
     """A class for `tune.Tuner`: one trial evaluates one policy on the fitness samples, at the job's tier.
 
     It reports loss, all costs as ratios to dense (macs, params, bytes and the job's own), metrics where the evaluator
-    has them, `policy` (the digest), `widths` and `tier`; `fitness: auto` means `refit`. A proposal is projected onto
-    its target and the job's limits, so `widths`, not the positions in the config, say what was evaluated. A policy
-    whose evaluation fails is a failed trial: search algorithms know what to do with those, and no penalty distorts
-    their models.
+    has them (under `metrics` too, as one may be called loss), `policy` (the digest), `widths` and `tier`; `fitness:
+    auto` means `refit`. A proposal is projected onto its target and the job's limits, so `widths`, not the positions in
+    the config, say what was evaluated. A policy whose evaluation fails is a failed trial: search algorithms know what
+    to do with those, and no penalty distorts their models.
 
     The level database is made here, once, in `out` (by default runs/<job's name>); it travels with data and model
     through Ray's object store, so the machines of a cluster need not share a folder. An actor takes what
@@ -97,8 +97,9 @@ class PolicyTrial(tune.Trainable):  # type: ignore[misc]  # Ray has no types for
         if not found.ok:
             raise RunError(f"policy {policy.digest} failed: {found.error}")
         named = {"policy": policy.digest, "widths": policy.as_dict(), "tier": self._tier, "passes": found.passes}
-        figures = {**found.metrics, **found.costs, "loss": found.loss}
-        return {**figures, **named, "metric_names": list(found.metrics), "cost_names": list(found.costs), "done": True}
+        figures = {**found.metrics, **found.costs, "loss": found.loss}  # a metric may bear any of the other names
+        parts = {"metrics": dict(found.metrics), "costs": dict(found.costs)}
+        return {**figures, **named, **parts, "done": True}
 
     def reset_config(self, new_config: Mapping[str, Any]) -> bool:
         return True  # `step` reads self.config, which Tune has replaced
@@ -119,6 +120,6 @@ def as_job(job: AnyJob) -> Job:
 
 def _evaluation(report: Mapping[str, Any]) -> Evaluation:
     ask = Ask(Policy.of(report["widths"]), report["tier"])
-    costs, metrics = ({n: float(report[n]) for n in report[names]} for names in ("cost_names", "metric_names"))
+    costs, metrics = ({n: float(v) for n, v in report[part].items()} for part in ("costs", "metrics"))
     seconds = float(report.get("time_this_iter_s", 0.0))
     return Evaluation(ask, float(report["loss"]), costs, metrics, float(report["passes"]), seconds)

@@ -78,7 +78,8 @@ def _all_frozen(
         elif is_producer(module) and name not in {*said, *pruned} and not any(below(name, m) for m in modules):
             said[name] = lost_reason(name, trace)
     order = {name: i for i, name in enumerate(n or "(model)" for n, _ in model.named_modules())}
-    return dict(sorted(said.items(), key=lambda item: order[item[0]]))
+    named = {name or "(model)": reason for name, reason in said.items()}  # a bare layer has no name
+    return dict(sorted(named.items(), key=lambda item: order[item[0]]))
 
 
 def _renamed(groups: Sequence[Group]) -> tuple[Group, ...]:

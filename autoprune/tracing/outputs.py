@@ -22,12 +22,12 @@ def faithful(task: Task, model: nn.Module, batch: Batch) -> Tensor:
     """The output of `model` on `batch` that must stay faithful: what the task's `outputs` computes, or names.
 
     `outputs` is a method (model, batch) that may return the model's whole output, or a key or index of what the model
-    returns for the inputs of a pair.
+    returns for the inputs of a pair; without it that is chosen as in `pick_output`.
 
     Raises:
         InputError: there is no such output.
     """
-    stated: Any = task.outputs
+    stated: Any = getattr(task, "outputs", None)
     if callable(stated):
         return pick_output(stated(model, batch))
     paired = isinstance(batch, tuple | list) and len(batch) == 2

@@ -37,6 +37,7 @@ def outputs(*shape: int) -> Tensor:
         ((1,), YES.long(), ("bernoulli_kl", -1)),
         ((1,), CLASSES, ("mse", -1)),
         ((1,), outputs(1), ("mse", -1)),
+        ((1,), YES.clamp(0.1, 0.9), ("bernoulli_kl", -1)),
         ((), outputs(), ("mse", -1)),
         ((1,), None, ("mse", -1)),
         ((3, 8, 8), torch.zeros(4, 8, 8, dtype=torch.long), ("kl", 1)),
@@ -55,6 +56,14 @@ def test_the_loss_follows_from_outputs_and_targets(
     found = choose(outputs(*shape), targets)
     assert (found.name, found.classes) == expected
     assert str([4, *shape]) in found.why
+
+
+def test_a_regression_of_shares_is_none_of_soft_labels() -> None:
+    shares = torch.tensor([0.2, 0.7, 0.4, 0.9])
+    assert choose(shares[:, None] + 0.05, shares).name == "mse"
+    assert choose(8 * shares[:, None] - 4, shares).name == "bernoulli_kl"
+    pixels = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    assert choose(pixels, pixels).name == "mse"
 
 
 def test_a_stated_axis_makes_classes_of_what_lies_along_it() -> None:
