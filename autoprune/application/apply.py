@@ -72,6 +72,8 @@ def apply(
         InputError: the model has another structure (says where), or the policy was applied to it before.
         RunError: the pruned model fails its verification.
     """
+    if not isinstance(point, Point):
+        raise InputError(f"point must be one of a front, as front.select(macs=0.5) gives, not a {type(point).__name__}")
     # the default word gives way to epochs, which cannot be told from one that was said
     training = Training.of(None if finetune == "proxy" else finetune, finetune_epochs)
     applied = _applied(
