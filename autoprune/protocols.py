@@ -65,7 +65,7 @@ class Task(Protocol):
 
 
 class Criterion(Protocol):
-    """Scores the atoms of every group once; the model is left untouched."""
+    """Scores the atoms of every group once; built as C(**options); the model is left untouched."""
 
     def __call__(self, model: nn.Module, groups: Sequence[Group], task: Task) -> Mapping[str, Tensor]:
         """Group name -> finite scores [width]; higher is kept longer. Data comes from the calibration split."""
@@ -87,7 +87,11 @@ class Loss(Protocol):
 
 
 class Cost(Protocol):
-    """A cost of widths, as a ratio to the dense model; built as C(structure)."""
+    """A cost of widths, as a ratio to the dense model; built as C(structure).
+
+    `dense` is the dense model's cost in the cost's own unit. `monotone`: it never falls where a group gets wider, so
+    that a budget may be bisected for; any other cost filters what is proposed.
+    """
 
     monotone: bool
     dense: float
@@ -133,7 +137,13 @@ class Problem:
 
 
 class Sampler(Protocol):
-    """Built as S(problem, rng, **options). The k-th tell answers the k-th ask; failed evaluations are told too."""
+    """Built as S(problem, rng, **options). The k-th tell answers the k-th ask; failed evaluations are told too.
+
+    What it works from stands in attributes of its class, each False where it says nothing: `uses_table` (the
+    sensitivity table, `problem.table`, which costs evaluations), `uses_seeds` (`problem.seeds`: evaluated control
+    arms), `one_objective` (it minimises the loss at the budget's cost, and is refused for several costs). Where options
+    decide it, a static method `uses(options)` gives (table, seeds) instead.
+    """
 
     def ask(self) -> Ask: ...
 
@@ -152,7 +162,7 @@ class WorkerState:
 
 
 class Executor(Protocol):
-    """Runs asks somewhere. Built as E(make_evaluator, **settings); results come in any order.
+    """Runs asks somewhere. Built as E(make_evaluator, workers, timeout_s, retries, **options); results in any order.
 
     An ask whose worker is lost, or over which the evaluator raises, is tried again a bounded number of times.
     """
@@ -203,7 +213,11 @@ class Runtime(Protocol):
 
 
 Strategy = Callable[[Problem, float], Policy]
-"""(problem, target) -> policy whose budget cost is at most `target`; closed form, no evaluation."""
+"""(problem, target) -> policy whose budget cost is at most `target`; closed form, no evaluation.
+
+What it works from stands in attributes of the function: `kinds`, the kinds of groups that it takes (all where it says
+nothing; others are refused in one line), and `uses_table`, whether it reads the sensitivity table.
+"""
 
 Evaluator = Callable[[Ask], Evaluation]
 EvaluatorFactory = Callable[[], Evaluator]

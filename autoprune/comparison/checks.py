@@ -16,8 +16,9 @@ from autoprune.allocation.sensitivity import blank_table
 from autoprune.errors import AutopruneError, InputError, did_you_mean, one_line
 from autoprune.evaluation import Tier
 from autoprune.files.job import Job, changed_keys
-from autoprune.protocols import Problem, Strategy
+from autoprune.protocols import Problem
 from autoprune.samplers import build_sampler
+from autoprune.strategies import load_strategy, uses_table
 
 MAY_DIFFER = ("budget.at",)
 """Keys that arms do not share, beside those that any search may change when it resumes."""
@@ -87,7 +88,8 @@ def check_fits(name: str, problem: Problem, options: Mapping[str, Any]) -> None:
     trial = replace(problem, table=blank_table(problem.structure))
     try:
         if is_closed_form(name):
-            strategy: Strategy = plugins.load("strategies", name)
+            trial = trial if uses_table(name) else replace(problem, table=None)
+            strategy = load_strategy(name, problem.structure)
             for budget in problem.budget.at:
                 strategy(trial, budget)
         else:
@@ -101,17 +103,6 @@ def check_fits(name: str, problem: Problem, options: Mapping[str, Any]) -> None:
 def is_closed_form(name: str) -> bool:
     """Whether `name` is a strategy (a function) and not a sampler (a class, where it is a user's own)."""
     return not isinstance(plugins.load_object(name), type) if ":" in name else name in plugins.names("strategies")
-
-
-def works_without_table(name: str, problem: Problem) -> bool:
-    """Whether a closed form answers at the asked budgets where there is no sensitivity table."""
-    strategy: Strategy = plugins.load("strategies", name)
-    try:
-        for budget in problem.budget.at:
-            strategy(replace(problem, table=None), budget)
-    except Exception:  # a user's own may miss the table in any way
-        return False
-    return True
 
 
 def at_budgets(job: Job, budgets: Sequence[float]) -> Job:

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from autoprune import plugins
 from autoprune.allocation.sensitivity import table_cost
 from autoprune.comparison.arm import Arm, ArmId, arm_key, closed_form_arm, searched_arm
 from autoprune.comparison.checks import (
@@ -28,7 +27,6 @@ from autoprune.comparison.checks import (
     checked_seeds,
     is_closed_form,
     options_of,
-    works_without_table,
 )
 from autoprune.comparison.document import csv_of, document_of
 from autoprune.errors import NoPointError
@@ -36,7 +34,7 @@ from autoprune.evaluation import Ask, Evaluation, Labelled
 from autoprune.executors._lazy import Lazy
 from autoprune.files.job import Job
 from autoprune.files.whole import write_whole
-from autoprune.protocols import Problem, Strategy, Task
+from autoprune.protocols import Problem, Task
 from autoprune.record.folder import make_folder, new_folder
 from autoprune.record.record import Record, Stage, locked
 from autoprune.run.after import MAX_POINTS, dense_ask
@@ -46,6 +44,7 @@ from autoprune.run.prepare import prepare
 from autoprune.run.run import Run
 from autoprune.run.setting import Setting
 from autoprune.samplers import needs
+from autoprune.strategies import load_strategy, uses_table
 
 N_CURVE = MAX_POINTS
 """Targets over the range at which a closed-form strategy is scored: as many as a search exports points at most."""
@@ -189,7 +188,7 @@ class Comparison:
 
     def _needs_table(self, name: str) -> bool:
         if is_closed_form(name):
-            return not works_without_table(name, self._setting.problem)
+            return uses_table(name)
         return self._job.evaluator.sensitivity > 0 and needs(name, options_of(self._job, name)).table
 
     def _measure(self, seed: int) -> Iterator[Evaluation]:
@@ -268,7 +267,7 @@ class Comparison:
 
 def closed_form_asks(problem: Problem, name: str) -> Labelled:
     """The strategy at the asked budgets, the dense model, and the strategy along the range, all on validation."""
-    strategy: Strategy = plugins.load("strategies", name)
+    strategy = load_strategy(name, problem.structure)
     budget = problem.budget
     targets = [*budget.at, *(float(t) for t in np.linspace(budget.low, budget.high, N_CURVE))]
     asks = [(f"{name}@{t:.6g}", Ask(strategy(problem, t), problem.tier, split="validation")) for t in targets]

@@ -27,7 +27,7 @@ def build_sampler(name: str, problem: Problem, rng: np.random.Generator, options
             f"search.sampler: {name} minimises the loss at one cost, not {len(problem.objectives)} "
             f"({', '.join(problem.objectives)}); take evolution, nsga2, nsga3 or tpe, or name one in objectives.costs"
         )
-    optunas = isinstance(make, type) and any(base.__qualname__ == "BaseSampler" for base in make.__mro__)
+    optunas = _is_optunas(make)
     try:
         if optunas:
             from autoprune.samplers.optuna_bridge import bridged
@@ -50,12 +50,17 @@ class Needs:
 
 
 def needs(name: str, options: Mapping[str, Any]) -> Needs:
-    """What the sampler called `name` declares as `uses_table` and `uses_seeds`, or by `uses(options)`; else nothing.
-
-    A bridged sampler of one objective measures itself against the seeds.
-    """
+    """What the sampler called `name` declares as `uses_table` and `uses_seeds`, or by `uses(options)`; else nothing."""
     make = plugins.load("samplers", name)
     if hasattr(make, "uses"):
         return Needs(*make.uses(options))
-    single = options.get("multi_objective") is False
-    return Needs(bool(getattr(make, "uses_table", False)), bool(getattr(make, "uses_seeds", single)))
+    if _is_optunas(make):
+        from autoprune.samplers.optuna_bridge import uses
+
+        return Needs(*uses(options))
+    return Needs(bool(getattr(make, "uses_table", False)), bool(getattr(make, "uses_seeds", False)))
+
+
+def _is_optunas(make: Any) -> bool:
+    """Whether it is an Optuna sampler's class, told by name: nothing of Optuna is imported for it."""
+    return isinstance(make, type) and any(base.__qualname__ == "BaseSampler" for base in make.__mro__)

@@ -127,6 +127,11 @@ def _make(make: Callable[..., BaseSampler], rng: np.random.Generator, options: M
         return make(**{**seed, **options})
 
 
+def uses(options: Mapping[str, Any]) -> tuple[bool, bool]:
+    """Whether a bridged sampler wants the sensitivity table (never) and seeds (with one objective)."""
+    return False, options.get("multi_objective") is False
+
+
 def _named(
     make: Callable[..., BaseSampler],
     fixed: Mapping[str, Any],
@@ -151,10 +156,17 @@ def _single(
     return Bridge(problem, _make(make, rng, {**fixed, **options}), multi_objective=False)
 
 
+def _of_several(make: Callable[..., BaseSampler], fixed: Mapping[str, Any]) -> Callable[..., Sampler]:
+    """A sampler of several objectives, or by its option of one."""
+    built = partial(_named, make, fixed)
+    built.uses = uses  # type: ignore[attr-defined]  # an object like any other
+    return cast("Callable[..., Sampler]", built)
+
+
 def _of_one_objective(make: Callable[..., BaseSampler], fixed: Mapping[str, Any]) -> Callable[..., Sampler]:
     """A sampler of one objective, which works from the seeds."""
     built = partial(_single, make, fixed)
-    built.uses_seeds = built.one_objective = True  # type: ignore[attr-defined]  # an object like any other
+    built.uses_seeds = built.one_objective = True  # type: ignore[attr-defined]
     return cast("Callable[..., Sampler]", built)
 
 
@@ -172,7 +184,7 @@ def _reference(problem: Problem, log: Callable[[float], float]) -> tuple[FloatAr
 _QUIET_QMC = {"scramble": True, "warn_independent_sampling": False, "warn_asynchronous_seeding": False}
 
 SAMPLERS: Mapping[str, Callable[..., Sampler]] = {
-    name: cast("Callable[..., Sampler]", partial(_named, make, fixed))
+    name: _of_several(make, fixed)
     for name, make, fixed in (
         ("random", optuna.samplers.RandomSampler, {}),
         ("tpe", optuna.samplers.TPESampler, {}),

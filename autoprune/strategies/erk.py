@@ -9,9 +9,11 @@ import numpy as np
 from autoprune.allocation.budget import Projector
 from autoprune.policy import IntArray, Policy
 from autoprune.protocols import FloatArray, Problem
+from autoprune.strategies._declared import declares
 from autoprune.structure import Structure
 
 
+@declares(kinds=("channel", "head", "kv_group", "neuron"))  # a block has no shape
 def erk(problem: Problem, target: float) -> Policy:
     """Erdos-Renyi kernel (Evci et al. 2020): densities min(1, c * erk), c as large as the budget and limits allow."""
     structure = problem.structure

@@ -8,8 +8,10 @@ from autoprune.allocation.budget import Projector
 from autoprune.allocation.knapsack import penalties
 from autoprune.policy import IntArray, Policy
 from autoprune.protocols import Problem
+from autoprune.strategies._declared import declares
 
 
+@declares(uses_table=True)
 def fastnas(problem: Problem, target: float) -> Policy:
     """The least largest drop over the sensitivity table within the budget (NVIDIA Model Optimizer's FastNAS rule).
 

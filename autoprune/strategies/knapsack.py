@@ -6,8 +6,10 @@ from autoprune.allocation.knapsack import Allocator, penalties
 from autoprune.codec import Codec
 from autoprune.policy import Policy
 from autoprune.protocols import Problem
+from autoprune.strategies._declared import declares
 
 
+@declares(uses_table=True)
 def knapsack(problem: Problem, target: float) -> Policy:
     """Widths of (nearly) the least summed penalties whose budget cost is at most `target`, within all limits.
 

@@ -19,7 +19,7 @@ from autoprune.protocols import Problem, Sampler
 from autoprune.record.record import Record
 from autoprune.record.storage import JOURNAL
 from autoprune.run.loop import search_loop
-from autoprune.samplers import build_sampler
+from autoprune.samplers import build_sampler, needs
 from tests.plugged import Rough
 from tests.synthetic import Asks, Hills, MakeHills, chain, make_problem
 
@@ -118,6 +118,13 @@ def test_killed_and_resumed_equals_never_killed(build: Build, tmp_path: Path) ->
 def test_an_unreachable_budget_is_refused_at_once(build: Build) -> None:
     with pytest.raises(InputError, match="out of reach"):
         build(replace(PROBLEM, budget=replace(PROBLEM.budget, low=0.0001)))
+
+
+def test_who_reads_the_table_or_seeds_declares_it(request: pytest.FixtureRequest, build: Build) -> None:
+    declared = needs(request.node.callspec.params["build"], {})
+    bare = replace(PROBLEM, table=PROBLEM.table if declared.table else None)
+    bare = replace(bare, seeds=PROBLEM.seeds if declared.seeds else ())
+    assert len(drive(build(bare), 3)) == 3
 
 
 def test_no_seeds_are_needed(build: Build) -> None:

@@ -12,6 +12,7 @@ from autoprune.costs.macs import Macs
 from autoprune.errors import InputError
 from autoprune.policy import Policy
 from autoprune.protocols import Problem, Strategy
+from autoprune.strategies import load_strategy
 from autoprune.structure import Structure
 from tests.plugged import Rough
 from tests.synthetic import chain, make_problem, single_steps
@@ -90,3 +91,15 @@ def test_groups_of_one_or_two_widths_are_fine(strategy: Strategy, grid: tuple[in
     policy = strategy(make_problem(structure), 0.7)
     policy.check(structure)
     assert Macs(structure)(policy.array(structure)) <= 0.7
+
+
+def test_a_strategy_that_takes_some_kinds_alone_says_which() -> None:
+    blocks = Structure((*STRUCTURE.groups[:-1], replace(STRUCTURE.groups[-1], kind="block")), STRUCTURE.ops, {})
+    with pytest.raises(InputError, match=r"strategy erk takes groups of the kind channel, .* and the space has block"):
+        load_strategy("erk", blocks)
+    assert load_strategy("uniform", blocks)
+
+
+def test_who_reads_the_table_declares_it(strategy: Strategy, problem: Problem) -> None:
+    if not getattr(strategy, "uses_table", False):
+        strategy(replace(problem, table=None), 0.5).check(STRUCTURE)
