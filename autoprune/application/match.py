@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from autoprune.errors import InputError
 from autoprune.front import Base, Point
 from autoprune.structure import Group, Structure
 from autoprune.tracing.declared import declared, dense_shapes, misfits, named, wider
+from autoprune.tracing.inputs import described
 from autoprune.tracing.slim import named_tensors, removed_positions
 
 
-def matching(point: Point, model: nn.Module, example: tuple[Tensor, ...]) -> Structure:
+def matching(point: Point, model: nn.Module, example: Any) -> Structure:
     """The point's own groups on `model`, certified there, with two widths each: the point's and the dense one.
 
     What today's analysis would find does not matter, so that a policy file outlives changes of it.
@@ -64,9 +66,9 @@ def _was_pruned(point: Point, model: nn.Module) -> bool:
     return bool(sizes) and all(name in own and own[name].shape[d] == size for (name, d), size in sizes.items())
 
 
-def _warn_of_inputs(base: Base, example: tuple[Tensor, ...]) -> None:
+def _warn_of_inputs(base: Base, example: Any) -> None:
     """Ratios of MACs hold for the inputs that they were counted on; the policy itself holds for others too."""
-    ours = [list(x.shape[1:]) for x in example if isinstance(x, Tensor)]
+    ours = [spec["shape"][1:] for spec in described(example)]
     theirs = [list(spec["shape"])[1:] for spec in base.inputs if "shape" in spec]
     if theirs and ours != theirs:
         warnings.warn(

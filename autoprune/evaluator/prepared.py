@@ -20,6 +20,7 @@ from autoprune.evaluator.samples import Samples
 from autoprune.evaluator.settings import Settings
 from autoprune.protocols import Task
 from autoprune.structure import Structure
+from autoprune.tracing.inputs import call_model
 
 LOOKED_AT = 64
 """Samples that tell which loss fits."""
@@ -44,7 +45,7 @@ def fast_format(task: Task, model: nn.Module) -> torch.memory_format:
     try:
         with torch.no_grad():
             twin = in_format(copy.deepcopy(model), torch.channels_last)
-            twin(*prepare(task.example_inputs(), device, torch.channels_last))
+            call_model(twin, prepare(task.example_inputs(), device, torch.channels_last))
     except RuntimeError:
         return torch.contiguous_format
     return torch.channels_last

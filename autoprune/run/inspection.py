@@ -23,6 +23,7 @@ from autoprune.run.loop import evaluate_all
 from autoprune.run.prepare import prepare
 from autoprune.run.setting import Setting
 from autoprune.structure import Structure
+from autoprune.tracing.inputs import described
 
 
 def inspect_facts(structure: Structure, task: Task) -> dict[str, Any]:
@@ -37,7 +38,7 @@ def inspect_facts(structure: Structure, task: Task) -> dict[str, Any]:
         facts = {"name": group.name, "kind": group.kind, "width": group.width, "grid": list(group.grid)}
         groups.append({**facts, "macs_share": share})
     params = sum(math.prod(t.shape) for op in structure.ops for t in op.tensors if t.is_parameter)
-    shapes_in = [list(x.shape) for x in task.example_inputs()]
+    shapes_in = [x["shape"] for x in described(task.example_inputs())]
     return {
         "fingerprint": structure.fingerprint,
         "inputs": shapes_in,
