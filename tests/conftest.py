@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from ray.cluster_utils import Cluster
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch comes: two test processes fill two cores, as workers do
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # on loopback, and no token is left in a developer's home
 ROOT = Path(__file__).parents[1]
 RAY = pytest.mark.xdist_group("ray")
 """Tests that start Ray run one after the other: agents of two Rays on one machine claim the same ports."""
-SHORT = ("--trials", "16", "--workers", "1", "--set", "evaluator.finetune_steps=5", "--set", "evaluator.finalists=2")
+SMALL = ("calibration=160", "validation=100", "sensitivity=2", "finetune_steps=5", "finalists=2")
+SHORT = ("--trials", "16", "--workers", "1", *(word for part in SMALL for word in ("--set", f"evaluator.{part}")))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -27,16 +34,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.xdist_group(item.path.name))
 
 
-@pytest.fixture(scope="module")
-def ray_here() -> Iterator[None]:
-    """A Ray of this process's own, for as long as a module's tests last."""
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    """A Ray of a head and a node of four slots, joined by this process; all tests that need one share it."""
     import ray
 
-    from autoprune.executors._ray_cluster import connect
+    from tests.ray_clusters import start_cluster, stop_cluster
 
-    connect("local")
-    yield
-    ray.shutdown()
+    cluster, _ = start_cluster(4)
+    ray.init(cluster.address, log_to_driver=False, logging_level="error")
+    yield cluster
+    stop_cluster(cluster)
 
 
 def autoprune_process(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
@@ -66,10 +74,34 @@ def hear_interrupts() -> None:
 
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which `autoprune search digits.yaml` has left runs/digits/."""
-    folder = tmp_path_factory.mktemp("user")
+    """A folder in which `autoprune search digits.yaml` has left runs/digits/; all processes share it and only read."""
+    return made_once(tmp_path_factory, "user", search_digits)
+
+
+@pytest.fixture
+def own_run(finished_run: Path, tmp_path: Path) -> Path:
+    """A copy of `finished_run` of one's own, to go on with or to write into."""
+    return shutil.copytree(finished_run, tmp_path / "user")
+
+
+def search_digits(folder: Path) -> None:
+    """What `finished_run` holds."""
     process = autoprune_process("search", str(ROOT / "search_spaces" / "digits.yaml"), *SHORT, cwd=folder)
     output, errors = process.communicate(timeout=300)
     (folder / "stdout.txt").write_text(output, encoding="utf-8")
     assert process.returncode == 0, errors
+
+
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """A folder that `make` has filled, once for all processes of a test session: the others wait for it."""
+    own = factory.getbasetemp()
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / name
+    with folder.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists():
+            draft = folder.with_suffix(".part")
+            shutil.rmtree(draft, ignore_errors=True)  # of a process in which `make` failed
+            draft.mkdir()
+            make(draft)
+            draft.rename(folder)
     return folder

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from autoprune.errors import InputError
-from autoprune.estimates import interval, paired
+from autoprune.estimates import interval, paired, spearman
 
 
 def generator(seed: int = 0) -> np.random.Generator:
@@ -80,3 +80,10 @@ def test_what_has_no_interval_is_refused(values: list[float]) -> None:
 def test_a_level_outside_its_range_is_refused() -> None:
     with pytest.raises(InputError, match="between 0 and 1, not 95"):
         interval([1.0, 2.0], generator(), 95)
+
+
+def test_rank_correlation_sees_order_only() -> None:
+    a = np.array([1.0, 2.0, 3.0, 4.0])
+    assert spearman(a, np.exp(3 * a)) == pytest.approx(1.0)
+    assert spearman(a, -(a**5)) == pytest.approx(-1.0)
+    assert spearman(a, np.ones(4)) == 0.0

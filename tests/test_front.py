@@ -1,8 +1,9 @@
-"""Thinning a front: what goes is what the hypervolume misses least."""
+"""A front: what stands on it, which point is chosen of it, and what goes first where it is thinned."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,8 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autoprune.evaluation import Ask, Evaluation
+from autoprune.front import Front
 from autoprune.pareto import front_volume, pareto_front, thinned
 from autoprune.policy import Policy
+from tests.fronts import synthetic_front
 from tests.synthetic import chain
 
 ASK = Ask(Policy.dense(chain(2)), "refit")
@@ -68,3 +71,46 @@ def test_losses_and_costs_beyond_the_reference_are_thinned_over_their_whole_rang
     kept = [e.costs["macs"] for e in thinned(stuck, 10, ("macs", "params"))]
     assert min(kept) < 0.2
     assert max(kept) > 0.8
+
+
+def test_of_equals_one_stays_and_who_is_no_better_in_anything_goes() -> None:
+    best, equal = told(0.2, 0.5), told(0.2, 0.5)
+    front = pareto_front([told(0.2, 0.6), best, equal, told(0.1, 0.9), told(0.3, 0.5)], ("macs",))
+    assert [(e.costs["macs"], e.loss) for e in front] == [(0.5, 0.2), (0.9, 0.1)]
+    assert front[0] is best
+
+
+def test_within_a_limit_the_least_loss_wins() -> None:
+    front = synthetic_front()
+    within = [p for p in front if p.ratio("macs") <= 0.5]
+    assert len(within) > 1
+    assert front.select(macs=0.5) == min(within, key=lambda p: p.loss())
+
+
+def scored(values: list[float], direction: str) -> Front:
+    """The synthetic front with these values of a metric "score" on validation, of which the dense model has .5."""
+    front = synthetic_front()
+    base = replace(front.base, metrics={"validation": {"score": 0.5}}, directions={"score": direction})
+    points = [replace(p, metrics={"validation": {"score": v}}, base=base) for p, v in zip(front, values, strict=True)]
+    return Front(tuple(points), base, {}, {})
+
+
+@pytest.mark.parametrize("direction", ["maximize", "minimize"])
+def test_a_drop_is_how_much_worse_the_metric_is_and_the_cheapest_within_it_wins(direction: str) -> None:
+    worse = -1.0 if direction == "maximize" else 1.0
+    drops = [0.3, 0.2, -0.1, 0.05, 0.01, 0.0]
+    front = scored([0.5 + worse * drop for drop in drops], direction)
+    for asked, index in ((0.3, 0), (0.25, 1), (0.06, 2), (0.0, 2)):
+        assert front.select(f"drop={asked}").id == front[index].id
+
+
+def test_the_knee_is_the_point_farthest_below_the_chord_of_the_logarithm_of_the_loss() -> None:
+    front = synthetic_front()
+    costs = [p.ratio("macs") for p in front]
+    shares = [(c - costs[0]) / (costs[-1] - costs[0]) for c in costs]
+    losses = [1000.0 ** (1 - s) for s in shares]  # a straight line on the logarithm's scale
+    losses[3] /= 3.0
+    points = [
+        replace(p, losses={"validation": {"name": "kl", "loss": loss}}) for p, loss in zip(front, losses, strict=True)
+    ]
+    assert replace(front, points=tuple(points)).select("knee").id == front[3].id

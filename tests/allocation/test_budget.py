@@ -9,14 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autoprune.allocation.budget import Projector, normalised, project, reachable
+from autoprune.allocation.budget import Projector, lattice, normalised, project, reachable
 from autoprune.codec import Codec
 from autoprune.costs.macs import Macs
 from autoprune.costs.params import Params
 from autoprune.errors import InputError
 from autoprune.policy import IntArray, Policy
-from autoprune.protocols import Cost, FloatArray
-from autoprune.structure import Structure
+from autoprune.protocols import Budget, Cost, FloatArray
+from autoprune.structure import Group, Op, Slice, Structure, TensorSpec
 from tests.synthetic import chain, single_steps
 
 
@@ -135,3 +135,41 @@ def test_two_hundred_groups_project_in_twenty_milliseconds() -> None:
         projector.project(rng.random(200), {"macs": 0.5, "params": 0.6})
         seconds.append(time.process_time() - start)
     assert np.median(seconds) < 0.020
+
+
+def test_the_asked_budgets_together_are_drawn_two_thirds_as_often_as_the_lattice() -> None:
+    assert lattice(Budget("macs", 0.3, 0.9, (0.5, 0.95), {}), 9).tolist() == [*np.linspace(0.3, 0.9, 9), *[0.5] * 6]
+    assert lattice(Budget("macs", 0.3, 0.9, (0.7, 0.5, 0.3), {}), 9).tolist()[9:] == [0.7, 0.5, 0.3] * 2
+    assert len(lattice(Budget("macs", 0.3, 0.9, (), {}), 9)) == 9
+
+
+def test_a_cell_goes_back_where_it_gains_most_for_its_price() -> None:
+    """Two groups alike but for the size of their maps: the cheap one gets its atoms first, whatever comes before."""
+    structure = two_layers(cheap_positions=4, dear_positions=40)
+    costs: dict[str, Cost] = {"macs": Macs(structure)}
+    scores = {"dear": np.full(8, 1.0), "cheap": np.full(8, 1.0)}
+    projector = Projector(structure, costs, scores)
+    start = projector.codec.floor(np.full(2, 0.5))
+    room = {"macs": float(costs["macs"](projector.codec.widths(start))) + 40 / (8 * 44)}  # one atom of the dear one
+    assert projector.codec.policy(projector.give_back(start, room)).as_dict() == {"dear": 4, "cheap": 8}
+
+
+def test_the_best_of_the_atoms_that_are_gone_comes_back_first() -> None:
+    structure = two_layers(cheap_positions=9, dear_positions=9)
+    costs: dict[str, Cost] = {"macs": Macs(structure)}
+    steep, even = np.array([8.0, 4.0, 2.0, 1.0, 0.4, 0.3, 0.2, 0.1]), np.full(8, 2.0)
+    projector = Projector(structure, costs, {"dear": steep, "cheap": even})
+    start = projector.codec.floor(np.array([0.5, 0.5]))  # what is gone of the steep one scores least
+    room = {"macs": 1.3 * float(costs["macs"](projector.codec.widths(start)))}
+    widths = projector.codec.policy(projector.give_back(start, room)).as_dict()
+    assert widths["cheap"] > widths["dear"]
+
+
+def two_layers(cheap_positions: int, dear_positions: int) -> Structure:
+    """Two convolutions with inputs of their own, of 8 atoms each."""
+    groups, ops = [], []
+    for name, positions in (("dear", dear_positions), ("cheap", cheap_positions)):
+        spec = TensorSpec(f"{name}.weight", (8, 3, 1, 1), 4)
+        ops.append(Op(name, "Conv2d", 0, positions, spec.name, tensors=(spec,)))
+        groups.append(Group(name, "channel", 8, (Slice(spec.name, 0, "produce"),), tuple(range(1, 9))))
+    return Structure(tuple(groups), tuple(ops))

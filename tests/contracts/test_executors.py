@@ -39,7 +39,7 @@ def build_workers(request: pytest.FixtureRequest) -> Iterator[Build]:
 
 def builder(request: pytest.FixtureRequest) -> Iterator[Build]:
     if request.param == "ray":
-        request.getfixturevalue("ray_here")
+        request.getfixturevalue("cluster")
     with contextlib.ExitStack() as stack:
 
         def make(factory: EvaluatorFactory, **settings: object) -> Executor:

@@ -8,12 +8,14 @@ import pytest
 import torch
 
 from autoprune.database.batches import chunks
-from autoprune.database.compensate import RIDGE, drop_atoms
+from autoprune.database.compensate import drop_atoms
 from autoprune.database.consumers import Consumer, consumed, consumers_of
 from autoprune.database.grams import collect_grams
 from autoprune.tracing.wiring import find_sites
 from tests.families import FAMILIES
 from tests.small import World, world
+
+RIDGE = 1e-3  # of the mean diagonal of the Gram (ALGORITHMS 2.2)
 
 
 def consumers(w: World, group: str) -> list[Consumer]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from torch import nn
 from autoprune.database.batches import Pool
 from autoprune.errors import InputError
 from autoprune.evaluator.fidelity import Fidelity
-from autoprune.evaluator.finetune import Course, Lesson, Recipe, finetune
+from autoprune.evaluator.finetune import Course, Lesson, Recipe, _loss, finetune
 from autoprune.losses.kl import kl
 from autoprune.tracing.wiring import find_sites
 from tests.small import World, world
@@ -110,3 +111,21 @@ def test_a_recipe_weighs_distillation_against_the_tasks_loss() -> None:
     assert (ends[2] - start).norm() < 0.2 * (ends[0] - start).norm()
     with pytest.raises(InputError, match=r"a distillation weight of 0\.3 needs the task's own loss"):
         Course(student_of(w), lesson_of(w), 3, 0, recipe=Recipe(distillation=0.3)).advance(1)
+
+
+def test_the_rate_rises_over_a_tenth_of_the_steps_and_falls_as_a_cosine_to_nothing() -> None:
+    w = world("plain")
+    course, rates = Course(student_of(w), lesson_of(w), 20, 0, recipe=Recipe(0.01)), []
+    for _ in range(20):
+        course.advance(1)
+        rates.append(course.state_dict()["optimizer"]["param_groups"][0]["lr"])
+    falling = [0.005 * (1 + math.cos(math.pi * i / 18)) for i in range(18)]
+    assert rates == pytest.approx([0.005, 0.01, *falling])
+
+
+def test_the_loss_is_the_weighted_sum_of_distillation_and_the_tasks_own() -> None:
+    w = world("plain")
+    lesson, student, index = replace(lesson_of(w), task_loss=w.task.loss), student_of(w), torch.arange(16)
+    whole, none, part = (_loss(student, lesson, index, share).item() for share in (1.0, 0.0, 0.2))
+    assert whole != pytest.approx(none)
+    assert part == pytest.approx(0.2 * whole + 0.8 * none)

@@ -276,3 +276,17 @@ def test_an_output_that_the_model_returns_closes_nothing() -> None:
 
     site = find_sites(Both().eval(), (torch.randn(2, 3, 4, 4),))["conv.weight"]
     assert (site.closes, site.norm) == (False, None)
+
+
+def test_ridge_regression_is_the_minimum_of_its_formula() -> None:
+    """|t - u W' - b|^2 / n + r |W - prior|^2 with r of a hundredth of the mean diagonal of u'u / n, u centred."""
+    g = torch.Generator().manual_seed(1)
+    u, t = (torch.randn(1, 40, n, generator=g, dtype=torch.float64) for n in (5, 3))
+    prior = torch.randn(1, 3, 5, generator=g, dtype=torch.float64)
+    x, y = (v[0] - v[0].mean(0) for v in (u, t))
+    pull = (40 * 1e-2 * (x.T @ x / 40).diagonal().mean()).sqrt() * torch.eye(5, dtype=torch.float64)
+    expected = torch.linalg.lstsq(torch.cat([x, pull]), torch.cat([y, pull @ prior[0].T])).solution.T
+    shift = t[0].mean(0) - expected @ u[0].mean(0)
+    weight, intercept = ridge_towards(u.clone(), t, prior, intercept=True)
+    torch.testing.assert_close(weight[0], expected)
+    torch.testing.assert_close(intercept, shift)

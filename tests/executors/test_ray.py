@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -33,7 +32,7 @@ from tests import killable_run
 from tests.conftest import RAY, ROOT, autoprune_process, importing_alike, until
 from tests.contracts.test_executors import ASKS, Crash
 from tests.families import FAMILIES
-from tests.ray_clusters import SLOT, OnNode, Shared, add_node, node_number, start_cluster, stop_cluster
+from tests.ray_clusters import SLOT, OnNode, Shared, add_node, node_number, start_cluster
 from tests.run.test_resume import n_lines_of, recorded
 from tests.small import RandomTask
 from tests.synthetic import MakeHills, chain
@@ -41,15 +40,6 @@ from tests.synthetic import MakeHills, chain
 pytestmark = RAY
 STRUCTURE = chain(4)
 ASK = Ask(Policy.dense(STRUCTURE), "refit")
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
-    """A head and a node of four slots, joined by this process."""
-    cluster, _ = start_cluster(4)
-    ray.init(cluster.address, log_to_driver=False, logging_level="error")
-    yield cluster
-    stop_cluster(cluster)
 
 
 def answers(executor: Ray, n: int) -> list[Evaluation]:
@@ -166,27 +156,34 @@ def starting(executor: Ray) -> tuple[object, ...]:
     return executor.workers()
 
 
-def test_a_search_whose_driver_and_then_whose_cluster_was_killed_goes_on_with_another_cluster(tmp_path: Path) -> None:
+def test_a_search_whose_driver_and_then_whose_cluster_was_killed_goes_on_with_another_cluster(
+    cluster: Cluster, tmp_path: Path
+) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     whole.mkdir()
     killed.mkdir()
     expected = killable_run.run(whole, 60, Inline(MakeHills(killable_run.STRUCTURE, fail_share=0.05)))
-    for end, n_lines in (("driver", 25), ("cluster", 45), ("none", 10**6)):
-        cluster, _ = start_cluster(2)
-        try:
-            process = driver(killed, cluster.address)
-            until(lambda p=process, n=n_lines: p.poll() is not None or n_lines_of(killed / JOURNAL) >= n, seconds=120)
-            if end == "driver":
-                process.send_signal(signal.SIGKILL)
-            if end == "cluster":
-                cluster.shutdown()
-            assert (process.wait(timeout=120) == 0) == (end == "none")
-        finally:
-            cluster.shutdown()
+    doomed, _ = start_cluster(2)
+    try:
+        first = driver(killed, doomed.address)
+        reached(killed, first, n_lines=25)
+        first.send_signal(signal.SIGKILL)
+        assert first.wait(timeout=120) != 0
+        second = driver(killed, doomed.address)
+        reached(killed, second, n_lines=45)
+    finally:
+        doomed.shutdown()
+    assert second.wait(timeout=120) != 0
+    assert driver(killed, cluster.address).wait(timeout=120) == 0
     assert recorded(killed) == recorded(whole)
     front = killable_run.run(killed, 60, Inline(MakeHills(killable_run.STRUCTURE, log=str(tmp_path / "idle"))))
     assert plain(front) == plain(expected)
     assert not (tmp_path / "idle").exists(), "a finished run is replayed without any evaluation"
+
+
+def reached(folder: Path, process: subprocess.Popen[bytes], n_lines: int) -> None:
+    """Wait until the journal has so many lines, or the process is at its end."""
+    until(lambda: process.poll() is not None or n_lines_of(folder / JOURNAL) >= n_lines, seconds=120)
 
 
 def driver(folder: Path, address: str) -> subprocess.Popen[bytes]:

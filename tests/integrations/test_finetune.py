@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import shutil
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import ray
 import torch
 from safetensors.torch import load_file
 
@@ -43,13 +40,6 @@ JOB: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    yield
-    ray.shutdown()
-
-
-@pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return search(Job.from_dict(JOB), out=tmp_path_factory.mktemp("run")).finish()
 
@@ -61,8 +51,9 @@ def run(finished: Run, tmp_path: Path) -> Run:
     return search(Job.from_dict(JOB), out=tmp_path / "run").finish()
 
 
+@pytest.mark.usefixtures("cluster")
 def test_the_best_recipe_of_each_point_is_scored_kept_and_told(
-    cluster: None, run: Run, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    run: Run, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     said: list[str] = []
     rows = finetune_front(run, said.append)
@@ -90,8 +81,9 @@ def test_the_best_recipe_of_each_point_is_scored_kept_and_told(
     assert load_front(run.path / "policy.json").points == front.points
 
 
+@pytest.mark.usefixtures("cluster")
 def test_where_every_trial_fails_the_reason_is_said_and_the_run_stays(
-    cluster: None, run: Run, monkeypatch: pytest.MonkeyPatch
+    run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken() -> None:
         raise RuntimeError("no data on this machine")

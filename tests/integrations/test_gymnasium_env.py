@@ -18,7 +18,6 @@ from autoprune.errors import InputError
 from autoprune.evaluation import Ask, Evaluation
 from autoprune.integrations.gymnasium_env import FAILURE, OBSERVATIONS, AmcEnv
 from autoprune.policy import Policy
-from tests.conftest import ROOT
 from tests.synthetic import Hills, chain, make_problem
 
 STRUCTURE = chain(6)
@@ -144,8 +143,11 @@ def test_wrong_use_is_one_clear_line() -> None:
 
 
 def test_a_job_makes_an_environment_by_its_name(tmp_path: Path) -> None:
-    job = ROOT / "search_spaces" / "digits.yaml"
-    env = gymnasium.make("autoprune.env:autoprune/AMC-v0", job=str(job), target=0.5, out=tmp_path)
+    job = tmp_path / "job.yaml"
+    job.write_text(
+        "{task: {name: digits}, evaluator: {calibration: 96, validation: 32, sensitivity: 2, fitness: stitch}}"
+    )
+    env = gymnasium.make("autoprune.env:autoprune/AMC-v0", job=str(job), target=0.5, out=tmp_path / "run")
     env.reset(seed=0)
     done = False
     while not done:

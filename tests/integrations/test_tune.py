@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import ray
 from ray import tune
 from ray.tune.search.optuna import OptunaSearch
 
@@ -23,7 +20,11 @@ from autoprune.run.prepare import prepare
 from autoprune.samplers.optuna_bridge import Knobs
 from tests.conftest import RAY
 
-pytestmark = [RAY, pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning:ray")]
+pytestmark = [
+    RAY,
+    pytest.mark.usefixtures("cluster"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning:ray"),
+]
 
 JOB: dict[str, Any] = {
     "task": {"name": "digits"},
@@ -31,13 +32,6 @@ JOB: dict[str, Any] = {
     "evaluator": {"calibration": 64, "validation": 80, "fitness": "stitch"},
     "executor": {"kind": "inline"},
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cluster() -> Iterator[None]:
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    yield
-    ray.shutdown()
 
 
 @pytest.fixture(scope="module")

@@ -18,12 +18,11 @@ from autoprune.costs._latency_features import Features
 from autoprune.costs._latency_table import LatencyTable, nearest_levels, thinned
 from autoprune.costs.latency import Latency
 from autoprune.errors import InputError
-from autoprune.estimates import spearman
 from autoprune.latency.calibrate import fit_latency, remeasure, sample_policies, table_key
 from autoprune.latency.fit import fit, solve
 from autoprune.latency.probes import combinations, filled, knots, load_operation, narrowed, probes
 from autoprune.latency.runtime_here import batched, resolve
-from autoprune.latency.timing import measure_ratios
+from autoprune.latency.timing import measure_ratios, summarise
 from autoprune.policy import Policy
 from autoprune.runtimes._onnx_models import OnnxFamily
 from autoprune.space import Space, restrict
@@ -92,6 +91,14 @@ def test_a_machine_that_slows_down_for_some_rounds_does_not_change_the_ratios() 
         assert timings[0].dense_ms == pytest.approx(20 * factor[0])
 
 
+def test_a_ratio_is_taken_within_a_round_and_its_median_over_rounds() -> None:
+    speeds = np.array([1.0, 4.0, 2.0, 0.5, 8.0])  # of the machine, round by round
+    half, odd = summarise(np.stack([0.02 * speeds, 0.01 * speeds, 0.02 * speeds * [1.0, 1.1, 1.2, 1.3, 9.0]], axis=1))
+    assert (half.ratio, half.iqr) == (pytest.approx(0.5), pytest.approx(0.0, abs=1e-12))
+    assert (odd.ratio, odd.iqr) == (pytest.approx(1.2), pytest.approx(0.2))
+    assert (half.dense_ms, half.rounds) == (pytest.approx(40.0), 5)
+
+
 def test_every_round_times_everybody_in_an_order_of_its_own() -> None:
     clock = Clockwork()
     runners = [clock.runner(i, lambda: 1.0) for i in range(5)]
@@ -151,6 +158,13 @@ def test_the_fit_finds_the_mix_and_is_a_function_of_its_data() -> None:
     assert 0.01 < fit(features, noisy).held_out_error < 0.03
 
 
+def test_the_fit_weighs_errors_relative_to_the_measured_ratio() -> None:
+    features, ratios = np.array([[0.1], [0.5], [0.9], [0.2]]), np.array([0.15, 0.9, 0.97, 0.6])
+    shares = np.linspace(0, 1, 10_001)[:, None]
+    errors = np.sum(((1 + shares * (features[:, 0] - 1)) / ratios - 1) ** 2, axis=1)
+    assert solve(features, ratios)[0] == pytest.approx(float(shares[np.argmin(errors), 0]), abs=2e-3)
+
+
 def test_coefficients_are_never_negative_and_leave_no_negative_constant() -> None:
     rng = np.random.default_rng(0)
     features = rng.uniform(0.2, 1, (30, 2))
@@ -160,13 +174,6 @@ def test_coefficients_are_never_negative_and_leave_no_negative_constant() -> Non
         assert coefficients.sum() <= 1 + 1e-9
     with pytest.raises(InputError, match="3 or more measured ratios"):
         fit({"ops": np.ones(2)}, np.ones(2))
-
-
-def test_rank_correlation_sees_order_only() -> None:
-    a = np.array([1.0, 2.0, 3.0, 4.0])
-    assert spearman(a, np.exp(a)) == pytest.approx(1.0)
-    assert spearman(a, -a) == pytest.approx(-1.0)
-    assert spearman(a, np.ones(4)) == 0.0
 
 
 def test_sampled_policies_differ_are_on_the_grids_and_cover_them() -> None:

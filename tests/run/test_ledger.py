@@ -93,6 +93,13 @@ def test_patience_ends_the_search_after_so_many_full_evaluations_without_gain() 
     assert "hypervolume" in ledger.stopped
 
 
+def test_a_gain_of_less_than_a_tenth_of_a_percent_is_none() -> None:
+    plateau, ask = Plateau(make_problem(STRUCTURE, seeded=False)), Ask(POLICIES[0], "refit")
+    assert plateau.grows(Evaluation(ask, 0.1, {"macs": 0.5}))
+    assert not plateau.grows(Evaluation(ask, 0.09999, {"macs": 0.5}))
+    assert plateau.grows(Evaluation(ask, 0.09, {"macs": 0.5}))
+
+
 def test_points_that_miss_a_constraint_make_no_gain_for_the_plateau() -> None:
     floor = (Constraint("accuracy", 1, 0.9),)
     answer = Evaluation(Ask(POLICIES[0], "refit"), 0.1, {"macs": 0.5}, {"accuracy": 0.1})

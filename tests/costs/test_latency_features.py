@@ -1,0 +1,27 @@
+"""The quantities that latency is a sum of."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from autoprune.costs._latency_features import Features
+from autoprune.costs._latency_table import OpTimes
+from autoprune.policy import Policy
+from tests.synthetic import chain
+
+
+def test_an_operation_counts_as_often_as_it_is_called() -> None:
+    structure = chain(2)
+    (first, second), dense = structure.groups, Policy.dense(structure).array(structure)
+    rows = {g.name: (g.grid[0], g.width) for g in (first, second)}
+
+    def times(weight: str, calls: int, group: str, columns: tuple[int, ...], ms: float) -> OpTimes:
+        line = (ms,) * len(columns)
+        return OpTimes(((weight, calls),), rows[group], columns, (tuple(0.1 * m for m in line), line))
+
+    ops = [times("layer0.weight", 3, "layer0", (3,), 2.0), times("layer1.weight", 1, "layer1", (first.width,), 5.0)]
+    narrow = dense.copy()
+    narrow[0] = first.grid[0]
+    assert float(Features(structure, ops, ("ops",))(narrow)["ops"]) == pytest.approx((3 * 0.2 + 5.0) / (3 * 2.0 + 5.0))
+    assert np.all(Features(structure, ops, ("ops",))(dense)["ops"] == 1.0)
