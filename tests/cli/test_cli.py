@@ -160,7 +160,7 @@ def test_a_users_broken_task_is_one_line(
     assert message in fails(["inspect", "job.yaml"], 2, capsys)
 
 
-def test_an_unexpected_error_is_one_line_and_exit_3(
+def test_a_file_that_cannot_be_written_is_one_line_and_exit_3(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("AUTOPRUNE_DEBUG", raising=False)
@@ -168,7 +168,7 @@ def test_an_unexpected_error_is_one_line_and_exit_3(
     assert "cannot read the policy file" in fails(["report", str(tmp_path)], 2, capsys)
     write_run(tmp_path / "run", synthetic_front())
     (tmp_path / "run" / "report.html").mkdir()
-    assert "unexpected IsADirectoryError" in fails(["report", str(tmp_path / "run")], 3, capsys)
+    assert "Is a directory" in fails(["report", str(tmp_path / "run")], 3, capsys)
 
 
 def test_inspect_prints_every_group_its_share_and_what_is_frozen(capsys: pytest.CaptureFixture[str]) -> None:
