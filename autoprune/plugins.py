@@ -11,8 +11,25 @@ from typing import Any, Literal
 
 from autoprune.errors import InputError, did_you_mean
 
-Folder = Literal["criteria", "costs", "samplers", "strategies", "tasks", "executors", "losses", "exports", "runtimes"]
-SINGULAR = {"criteria": "criterion", "strategies": "strategy", "losses": "loss", "exports": "export format"}
+Folder = Literal[
+    "criteria",
+    "costs",
+    "samplers",
+    "strategies",
+    "tasks",
+    "executors",
+    "losses",
+    "exports",
+    "runtimes",
+    "recovery",
+]
+SINGULAR = {
+    "criteria": "criterion",
+    "strategies": "strategy",
+    "losses": "loss",
+    "exports": "export format",
+    "recovery": "recovery",
+}
 OPTUNA_FILE = "optuna_bridge"
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
@@ -84,6 +84,26 @@ class Loss(Protocol):
 
     def __call__(self, outputs: Tensor, dense_outputs: Tensor, /, *, classes: int) -> Tensor:
         """One value a sample [samples], 0 for equal outputs; `classes` is the axis along which classes lie."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a training is: steps done, the loss of the last one, samples seen in all."""
+
+    step: int
+    loss: float
+    samples: int
+
+
+class Recovery(Protocol):
+    """A way to train a pruned model back, built as R(**options).
+
+    The model is trained in place, from its weights on; between two steps it is in eval mode, so that the caller can
+    score it, who keeps the best weights. Everything that is drawn follows from `seed`, and global chance stays.
+    """
+
+    def __call__(self, model: nn.Module, dense: nn.Module, task: Task, steps: int, seed: int) -> Iterator[Progress]:
+        """Train for `steps` optimizer steps; `dense` may teach. The last Progress is that of the last step."""
 
 
 class Cost(Protocol):

@@ -114,9 +114,8 @@ def apply_file(
     example = task.example_inputs()
     if export:
         check_inputs(example)
-    applied = _applied(
-        point, model, example, task, searched_settings(point, settings_of(job)), trusted, training or Training()
-    )
+    asked = replace(training or Training(), schedule=job.recovery.schedule, options=job.recovery.options)
+    applied = _applied(point, model, example, task, searched_settings(point, settings_of(job)), trusted, asked)
     test = [prepare(b, torch.device("cpu")) for b in task.split("test")]
     scores = {n: dict(task.metrics(m, test)) for n, m in (("dense", model), ("pruned", applied.model))}
     facts = {**applied.facts, "test": scores, "task": job.plain()["task"]}

@@ -74,7 +74,7 @@ def planned(
     `identity` is what the search's evaluations depend on beside the job, `settings` are their evaluator's.
     """
     points = chosen_points(front, budget, section.points)
-    rate = section.learning_rate or _usual_rates(task)
+    rate = section.learning_rate or _usual_rates(task, settings.learning_rate)
     shares = [len(range(i, section.samples, len(points))) for i in range(len(points))]
     rows = [
         recipes(p.id, section, rate, n, (settings.seed, i)) for i, (p, n) in enumerate(zip(points, shares, strict=True))
@@ -172,6 +172,12 @@ class Tuition:
         return Course(e.stitcher.model, lesson, steps, e.settings.seed, at_once, self._trial.recipe)
 
 
+def untrained(evaluator: TieredEvaluator, policy: Policy) -> float:
+    """The held-back loss of the model that courses start from; it stays resident."""
+    evaluator.repaired(Ask(policy, "refit"))
+    return evaluator.standing("heldback").loss
+
+
 def epoch_steps(evaluator: TieredEvaluator) -> int:
     """Optimizer steps of an epoch: its whole batches."""
     return max(1, _n_train(evaluator) // BATCH_SIZE)
@@ -210,7 +216,10 @@ def merged(front: Front, found: Sequence[Mapping[str, Any]]) -> Front:
 def conclusion(
     point: Point, recipe: Mapping[str, Any], heldback: float, loss: Mapping[str, Any], metrics: Mapping[str, float]
 ) -> dict[str, Any]:
-    """What finetune.json says about a point: its best recipe, its scores, and whether it is better than before."""
+    """What finetune.json says about a point: its best recipe, its scores, and whether it is better than before.
+
+    A recipe of no steps is a training that did not help: the weights are those of the repair.
+    """
     before = "finetuned" if "finetuned" in point.losses else "validation"
     return {
         "point": point.id,
@@ -219,7 +228,8 @@ def conclusion(
         "heldback_loss": heldback,
         "losses": {"before": dict(point.losses[before]), "validation": dict(loss)},
         "metrics": {"before": dict(point.metrics.get(before, {})), "validation": dict(metrics)},
-        "better": before == "validation" or loss["loss"] < point.losses[before]["loss"],
+        "helped": recipe["steps"] > 0,
+        "better": recipe["steps"] > 0 and (before == "validation" or loss["loss"] < point.losses[before]["loss"]),
     }
 
 
@@ -264,8 +274,9 @@ def _judged_loss(point: Point) -> float:
     return point.loss("finetuned" if "finetuned" in point.losses else "validation")
 
 
-def _usual_rates(task: Task) -> tuple[float, float]:
-    usual = usual_rate(bool(batch_norms(task.build())))
+def _usual_rates(task: Task, found: float | None) -> tuple[float, float]:
+    """Around the peak rate that the search found for its brief fine-tune, else around the usual one."""
+    usual = usual_rate(bool(batch_norms(task.build()))) if found is None else found
     return usual / 5, usual * 2.5
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import inspect
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
@@ -17,7 +19,7 @@ from autoprune.database.batches import StatisticsOnly, in_format, size
 from autoprune.database.store import build_database
 from autoprune.errors import InputError
 from autoprune.evaluation import Ask, Tier
-from autoprune.evaluator.finetune import BATCH_SIZE, finetune
+from autoprune.evaluator.finetune import BATCH_SIZE
 from autoprune.evaluator.precision import Precision
 from autoprune.evaluator.prepared import prepared_model, prepared_parts
 from autoprune.evaluator.settings import Settings
@@ -25,6 +27,7 @@ from autoprune.evaluator.tiers import TieredEvaluator
 from autoprune.front import Point
 from autoprune.policy import Policy
 from autoprune.protocols import Criterion, Task
+from autoprune.recovery import build_recovery
 from autoprune.structure import Structure
 
 FULL_EPOCHS = 10.0
@@ -60,6 +63,7 @@ def repaired(
         settings,
         finetune_steps=recipe.steps if recipe is not None else settings.finetune_steps,
         seed=recipe.seed if recipe is not None else settings.seed,
+        learning_rate=None if recipe is None else recipe.learning_rate,
         precision=_precision(point, settings),
         costs=(),  # the point tells its own; a latency would want its table
     )
@@ -94,7 +98,7 @@ def _trained(evaluator: TieredEvaluator, point: Point, recipe: Recipe | None, tr
     plain: Tier = "refit" if tier == "tune" else tier
     if training.kind == "full":
         evaluator.repaired(Ask(policy, plain))
-        return _recovered(evaluator, FULL_EPOCHS if training.epochs is None else training.epochs)
+        return _recovered(evaluator, training)
     if recipe is None:
         evaluator.repaired(Ask(policy, plain))
         return {}
@@ -117,20 +121,21 @@ def _taken(evaluator: TieredEvaluator, policy: Policy, recipe: Recipe) -> None:
         course.advance()
 
 
-def _recovered(evaluator: TieredEvaluator, epochs: float) -> Mapping[str, Any]:
-    """The full fine-tune of the resident model."""
+def _recovered(evaluator: TieredEvaluator, training: Training) -> Mapping[str, Any]:
+    """The full recovery of the resident model; the best weights of its way are kept."""
+    epochs = FULL_EPOCHS if training.epochs is None else training.epochs
     if epochs == 0.0:
         return {}
-    model, seed = evaluator.stitcher.model, evaluator.settings.seed
     n_train = sum(size(batch) for batch in evaluator.task.split("train"))
     steps = max(1, round(epochs * n_train / BATCH_SIZE))
-    lesson, at_once = evaluator.lesson(steps), min(BATCH_SIZE, evaluator.samples.batch_size)
-    evaluator.stitcher.mark_dirty()
-    try:
-        finetune(model, lesson, steps, seed, at_once)
-    finally:
-        model.requires_grad_(False)
-    return {"recipe": "full", "steps": steps, "epochs": epochs, "seed": seed}
+    options = dict(training.options)
+    if "learning_rate" in inspect.signature(plugins.load("recovery", training.schedule)).parameters:
+        options.setdefault("learning_rate", evaluator.found_rate(steps))
+    kept = evaluator.recovered(build_recovery(training.schedule, options), steps)
+    if not kept.helped:
+        warnings.warn(f"{steps} steps of training did not make the model better, so it is as repaired", stacklevel=5)
+    seed = evaluator.settings.seed
+    return {"recipe": "full", "steps": steps, "epochs": epochs, "seed": seed, "helped": kept.helped}
 
 
 def _precision(point: Point, settings: Settings) -> Literal["auto", "fp32", "bf16"]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from autoprune.errors import InputError, did_you_mean
@@ -17,10 +17,15 @@ RECIPES = ("proxy", "course")
 
 @dataclass(frozen=True)
 class Training:
-    """Which training follows the repair; `epochs` are those of `full`, None for the recovery's own number."""
+    """Which training follows the repair; `epochs` are those of `full`, None for the recovery's own number.
+
+    `schedule` and `options` name the recovery of `full`, a file of autoprune/recovery.
+    """
 
     kind: Finetune = "proxy"
     epochs: float | None = None
+    schedule: str = "one_shot"
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     @staticmethod
     def of(finetune: str | None, epochs: float | None) -> Training:
@@ -49,6 +54,7 @@ class Recipe:
     steps: int
     seed: int
     facts: Mapping[str, Any]
+    learning_rate: float | None = None
 
 
 def stored_recipe(point: Point) -> Recipe | None:
@@ -68,7 +74,10 @@ def stored_recipe(point: Point) -> Recipe | None:
         )
     if not (isinstance(steps, int) and isinstance(seed, int) and steps >= 0):
         raise InputError(f"point {point.id}: its recipe needs whole steps and a seed, not {dict(found)}")
-    return Recipe(name, steps, seed, found)
+    rate = found.get("learning_rate") if name == "proxy" else None  # older files do not say
+    if rate is not None and not (isinstance(rate, int | float) and 0.0 < rate <= 10.0):
+        raise InputError(f"point {point.id}: the learning rate of its recipe must lie in (0, 10], not {rate!r}")
+    return Recipe(name, steps, seed, found, None if rate is None else float(rate))
 
 
 def promised(point: Point, training: Training) -> dict[str, Any]:

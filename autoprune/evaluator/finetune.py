@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -11,14 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from autoprune.database.batches import Pool
+from autoprune.database.batches import Pool, chunks, drawing, gather, prepare
 from autoprune.database.rows import size, take_rows
 from autoprune.errors import InputError
 from autoprune.evaluator.fidelity import Fidelity
 from autoprune.evaluator.precision import Precision, computing
 from autoprune.evaluator.repair import Folded
-from autoprune.protocols import Batch
+from autoprune.protocols import Batch, Progress, Task
 from autoprune.tracing.one_thread import one_thread
+from autoprune.tracing.outputs import faithful
 from autoprune.tracing.sound_gradients import SoundGradients
 from autoprune.tracing.wiring import Site, batch_norms
 
@@ -55,13 +56,20 @@ class Recipe:
     distillation: float = 1.0
 
 
-def finetune(model: nn.Module, lesson: Lesson, steps: int, seed: int, at_once: int = BATCH_SIZE) -> int:
-    """Train `model` in place for `steps` optimizer steps; returns the samples seen. See Course.
+def training_samples(task: Task, steps: int, seed: int, device: torch.device, layout: torch.memory_format) -> Pool:
+    """The first training samples, as many as `steps` can use; a loader that shuffles or augments draws from `seed`."""
+    with drawing(seed):
+        drawn = gather(task.split("train"), steps * BATCH_SIZE)
+    return Pool(tuple(prepare(batch, device, layout) for batch in drawn))
 
-    Raises:
-        ArithmeticError: the loss is not finite.
-    """
-    return Course(model, lesson, steps, seed, at_once).advance(steps)
+
+def taught(
+    task: Task, dense: nn.Module, samples: Pool, at_once: int, precision: Precision = "fp32"
+) -> tuple[Tensor, ...]:
+    """The dense outputs for each batch of `samples`."""
+    with torch.no_grad(), computing(dense, precision):
+        parts = [[faithful(task, dense, b) for b in chunks(batch, at_once)] for batch in samples.batches]
+    return tuple(torch.cat(part) for part in parts)
 
 
 class Course:
@@ -83,7 +91,7 @@ class Course:
         at_once: int = BATCH_SIZE,
         recipe: Recipe | None = None,
     ) -> None:
-        self.done = 0
+        self.done, self.seen, self.loss = 0, 0, math.nan
         self._model, self._lesson, self._steps, self._seed, self._at_once = model, lesson, steps, seed, at_once
         self._recipe = recipe or Recipe()
         self._optimizer = _optimizer(model, bool(batch_norms(model)), self._recipe.learning_rate)
@@ -103,15 +111,24 @@ class Course:
         for norm in batch_norms(model).values():
             norm.eval()
         precise = computing(model, self._lesson.precision)
-        with torch.enable_grad(), precise, torch.random.fork_rng(devices=[]):
-            self._seed_chance()
-            for index in order:
-                self._step(index)
-                seen += len(index)
-            self._chance = _chance(self._lesson.teacher[0].device)
-        model.zero_grad(set_to_none=True)
-        model.eval()
+        try:
+            with torch.enable_grad(), precise, torch.random.fork_rng(devices=[]):
+                self._seed_chance()
+                for index in order:
+                    self._step(index)
+                    seen += len(index)
+                self._chance = _chance(self._lesson.teacher[0].device)
+        finally:
+            self.seen += seen
+            model.zero_grad(set_to_none=True)
+            model.eval()
         return seen
+
+    def run(self, stops: Iterable[int]) -> Iterator[Progress]:
+        """Train to the end, with a word at each of `stops`."""
+        for stop in stops:
+            self.advance(stop - self.done)
+            yield Progress(self.done, self.loss, self.seen)
 
     def state_dict(self) -> dict[str, Any]:
         """All but the weights: plain values and tensors, for `torch.load(weights_only=True)`."""
@@ -127,6 +144,7 @@ class Course:
         loss = _backward(self._model, self._lesson, index, self._at_once, self._recipe.distillation)
         if not math.isfinite(loss):
             raise ArithmeticError(f"the fine-tuning loss is {loss} at step {self.done}")
+        self.loss = loss
         nn.utils.clip_grad_norm_(self._model.parameters(), MAX_NORM)
         for group in self._optimizer.param_groups:
             group["lr"] = self._peak * _rate(self.done, max(1, self._steps // 10), self._steps)

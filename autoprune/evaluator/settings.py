@@ -21,7 +21,8 @@ class Settings:
     `classes` is the outputs' axis along which it finds the classes (None: as the task says, or the usual one). With a
     `metric` of the task and its `direction` that is searched for, and `loss` only teaches the fine-tune. `precision` is
     that of forward passes and of the fine-tune, but for validation, which is always scored in float32. With
-    `metrics_on_fitness` full evaluations on fitness samples carry the task's metrics too.
+    `metrics_on_fitness` full evaluations on fitness samples carry the task's metrics too. `learning_rate` is the peak
+    of the brief fine-tune, None where the evaluator is to find it.
     """
 
     loss: str = "auto"
@@ -37,6 +38,7 @@ class Settings:
     device: str = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     metrics_on_fitness: bool = False
+    learning_rate: float | None = None
 
     @property
     def objective(self) -> str:

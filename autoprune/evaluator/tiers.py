@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from autoprune.costs import build_cost
 from autoprune.costs._latency_table import LatencyTable
-from autoprune.database.batches import Parts, Pool, chunks, drawing, gather, prepare, size
+from autoprune.database.batches import Parts, size
 from autoprune.database.consumers import consumed
 from autoprune.database.stitch import Stitcher
 from autoprune.database.store import LevelDatabase
@@ -22,7 +22,17 @@ from autoprune.errors import InputError, did_you_mean, one_line
 from autoprune.evaluation import Ask, Evaluation, Split
 from autoprune.evaluator.dense_reference import Reference
 from autoprune.evaluator.fidelity import Tally
-from autoprune.evaluator.finetune import BATCH_SIZE, Lesson, finetune
+from autoprune.evaluator.finetune import BATCH_SIZE, Course, Lesson, Recipe, taught, training_samples, usual_rate
+from autoprune.evaluator.keep_best import (
+    PROBE_STEPS,
+    Kept,
+    checks,
+    copied,
+    find_rate,
+    keep_best,
+    restore,
+    scorings,
+)
 from autoprune.evaluator.memory import trim_heap, with_room
 from autoprune.evaluator.one_pass import Once, replaying
 from autoprune.evaluator.precision import computing
@@ -30,13 +40,16 @@ from autoprune.evaluator.prepared import prepared_model, prepared_parts, resolve
 from autoprune.evaluator.repair import FixedPoint, Folded, Refit
 from autoprune.evaluator.samples import Samples
 from autoprune.evaluator.settings import Settings
-from autoprune.protocols import Batch, Task
+from autoprune.policy import Policy
+from autoprune.protocols import Batch, Progress, Recovery, Task
 from autoprune.structure import Structure
 from autoprune.tracing.one_thread import one_thread
 from autoprune.tracing.outputs import faithful
-from autoprune.tracing.wiring import find_sites
+from autoprune.tracing.wiring import batch_norms, find_sites
 
 TRIM_EVERY = 50
+MIDDLE = 0.7
+"""Of every group's width: about half of the MACs, where the peak rate of the fine-tune is probed."""
 
 
 class TieredEvaluator:
@@ -78,6 +91,7 @@ class TieredEvaluator:
         self.samples.precision = self.precision
         self.samples.look(self.sites)
         self._lesson: tuple[int, Lesson] | None = None
+        self._rate = settings.learning_rate
         self._asked = 0
 
     @one_thread()
@@ -131,17 +145,46 @@ class TieredEvaluator:
     def lesson(self, steps: int) -> Lesson:
         """The first training samples, as many as `steps` can use, with the dense outputs; the last one is kept."""
         if self._lesson is None or self._lesson[0] != steps:
-            with drawing(self.settings.seed):
-                drawn = gather(self.task.split("train"), steps * BATCH_SIZE)
-            samples = Pool(tuple(prepare(batch, self.device, self.parts.layout) for batch in drawn))
-            with torch.no_grad(), computing(self.dense, self.precision):
-                teacher = tuple(self._dense_outputs(batch) for batch in samples.batches)
+            samples = training_samples(self.task, steps, self.settings.seed, self.device, self.parts.layout)
+            teacher = taught(self.task, self.dense, samples, self.samples.batch_size, self.precision)
             how = (self._all_sites, self.precision, self.task.loss)
             self._lesson = steps, Lesson(samples, teacher, partial(faithful, self.task), self.measure, *how)
         return self._lesson[1]
 
-    def _dense_outputs(self, batch: Batch) -> Tensor:
-        return torch.cat([faithful(self.task, self.dense, b) for b in chunks(batch, self.samples.batch_size)])
+    @one_thread()
+    def recovered(self, recovery: Recovery, steps: int) -> Kept:
+        """Train the resident model from where it stands; it keeps the best weights of the way."""
+        self.stitcher.mark_dirty()  # before the first step: whatever happens in it
+        model = self.stitcher.model
+        return self._kept(recovery(model, self.dense, self.task, steps, self.settings.seed), steps)
+
+    def _trained(self, steps: int) -> float:
+        """The brief fine-tune of the resident model; samples that were trained on."""
+        course = self._course(steps, self.found_rate(steps))
+        self._kept(course.run(checks(steps)), steps)
+        return float(course.seen)
+
+    def _kept(self, training: Iterator[Progress], steps: int) -> Kept:
+        model = self.stitcher.model
+        try:
+            return keep_best(model, training, self._held_back, checks(steps))
+        finally:
+            model.requires_grad_(False)
+
+    @one_thread()
+    def found_rate(self, steps: int) -> float:
+        """The peak learning rate of a fine-tune: that of the settings, or the best of a few probes, once."""
+        if self._rate is None:
+            policy, model = self.stitcher.policy, self.stitcher.model
+            weights = copied(model)
+            try:
+                self._rate = with_room(lambda: self._probed(steps), self._make_room)
+            finally:
+                model.requires_grad_(False)
+            self.stitcher.stitch(policy)
+            self.stitcher.mark_dirty()
+            restore(model, weights)
+        return self._rate
 
     def _score(self, ask: Ask) -> Score:
         """A backward pass counts as two passes forward."""
@@ -218,14 +261,41 @@ class TieredEvaluator:
         with_room(lambda: self._settle(ask), self._shrink_statistics)
         samples = float(size(self.samples.statistics))
         if ask.tier == "tune":
-            model, steps = self.stitcher.model, self.settings.finetune_steps
-            lesson, at_once = self.lesson(steps), min(BATCH_SIZE, self.samples.batch_size)
-            self.stitcher.mark_dirty()  # before the first step: whatever happens in it
-            try:
-                samples += 3.0 * finetune(model, lesson, steps, self.settings.seed, at_once)
-            finally:
-                model.requires_grad_(False)
+            steps = self.settings.finetune_steps
+            heldback = sum(size(b) for b in self.samples.batches("heldback"))
+            samples += 3.0 * self._trained(steps) + scorings(steps) * heldback
         return samples
+
+    def _course(self, steps: int, rate: float) -> Course:
+        """A fine-tune of the resident model from where it stands."""
+        lesson, at_once = self.lesson(steps), min(BATCH_SIZE, self.samples.batch_size)
+        self.stitcher.mark_dirty()  # before the first step: whatever happens in it
+        return Course(self.stitcher.model, lesson, steps, self.settings.seed, at_once, Recipe(rate))
+
+    def _probed(self, steps: int) -> float:
+        """The peak rate for a policy that depends on nothing but the structure, so that any ask finds the same."""
+        model, short = self.stitcher.model, min(PROBE_STEPS, steps)
+        middle = {g.name: min(g.grid, key=lambda w: (abs(w - MIDDLE * g.width), -w)) for g in self.structure}
+        self._settle(Ask(Policy.of(middle), "refit"))
+        start = copied(model)
+
+        def probe(rate: float) -> float:
+            restore(model, start)
+            try:
+                self._course(steps, rate).advance(short)
+            except ArithmeticError:
+                return math.inf
+            loss = self.fidelity(self.samples.batches("heldback"), "heldback")
+            return loss if math.isfinite(loss) else math.inf
+
+        return find_rate(probe, usual_rate(bool(batch_norms(model))))
+
+    def _held_back(self) -> float:
+        """What the search minimises, of the resident model on the held-back samples; inf where that is no number."""
+        batches = self.samples.batches("heldback")
+        metric = self.settings.metric is not None
+        loss = self._signed(self._metrics(batches, "heldback")) if metric else self.fidelity(batches, "heldback")
+        return loss if math.isfinite(loss) else math.inf
 
     def _settle(self, ask: Ask) -> None:
         """Stitch, and one pass over the statistics samples that repairs."""

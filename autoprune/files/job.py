@@ -28,6 +28,7 @@ from autoprune.files.job_parts import (
     ObjectivesPart,
     OverridePart,
     Part,
+    RecoveryPart,
     SearchPart,
     SpacePart,
     TaskPart,
@@ -37,7 +38,7 @@ from autoprune.protocols import Task
 if TYPE_CHECKING:
     from autoprune.space import Space
 
-MAY_CHANGE = ("executor.", "search.time_limit_s", "sync_to", "finetune")
+MAY_CHANGE = ("executor.", "search.time_limit_s", "sync_to", "finetune", "recovery")
 DEFAULT_BUDGET = {"macs": [0.3, 0.9], "at": [0.7, 0.5, 0.3]}
 TASK_MEMBERS = ("build", "example_inputs", "split", "loss", "metrics", "directions")
 
@@ -61,6 +62,7 @@ class Job(Part):
     latency: LatencyPart = Field(default_factory=LatencyPart)
     executor: ExecutorPart = Field(default_factory=ExecutorPart)
     finetune: FinetunePart | None = None
+    recovery: RecoveryPart = Field(default_factory=RecoveryPart)
     storage: str | None = None
     sync_to: str | None = None
     _base: Path = PrivateAttr(default_factory=Path.cwd)

@@ -321,6 +321,18 @@ class ExecutorPart(Part):
         return self.workers if isinstance(self.workers, int) else len(os.sched_getaffinity(0))
 
 
+class RecoveryPart(Part):
+    """How a pruned model is trained back in full: a file of autoprune/recovery or "module:Class", and its options."""
+
+    schedule: str = "one_shot"
+    options: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _known_schedule(self) -> RecoveryPart:
+        check_plugin("recovery", self.schedule)
+        return self
+
+
 class FinetunePart(Part):
     """The long fine-tuning of finalists after the search: how many points and recipes, and the recipes' ranges.
 

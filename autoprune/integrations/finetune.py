@@ -31,6 +31,7 @@ from autoprune.application.courses import (
     merged,
     planned,
     read_finished,
+    untrained,
 )
 from autoprune.errors import InputError, RunError, one_line
 from autoprune.evaluation import Ask, Evaluation
@@ -64,10 +65,11 @@ def finetune_front(run: Run, say: Say = lambda line: None) -> tuple[Mapping[str,
 
     A trial trains one point with one recipe, an epoch at a time, and reports its loss on the held-back samples; ASHA
     stops those that fall behind the point's other recipes at the same share of their schedules. Each point's best
-    recipe is scored on validation, its weights go to RUN_DIR/finetuned/<point>.safetensors, the summary to
-    finetune.json, and policy.json takes the metrics where they are better (`load_front` reads them; `run.front` stays
-    as the search left it). Killed at any moment the same call goes on; finished, nothing is repeated. Which recipe is
-    stopped early depends on the order in which trials finish.
+    recipe (or the model as it was repaired, where no epoch of any made it better) is scored on validation, its weights
+    go to RUN_DIR/finetuned/<point>.safetensors, the summary to finetune.json, and policy.json takes the metrics where
+    they are better (`load_front` reads them; `run.front` stays as the search left it). Killed at any moment the same
+    call goes on; finished, nothing is repeated. Which recipe is stopped early depends on the order in which trials
+    finish.
 
     Ray is the cluster of `executor.address` with `executor.kind: ray`, else one in this machine, with
     `executor.workers` CPUs; one that is up already is used. Experiments lie in RUN_DIR/tune, which the machines of a
@@ -240,14 +242,18 @@ def _concluded(run: Run, plan: Plan, results: Any) -> dict[str, Any]:
         if best is None:
             continue  # not chosen, or every recipe failed, and finetune.json says why
         trial, checkpoint, report = best
-        with checkpoint.as_directory() as folder:
-            load_weights(evaluator, point.policy, Path(folder))
+        heldback = untrained(evaluator, point.policy)
+        helped = float(report["loss"]) < heldback
+        if helped:
+            heldback = float(report["loss"])
+            with checkpoint.as_directory() as folder:
+                load_weights(evaluator, point.policy, Path(folder))
         found = _validated(evaluator, point.policy)
         keep_weights(evaluator, run.path / WEIGHTS / f"{point.id}.safetensors")
-        steps = int(report["epoch"]) * epoch_steps(evaluator)
+        steps = int(report["epoch"]) * epoch_steps(evaluator) if helped else 0
         recipe = course_recipe(trial, steps, evaluator.settings.seed)
         loss = told_loss(found, evaluator.settings.objective)
-        rows.append(conclusion(point, recipe, float(report["loss"]), loss, found.metrics))
+        rows.append(conclusion(point, recipe, heldback, loss, found.metrics))
     return {"key": plan.key, "points": rows, "trials": [_record(r) for r in results]}
 
 

@@ -65,7 +65,7 @@ def points_of(
             metrics={split: dict(e.metrics) for split, e in told.items()},
             trial=found.trial,
             base=base,
-            finetuned=proxy_recipe(settings) if tuned else {},
+            finetuned={} if found.tuned is None else proxy_recipe(settings, found.tuned.loss < found.scored.loss),
         )
         made.append(point)
     return tuple(made)
@@ -95,9 +95,10 @@ def told_loss(e: Evaluation, name: str) -> dict[str, Any]:
     return {"name": name, "loss": e.loss, **interval}
 
 
-def proxy_recipe(settings: Settings) -> dict[str, Any]:
-    """The brief fine-tune of the search, so that `apply` can repeat it."""
-    return {"recipe": "proxy", "steps": settings.finetune_steps, "seed": settings.seed}
+def proxy_recipe(settings: Settings, helped: bool) -> dict[str, Any]:
+    """The brief fine-tune of the search, so that `apply` can repeat it, and whether it made the point better."""
+    found = {"recipe": "proxy", "steps": settings.finetune_steps, "seed": settings.seed, "helped": helped}
+    return found if settings.learning_rate is None else {**found, "learning_rate": settings.learning_rate}
 
 
 def ranking(database: LevelDatabase, group: Group) -> tuple[int, ...]:

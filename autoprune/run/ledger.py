@@ -25,9 +25,10 @@ class Prices:
     """What an ask costs in samples that go through the network; a backward pass counts two.
 
     `statistics`, `fitness`, `heldback` and `validation` are the sizes of the parts, `lesson` the samples of all steps
-    of a brief fine-tune. With `watched` full evaluations on fitness carry metrics (there are constraints), with
-    `by_metric` a metric is the loss. A task's metrics read the outputs that the loss was computed from, but for two:
-    validation's, and those of a `stitch` whose batches repaired themselves.
+    of a brief fine-tune, in which the held-back samples are scored `scorings` times. With `watched` full evaluations on
+    fitness carry metrics (there are constraints), with `by_metric` a metric is the loss. A task's metrics read the
+    outputs that the loss was computed from, but for two: validation's, and those of a `stitch` whose batches repaired
+    themselves.
     """
 
     statistics: int
@@ -37,6 +38,7 @@ class Prices:
     lesson: int
     watched: bool = False
     by_metric: bool = False
+    scorings: int = 0
 
     def samples(self, ask: Ask) -> float:
         """Samples that go forward for `ask`, those of backward passes twice more."""
@@ -46,7 +48,8 @@ class Prices:
             return scored + (scored + self.statistics if self.watched and ask.fraction == 1.0 else 0.0)
         if ask.split == "validation" and not self.by_metric:
             scored *= 2
-        return scored + self.statistics + (3.0 * self.lesson if ask.tier == "tune" else 0.0)
+        tuned = 3.0 * self.lesson + self.scorings * self.heldback if ask.tier == "tune" else 0.0
+        return scored + self.statistics + tuned
 
     def full(self, ask: Ask, tier: Tier) -> float:
         """The price of `ask` in full evaluations at the fitness tier `tier`."""

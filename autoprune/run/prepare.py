@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from torch import nn
@@ -19,9 +23,11 @@ from autoprune.errors import InputError, did_you_mean
 from autoprune.evaluator.checks import check_data
 from autoprune.evaluator.fidelity import AUTO
 from autoprune.evaluator.finetune import BATCH_SIZE
+from autoprune.evaluator.keep_best import scorings
 from autoprune.evaluator.prepared import prepared_model, prepared_parts, resolved_fidelity, resolved_precision
 from autoprune.evaluator.samples import Samples
 from autoprune.evaluator.settings import COSTS, Settings
+from autoprune.evaluator.tiers import TieredEvaluator
 from autoprune.files.job import Job
 from autoprune.files.whole import write_whole
 from autoprune.front import Base
@@ -88,6 +94,10 @@ def prepare(job: Job, folder: Path, task: Task | None = None, shared: Path | Non
     database = LevelDatabase.open(path)
     precision, _ = resolved_precision(task, model, structure, settings, samples, fidelity)
     settings = replace(settings, loss=fidelity.name, classes=fidelity.classes, precision=precision)
+    data = digest([parts.statistics, *parts.fitness, *parts.heldback])
+    if _tunes(job):
+        made_here = partial(TieredEvaluator, task, structure, database, replace(settings, costs=()), model, parts=parts)
+        settings = replace(settings, learning_rate=_peak_rate(settings, data, path, made_here))
     base = Base(
         structure_fingerprint=whole.fingerprint,
         weights_fingerprint=weights_fingerprint(model),
@@ -107,7 +117,7 @@ def prepare(job: Job, folder: Path, task: Task | None = None, shared: Path | Non
             "loss": settings.loss,
             "validation": settings.validation,
         },
-        data=digest([parts.statistics, *parts.fitness, *parts.heldback]),
+        data=data,
         directions=dict(task.directions),
         shapes={name: tuple(t.shape) for name, t in named_tensors(model).items()},
         task={} if lent is not None else job.plain()["task"],
@@ -116,7 +126,8 @@ def prepare(job: Job, folder: Path, task: Task | None = None, shared: Path | Non
     fitness, heldback = (sum(size(b) for b in part) for part in (parts.fitness, parts.heldback))
     lesson = job.evaluator.finetune_steps * BATCH_SIZE
     splits = (size(parts.statistics), fitness, heldback, settings.validation)
-    prices = Prices(*splits, lesson, settings.metrics_on_fitness, settings.metric is not None)
+    n_scorings = scorings(job.evaluator.finetune_steps)
+    prices = Prices(*splits, lesson, settings.metrics_on_fitness, settings.metric is not None, n_scorings)
     return Setting(
         job=job,
         task=task,
@@ -134,6 +145,24 @@ def prepare(job: Job, folder: Path, task: Task | None = None, shared: Path | Non
         fidelity=fidelity,
         said=said,
     )
+
+
+def _tunes(job: Job) -> bool:
+    part = job.evaluator
+    return part.finetune_steps > 0 and (part.finalists > 0 or part.fitness in ("auto", "tune"))
+
+
+def _peak_rate(settings: Settings, data: str, database: Path, make: Callable[[], TieredEvaluator]) -> float:
+    """The peak rate of the brief fine-tune, the same for all workers: from its file or probed now."""
+    s = settings
+    what = (s.loss, s.classes, s.calibration, s.finetune_steps, s.seed, s.precision, data)
+    key = hashlib.sha256(repr(what).encode()).hexdigest()[:8]
+    path = database.with_name(f"{database.stem}-{key}.rate.json")
+    if path.exists():
+        return float(json.loads(path.read_text(encoding="utf-8"))["learning_rate"])
+    rate = make().found_rate(s.finetune_steps)
+    write_whole(path, json.dumps({"learning_rate": rate}))
+    return rate
 
 
 def settings_of(job: Job) -> Settings:

@@ -14,7 +14,7 @@ from torch import nn
 from autoprune.database.batches import Pool
 from autoprune.errors import InputError
 from autoprune.evaluator.fidelity import Fidelity
-from autoprune.evaluator.finetune import Course, Lesson, Recipe, _loss, finetune
+from autoprune.evaluator.finetune import Course, Lesson, Recipe, _loss
 from autoprune.losses.kl import kl
 from autoprune.tracing.wiring import find_sites
 from tests.small import World, world
@@ -38,7 +38,7 @@ def student_of(w: World) -> nn.Module:
 
 def tuned(w: World, lesson: Lesson, at_once: int = 128) -> dict[str, torch.Tensor]:
     student = student_of(w)
-    assert finetune(student, lesson, 4, 0, at_once) == 4 * 64
+    assert Course(student, lesson, 4, 0, at_once).advance(4) == 4 * 64
     return dict(student.state_dict())
 
 
@@ -75,7 +75,7 @@ def test_a_loss_that_is_not_finite_stops_the_training() -> None:
     lesson = lesson_of(w)
     broken = replace(lesson, teacher=(torch.full_like(lesson.teacher[0], float("inf")),))
     with pytest.raises(ArithmeticError, match="the fine-tuning loss is nan at step 0"):
-        finetune(student_of(w), broken, 2, 0)
+        Course(student_of(w), broken, 2, 0).advance(2)
 
 
 @pytest.mark.parametrize("recipe", [Recipe(), Recipe(0.01, 0.4), Recipe(0.01, 0.0)])

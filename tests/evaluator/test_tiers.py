@@ -97,7 +97,7 @@ def test_passes_count_samples_and_a_backward_pass_counts_two() -> None:
     assert evaluate(Ask(narrow(w), "stitch")).passes == 0.5
     assert evaluate(Ask(narrow(w), "stitch", 0.5)).passes == 0.25
     assert evaluate(Ask(narrow(w), "refit")).passes == 0.75
-    assert evaluate(Ask(narrow(w), "tune")).passes == 0.75 + 3 * 3 * 64 / 64
+    assert evaluate(Ask(narrow(w), "tune")).passes == 0.75 + 3 * 3 * 64 / 64 + 4 * 16 / 64, "held-back samples too"
 
 
 def test_a_task_metric_can_be_the_loss_in_either_direction() -> None:

@@ -1,0 +1,57 @@
+"""One course to the end: distillation from the dense model, a warm-up, then a cosine (ALGORITHMS 8)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+
+import torch
+from torch import nn
+
+from autoprune.database.rows import cut
+from autoprune.errors import InputError
+from autoprune.evaluator.fidelity import AUTO, fidelity_for
+from autoprune.evaluator.finetune import Course, Lesson, Recipe, taught, training_samples
+from autoprune.evaluator.prepared import LOOKED_AT, fast_format
+from autoprune.protocols import Progress, Task
+from autoprune.tracing.one_thread import one_thread
+from autoprune.tracing.outputs import faithful
+from autoprune.tracing.wiring import find_sites
+
+AT_ONCE = 256
+"""Samples that the dense model sees at a time."""
+
+
+class OneShot:
+    """SGD with Nesterov momentum where there are batch norms, else AdamW, as `evaluator.finetune.Course` does.
+
+    `learning_rate` is the peak (None: the optimizer's usual one), `distillation` its share of the loss, the task's own
+    loss has the rest; `loss` is the one between outputs, a file of autoprune/losses.
+    """
+
+    def __init__(self, learning_rate: float | None = None, distillation: float = 1.0, loss: str = AUTO) -> None:
+        if learning_rate is not None and not 0.0 < learning_rate <= 10.0:
+            raise InputError(f"recovery.options: learning_rate must lie in (0, 10], not {learning_rate}")
+        if not 0.0 <= distillation <= 1.0:
+            raise InputError(f"recovery.options: distillation must lie in [0, 1], not {distillation}")
+        self._recipe, self._loss = Recipe(learning_rate, distillation), loss
+
+    def __call__(self, model: nn.Module, dense: nn.Module, task: Task, steps: int, seed: int) -> Iterator[Progress]:
+        """Train `model` in place, a word after every step.
+
+        Raises:
+            ArithmeticError: the loss is not finite.
+        """
+        course = Course(model, _lesson(dense, task, steps, seed, self._loss), steps, seed, recipe=self._recipe)
+        return course.run(range(1, steps + 1))
+
+
+@one_thread()
+def _lesson(dense: nn.Module, task: Task, steps: int, seed: int, loss: str) -> Lesson:
+    """The first training samples, as many as `steps` can use, with the dense outputs."""
+    device = next((p.device for p in dense.parameters()), torch.device("cpu"))
+    samples = training_samples(task, steps, seed, device, fast_format(task, dense))
+    measure = fidelity_for(task, dense, cut(samples.batches[0], 0, LOOKED_AT), loss)
+    sites = find_sites(dense, task.example_inputs())
+    teacher = taught(task, dense, samples, AT_ONCE)
+    return Lesson(samples, teacher, partial(faithful, task), measure, sites, "fp32", task.loss)

@@ -1,0 +1,81 @@
+"""The contract of every recovery: it trains in place, to the last step, by its seed alone, and leaves chance alone."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from autoprune import plugins
+from autoprune.errors import InputError
+from autoprune.protocols import Progress
+from autoprune.recovery import build_recovery
+from tests.small import World, world, world_of
+
+STEPS = 4
+
+
+def student_of(w: World) -> nn.Module:
+    student = copy.deepcopy(w.model)
+    with torch.no_grad():
+        for i, p in enumerate(student.parameters()):
+            p.mul_(0.8 + 0.05 * (i % 3))
+    return student
+
+
+def trained(w: World, name: str, seed: int = 0) -> tuple[nn.Module, list[Progress]]:
+    student, seen = student_of(w), list[Progress]()
+    for progress in build_recovery(name, {})(student, w.model, w.task, STEPS, seed):
+        assert not any(m.training for m in student.modules()), "it cannot be scored as it stands"
+        seen.append(progress)
+    return student, seen
+
+
+def dropping() -> World:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Dropout(0.5), nn.Linear(16, 4))
+    return world_of(model.eval(), (6,), 256)
+
+
+@pytest.mark.parametrize("name", plugins.names("recovery"))
+def test_it_trains_in_place_for_the_steps_that_it_was_given_and_all_is_finite(name: str) -> None:
+    w = world("projection", samples=256)
+    dense = copy.deepcopy(w.model.state_dict())
+    start = student_of(w).state_dict()
+    student, seen = trained(w, name)
+    steps = [p.step for p in seen]
+    assert steps == sorted(set(steps))
+    assert (steps[0] >= 1, steps[-1]) == (True, STEPS)
+    assert seen[-1].samples > 0
+    assert all(math.isfinite(p.loss) for p in seen)
+    assert any(not torch.equal(p, start[n]) for n, p in student.named_parameters())
+    assert all(bool(torch.isfinite(t).all()) for t in student.state_dict().values())
+    assert all(torch.equal(a, b) for a, b in zip(dense.values(), w.model.state_dict().values(), strict=True))
+    assert not w.model.training
+
+
+@pytest.mark.parametrize("name", plugins.names("recovery"))
+def test_what_is_drawn_follows_from_the_seed_and_global_chance_is_left_alone(name: str) -> None:
+    w = dropping()
+    chance, threads = torch.get_rng_state(), torch.get_num_threads()
+    first, _ = trained(w, name)
+    assert torch.equal(chance, torch.get_rng_state())
+    assert torch.get_num_threads() == threads
+    torch.rand(7)
+    again, _ = trained(w, name)
+    other, _ = trained(w, name, seed=1)
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))
+    assert any(not torch.equal(a, b) for a, b in zip(first.parameters(), other.parameters(), strict=True))
+
+
+def test_an_option_or_a_name_that_nobody_knows_is_one_line() -> None:
+    with pytest.raises(InputError, match="unknown recovery 'one_shoot'; did you mean 'one_shot'"):
+        build_recovery("one_shoot", {})
+    with pytest.raises(InputError, match=r"recovery\.options: unknown option 'rate'"):
+        build_recovery("one_shot", {"rate": 0.1})
+    with pytest.raises(InputError, match=r"recovery\.options: distillation must lie in \[0, 1\], not 2"):
+        build_recovery("one_shot", {"distillation": 2})

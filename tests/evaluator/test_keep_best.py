@@ -1,0 +1,124 @@
+"""A fine-tune never returns less than it was given, and its peak rate is found."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from autoprune.evaluation import Ask
+from autoprune.evaluator.finetune import usual_rate
+from autoprune.evaluator.keep_best import checks, find_rate, keep_best, scorings
+from autoprune.protocols import Progress
+from autoprune.recovery import build_recovery
+from tests.evaluator.test_tiers import evaluator, narrow
+from tests.small import World, world, world_of
+
+
+class Enlarge(nn.Module):
+    """The kind of a super-resolution net: it adds what it computes to its input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.inner = nn.Conv2d(1, 16, 3, padding=1), nn.Conv2d(16, 12, 3, padding=1)
+        self.last = nn.Conv2d(12, 1, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.last(self.inner(self.first(x).relu()).relu())
+
+
+def enlarge() -> World:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return world_of(Enlarge().eval(), (1, 8, 8), 256)
+
+
+def walk(model: nn.Linear, values: list[float]) -> Iterator[Progress]:
+    """A training that sets the weight to one value after the other; nan fails."""
+    for step, value in enumerate(values, 1):
+        if math.isnan(value):
+            raise ArithmeticError("the fine-tuning loss is nan")
+        model.weight.data.fill_(value)
+        yield Progress(step, value, step)
+
+
+@pytest.mark.parametrize(
+    ("values", "best", "step"),
+    [
+        ([3.0, 1.0, 0.5, 2.0], 0.5, 3),
+        ([3.0, 4.0, 5.0, 6.0], 2.0, 0),
+        ([3.0, 1.0, math.nan, 0.0], 1.0, 2),
+        ([1.0, 0.5, 0.25, 0.125], 0.125, 4),
+    ],
+)
+def test_the_best_weights_of_the_way_are_kept_the_start_among_them(values: list[float], best: float, step: int) -> None:
+    model = nn.Linear(1, 1, bias=False)
+    model.weight.data.fill_(2.0)
+    kept = keep_best(model, walk(model, values), lambda: abs(float(model.weight.detach())), checks(4))
+    assert (kept.start, kept.loss, kept.step, kept.helped) == (2.0, best, step, step > 0)
+    assert float(model.weight.detach()) == best
+
+
+def test_only_the_asked_steps_are_scored() -> None:
+    model, seen = nn.Linear(1, 1, bias=False), list[float]()
+
+    def score() -> float:
+        seen.append(float(model.weight.detach()))
+        return seen[-1]
+
+    model.weight.data.fill_(100.0)
+    keep_best(model, walk(model, [float(100 - s) for s in range(1, 41)]), score, checks(40))
+    assert seen == [100.0, 90.0, 80.0, 70.0, 60.0]
+    assert len(seen) == scorings(40)
+    assert (checks(40), checks(3), checks(0), scorings(0)) == ((10, 20, 30, 40), (1, 2, 3), (), 0)
+
+
+@pytest.mark.parametrize("peak", [3.0, 1.0, 1 / 3, 1 / 81])
+def test_the_rate_of_least_loss_is_found_in_few_probes(peak: float) -> None:
+    asked: list[float] = []
+
+    def probe(rate: float) -> float:
+        asked.append(rate)
+        return abs(math.log(rate / (0.02 * peak)))
+
+    assert find_rate(probe, 0.02) == pytest.approx(0.02 * peak, rel=1e-3)
+    assert len(asked) <= 3 + max(0, round(-math.log(peak, 3)))
+    assert find_rate(lambda rate: math.inf if rate > 1e-3 else 1.0, 0.02) < 1e-3
+
+
+@pytest.mark.parametrize("kind", ["enlarge", "projection"])
+def test_a_tuned_model_is_never_worse_than_the_repaired_one_on_the_held_back_samples(kind: str) -> None:
+    w = enlarge() if kind == "enlarge" else world("projection", samples=256)
+    evaluate = evaluator(w, calibration=256, finetune_steps=10)
+    for share in (0.9, 0.5):
+        plain, tuned = (evaluate(Ask(narrow(w, share), tier, split="heldback")) for tier in ("refit", "tune"))  # type: ignore[arg-type]
+        assert tuned.ok
+        assert tuned.loss <= plain.loss * (1 + 1e-6)
+
+
+def test_the_usual_rate_that_would_harm_is_not_taken_and_the_found_one_depends_on_no_ask() -> None:
+    w = enlarge()
+    given = {"calibration": 256, "finetune_steps": 10}
+    fresh, used = evaluator(w, **given), evaluator(w, **given)
+    used(Ask(narrow(w, 0.9), "refit", split="heldback"))
+    used.repaired(Ask(narrow(w, 0.5), "refit"))
+    before = {k: v.clone() for k, v in used.stitcher.model.state_dict().items()}
+    assert fresh.found_rate(10) == used.found_rate(10) < usual_rate(convolutional=False)
+    assert all(torch.equal(before[k], v) for k, v in used.stitcher.model.state_dict().items()), "the probes left traces"
+    told = evaluator(w, **given, learning_rate=fresh.found_rate(10))
+    ask = Ask(narrow(w, 0.7), "tune")
+    assert told(ask).loss == fresh(ask).loss
+
+
+def test_a_training_that_diverges_leaves_the_repaired_model() -> None:
+    w = enlarge()
+    evaluate = evaluator(w, calibration=256, finetune_steps=10, learning_rate=10.0)
+    evaluate.repaired(Ask(narrow(w), "refit"))
+    before = {k: v.clone() for k, v in evaluate.stitcher.model.state_dict().items()}
+    kept = evaluate.recovered(build_recovery("one_shot", {"learning_rate": 10.0}), 10)
+    assert (kept.helped, kept.loss) == (False, kept.start)
+    assert all(torch.equal(before[k], v) for k, v in evaluate.stitcher.model.state_dict().items())
+    assert evaluate(Ask(narrow(w), "tune", split="validation")).ok
