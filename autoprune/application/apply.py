@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -41,6 +40,7 @@ from autoprune.protocols import Criterion, Task
 from autoprune.run.prepare import settings_of
 from autoprune.structure import Structure
 from autoprune.tasks._weights import load_weights
+from autoprune.tracing.copies import copied
 from autoprune.tracing.fingerprint import weights_fingerprint
 from autoprune.tracing.one_thread import one_thread
 from autoprune.tracing.slim import slim
@@ -206,6 +206,6 @@ def _sliced(point: Point, model: nn.Module, structure: Structure, replayed: bool
     warnings.warn(
         "autoprune.apply without a task only slices: nothing is compensated or repaired; give task=...", stacklevel=4
     )
-    small = copy.deepcopy(model)
+    small = copied(model)
     slim(small, structure, point.keep)
     return small

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from autoprune.files.whole import whole_folder
 from autoprune.front import Front, Point
 from autoprune.structure import Op, Structure, TensorSpec
 from autoprune.tasks._weights import load_weights
+from autoprune.tracing.copies import copied
 from autoprune.tracing.fingerprint import weights_fingerprint
 from autoprune.tracing.slim import named_tensors, slim
 
@@ -104,7 +104,7 @@ def load_applied(folder: str | Path, model: nn.Module, example_inputs: tuple[Ten
     """
     point, facts = _opened(Path(folder))
     structure = matching(point, model, example_inputs)
-    return _cut(copy.deepcopy(model), structure, point, facts, Path(folder))
+    return _cut(copied(model), structure, point, facts, Path(folder))
 
 
 def check_free(out: Path) -> None:

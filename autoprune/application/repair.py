@@ -29,6 +29,7 @@ from autoprune.policy import Policy
 from autoprune.protocols import Criterion, Task
 from autoprune.recovery import build_recovery
 from autoprune.structure import Structure
+from autoprune.tracing.copies import copied
 
 FULL_EPOCHS = 10.0
 
@@ -55,7 +56,7 @@ def repaired(
     training: Training,
 ) -> Repaired:
     """Cut, compensate, repair and train a copy of `model`; `keep` are the atoms to replay, None ranks them anew."""
-    dense = prepared_model(task, settings.torch_device, copy.deepcopy(model))
+    dense = prepared_model(task, settings.torch_device, copied(model))
     seen = StatisticsOnly(task, prepared_parts(task, settings, dense).statistics)
     database = build_database(dense, structure, seen, criterion, keep)
     recipe = stored_recipe(point) if training.kind == "proxy" else None

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from autoprune.database.store import LevelDatabase
 from autoprune.policy import Policy
 from autoprune.structure import Structure
-from autoprune.tracing.slim import set_attributes
+from autoprune.tracing.slim import named_tensors, set_attributes
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,9 @@ class Stitcher:
     def __init__(self, model: nn.Module, structure: Structure, database: LevelDatabase) -> None:
         self.structure, self.database = structure, database
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
-        self.dense: dict[str, Tensor] = {n: t.detach() for n, t in model.state_dict(keep_vars=True).items()}
-        self.live: Mapping[str, Tensor] = self.model.state_dict(keep_vars=True)
+        # by their first names alone: under a second one (an alias, a tied weight) a tensor would be renewed twice
+        self.dense: dict[str, Tensor] = {n: t.detach() for n, t in named_tensors(model).items()}
+        self.live: Mapping[str, Tensor] = named_tensors(self.model)
         self.policy = Policy.dense(structure)
         self._dirty: set[str] = set()
         self._prepare()

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from autoprune.structure import Group, Structure
-from autoprune.tracing.atoms import Candidate, candidates
+from autoprune.tracing.atoms import Candidate, candidates, numbered
 from autoprune.tracing.certify import Certifier
 from autoprune.tracing.copies import private_copy, quiet_random_state
 from autoprune.tracing.couple import closures
@@ -43,9 +43,9 @@ def analyze(model: nn.Module, example_inputs: Any, *, seed: int = 0) -> Structur
         if open_:
             failed = Certifier.of(model, example, ops).failures(_groups(open_), count=True)
             frozen |= {c.name: explain(c, trace, failed[c.name]) for c in open_ if c.name in failed}
-        groups = _groups([c for c in open_ if c.name not in frozen])
-        said = _all_frozen(twin, trace, found, groups, frozen, modules)
-    groups = _renamed(groups)
+        alive = [c for c in open_ if c.name not in frozen]
+        said = _all_frozen(twin, trace, found, _groups(alive), frozen, modules)
+    groups = _renamed(alive)
     return Structure(groups, with_groups(ops, groups), said)
 
 
@@ -76,18 +76,13 @@ def _all_frozen(
         if name in modules and name not in said:
             said[name or "(model)"] = modules[name]
         elif is_producer(module) and name not in {*said, *pruned} and not any(below(name, m) for m in modules):
-            said[name] = lost_reason(name, trace)
+            said[name] = lost_reason(name, module, trace)
     order = {name: i for i, name in enumerate(n or "(model)" for n, _ in model.named_modules())}
     named = {name or "(model)": reason for name, reason in said.items()}  # a bare layer has no name
     return dict(sorted(named.items(), key=lambda item: order[item[0]]))
 
 
-def _renamed(groups: Sequence[Group]) -> tuple[Group, ...]:
+def _renamed(alive: Sequence[Candidate]) -> tuple[Group, ...]:
     """Of several groups made by one module the first gets its plain name: that of a part that failed may be free."""
-    taken: dict[str, int] = {}
-    renamed = []
-    for group in groups:
-        base = group.name.split("#")[0]
-        taken[base] = taken.get(base, 0) + 1
-        renamed.append(replace(group, name=base if taken[base] == 1 else f"{base}#{taken[base]}"))
-    return tuple(renamed)
+    names = numbered([c.producers[0] for c in alive])
+    return tuple(replace(g, name=name) for g, name in zip(_groups(alive), names, strict=True))

@@ -65,20 +65,28 @@ def candidates(model: nn.Module, closures: Sequence[Closure], order: Mapping[str
         if any(a in makers for a in atom):
             alike[tuple(sorted((a, len(p)) for a, p in atom.items()))].append(atom)
     names = {id(t): n for n, t in named_tensors(model).items()}
-    taken: dict[str, int] = defaultdict(int)
-    found = []
     relatives = _relatives([{axes[a].name for a in atoms[0] if a in makers} for atoms in alike.values()])
-    for atoms in sorted(alike.values(), key=lambda atoms: _rank(atoms, makers)):
-        producers = sorted((a for a in atoms[0] if a in makers), key=makers.__getitem__)
+    ordered = sorted(alike.values(), key=lambda atoms: _rank(atoms, makers))
+    made = [sorted((a for a in atoms[0] if a in makers), key=makers.__getitem__) for atoms in ordered]
+    labels = numbered([axes[producers[0]].name for producers in made])
+    found = []
+    for label, atoms, producers in zip(labels, ordered, made, strict=True):
         atoms.sort(key=lambda atom: int(atom[producers[0]][0]))
-        first = axes[producers[0]].name
-        taken[first] += 1
-        label = first if taken[first] == 1 else f"{first}#{taken[first]}"
         group, reason = _group(label, atoms, axes, modules, names)
         touched = tuple(dict.fromkeys(axes[a].name for a in atoms[0]))
         made_by = tuple(axes[a].name for a in producers)
-        found.append(Candidate(label, len(atoms), made_by, touched, relatives[first], group, reason))
+        found.append(Candidate(label, len(atoms), made_by, touched, relatives[made_by[0]], group, reason))
     return tuple(found)
+
+
+def numbered(names: Sequence[str]) -> list[str]:
+    """The same names, those that come again with #2, #3; a module may itself be called like that."""
+    labels: list[str] = []
+    for name in names:
+        numbers = (f"{name}#{i}" for i in range(2, len(names) + 2))
+        free = (label for label in numbers if label not in {*labels, *names})
+        labels.append(next(free) if name in labels else name)
+    return labels
 
 
 def _relatives(families: Sequence[set[str]]) -> dict[str, tuple[str, ...]]:

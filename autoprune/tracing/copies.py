@@ -21,19 +21,7 @@ def private_copy(model: nn.Module) -> nn.Module:
         InputError: the model cannot be copied, or its forward cannot be looked into.
     """
     _refuse_closed(model)
-    # Hook-based weight_norm keeps a computed, non-leaf `weight`, and models keep what they last computed: deepcopy
-    # refuses both, so hand them over as constants.
-    memo: dict[int, Any] = {}
-    for module in model.modules():
-        for value in tree_leaves([*vars(module).values()]):
-            if isinstance(value, Tensor) and value.grad_fn is not None:
-                memo[id(value)] = value.detach().clone()
-    try:
-        twin = copy.deepcopy(model, memo)
-    except Exception as error:  # a user's module may refuse in any way
-        raise InputError(
-            f"{type(model).__name__} cannot be copied: {one_line(error)}; it must survive copy.deepcopy"
-        ) from error
+    twin = copied(model)
     for module in twin.modules():
         if unwrapped(module) is not module and hasattr(module, "_orig_mod"):
             module.__dict__["forward"] = unwrapped(module).__call__  # compiling anew at every width would take minutes
@@ -42,6 +30,27 @@ def private_copy(model: nn.Module) -> nn.Module:
         if parameter.is_floating_point() or parameter.is_complex():
             parameter.requires_grad_(True)
     return twin.eval()
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """A deep copy of a lent model as it is, also of one that was just trained.
+
+    Raises:
+        InputError: the model cannot be copied.
+    """
+    # Hook-based weight_norm keeps a computed, non-leaf `weight`, and models keep what they last computed: deepcopy
+    # refuses both, so hand them over as constants.
+    memo: dict[int, Any] = {}
+    for module in model.modules():
+        for value in tree_leaves([*vars(module).values()]):
+            if isinstance(value, Tensor) and value.grad_fn is not None:
+                memo[id(value)] = value.detach().clone()
+    try:
+        return copy.deepcopy(model, memo)
+    except Exception as error:  # a user's module may refuse in any way
+        raise InputError(
+            f"{type(model).__name__} cannot be copied: {one_line(error)}; it must survive copy.deepcopy"
+        ) from error
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -63,11 +72,11 @@ def _refuse_closed(model: nn.Module) -> None:
             raise InputError(f"{what} is wrapped in DistributedDataParallel: pass the model inside, its `.module`")
         if any(nn.parameter.is_lazy(p) for p in module.parameters(recurse=False)):
             raise InputError(f"{what} is lazy and was never run: run the model once, then its layers know their sizes")
-    if isinstance(unwrapped(model), torch.jit.ScriptModule):
-        raise InputError(
-            "the model is TorchScript (torch.jit.script or trace), which is compiled and cannot be cut: "
-            "pass the plain nn.Module that it was made of"
-        )
+        if isinstance(module, torch.jit.ScriptModule):
+            raise InputError(
+                f"{what} is TorchScript (torch.jit.script or trace), which is compiled and cannot be cut: "
+                f"use the plain nn.Module that it was made of"
+            )
 
 
 def to_double(value: Any) -> Any:

@@ -13,6 +13,7 @@ from autoprune.tracing.watch import Trace, is_producer
 
 OUTPUT = "its channels are the model's output"
 RECURRENT = "recurrent layers are not pruned"
+NO_READER = "what reads its channels is no layer that the trace knows (a raw weight, a reshape or a product of them)"
 ATTENTION = "attention is not pruned by channels"
 
 
@@ -35,12 +36,14 @@ def known_reason(candidate: Candidate, trace: Trace, modules: Mapping[str, str])
     if candidate.group is None:
         return explain(candidate, trace, candidate.reason)
     if not any(s.role == "consume" for s in candidate.group.slices):
-        return explain(candidate, trace, "the trace found no layer that reads its channels")
+        return explain(candidate, trace, NO_READER)
     return explain(candidate, trace, "its channels could only go all together") if candidate.width < 2 else ""
 
 
 def explain(candidate: Candidate, trace: Trace, complaint: str) -> str:
     """`complaint`, led by the operation on the channels' way that best explains it, if one was seen."""
+    shared = next((trace.shared[m] for m in candidate.modules if m in trace.shared), "")
+    complaint = f"{shared}; {complaint}" if shared and complaint else complaint
     for producers in (candidate.producers, candidate.related):
         seen = [
             (rank, i, words)
@@ -56,8 +59,7 @@ def _decision(candidate: Candidate, trace: Trace) -> str:
     """The module that branches on data which the channels are part of, or which holds layers of theirs."""
     for place, function in trace.decisions.items():
         if any(below(m, place) for m in candidate.modules) or _feeds(candidate, trace, trace.inputs.get(place, ())):
-            where = f"{place!r}" if place else "the model's forward"
-            return f"{where} decides by the data (Tensor.{function}), so one trace does not show every branch"
+            return f"{_place(place)} decides by the data (Tensor.{function}), so one trace does not show every branch"
     return ""
 
 
@@ -73,10 +75,10 @@ def _neighbour(candidate: Candidate, trace: Trace, modules: Mapping[str, str]) -
     return ""
 
 
-def lost_reason(name: str, trace: Trace) -> str:
+def lost_reason(name: str, module: nn.Module, trace: Trace) -> str:
     """Why a producer belongs to no candidate at all."""
     if name not in trace.order:
-        return "the example inputs never reach it"
+        return _unreached(list(module.parameters(recurse=False)), trace)
     return "the trace loses it: no gradient path leads from it to the output (torch.no_grad, detach, or unused)"
 
 
@@ -88,20 +90,37 @@ def _module_reason(name: str, module: nn.Module, trace: Trace) -> str:
         return f"{RECURRENT} ({type(module).__name__})"
     if isinstance(module, nn.MultiheadAttention):
         return f"{ATTENTION} (MultiheadAttention)"
+    if isinstance(module, nn.GroupNorm) and module.num_groups > 1:
+        share = module.num_channels // module.num_groups
+        over = f"each {share} neighbouring channels" if share > 1 else "each channel by itself"
+        return f"GroupNorm normalises over {over}, and its groups are not narrowed"
     if isinstance(module, nn.LayerNorm | nn.GroupNorm | nn.RMSNorm | nn.LocalResponseNorm):
         return f"{type(module).__name__} normalises over all its channels"
     if isinstance(module, NORMS) and not expected_attributes(module):
         return f"{type(module).__name__} without parameters and statistics cannot tell its width"
-    if any(id(p) in trace.outside for p in own):
-        return "its weights are used outside its own forward"
+    users = set().union(*(trace.users.get(id(p), ()) for p in own))
+    if users - {name}:
+        if name in trace.shared:
+            return f"{trace.shared[name]}, and both use it"
+        return f"its weights are used outside its own forward (in {_place(min(users - {name}))})"
     if own and name not in trace.order:
-        return "the example inputs never reach it"
+        return _unreached(own, trace)
     known = axis_size(module, "out") or not own or not type(module).__module__.startswith("torch.")
     return "" if known else f"autoprune does not know how to narrow {type(module).__name__}"
 
 
+def _unreached(own: Sequence[nn.Parameter], trace: Trace) -> str:
+    """Of a module that was not called: whether something else reads its parameters."""
+    used = any(id(p) in trace.touched for p in own)
+    return "its parameters are used outside of any forward of its own" if used else "the example inputs never reach it"
+
+
 def _computes_weight(module: nn.Module) -> bool:
     return (is_producer(module) or isinstance(module, NORMS)) and "weight" not in module._parameters
+
+
+def _place(name: str) -> str:
+    return repr(name) if name else "the model's forward"
 
 
 def below(name: str, place: str) -> bool:

@@ -71,8 +71,8 @@ def _over_channels(seen: Seen) -> bool:
 
 
 def _cuts_channels(seen: Seen) -> bool:
-    args = seen.args
-    dim = seen.kwargs.get("dim", args[2] if len(args) > 2 and isinstance(args[2], int) else 0)
+    args, place = seen.args, 1 if seen.name in _DIM_FIRST else 2
+    dim = seen.kwargs.get("dim", args[place] if len(args) > place and isinstance(args[place], int) else 0)
     return bool(seen.x.dim()) and dim % seen.x.dim() in _channels(seen)
 
 
@@ -94,6 +94,7 @@ _REDUCE = "mean sum max min amax amin std var norm vector_norm logsumexp argmax 
 _PRODUCT = (
     "matmul bmm baddbmm einsum __matmul__ mm dot tensordot scaled_dot_product_attention multi_head_attention_forward"
 )
+_DIM_FIRST = frozenset({"narrow", "index_select", "gather", "unbind"})
 _CUT = "chunk split tensor_split narrow index_select gather unbind"
 _PADDED = "its channels are padded with constants (F.pad), so they sit at other positions afterwards"
 _SPLIT = "a reshape splits its channels into several dimensions (as a channel shuffle or attention heads do)"

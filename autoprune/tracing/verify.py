@@ -148,12 +148,13 @@ def _add_bias(
 
 
 def _check_backward(model: nn.Module, inputs: tuple[Any, ...]) -> None:
-    with SoundGradients():
+    """One backward pass of a private copy; by `backward`, for reentrant checkpoints refuse `autograd.grad`."""
+    with SoundGradients(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         output = flat_output(call_model(model, inputs))
-    if not output.requires_grad:
-        raise RunError("no gradient flows through the pruned model")
-    parameters = dict(model.named_parameters())
-    gradients = torch.autograd.grad(output.sum(), list(parameters.values()), allow_unused=True)
-    for name, gradient in zip(parameters, gradients, strict=True):
-        if gradient is not None and not bool(torch.isfinite(gradient).all()):
+        if not output.requires_grad:
+            raise RunError("no gradient flows through the pruned model")
+        output.sum().backward()
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None and not bool(torch.isfinite(parameter.grad).all()):
             raise RunError(f"the pruned model gives {name!r} a gradient that is not finite")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -35,11 +35,17 @@ class WeightUse:
 
 @dataclass(slots=True)
 class Trace:
-    """What one forward pass showed. Modules go by name ("" is the model itself), weights by id."""
+    """What one forward pass showed. Modules go by name ("" is the model itself), weights by id.
+
+    `users` are the modules in whose forward a weight multiplies, `shared` says of modules whose Parameter is another
+    module's too which one that is, `touched` are the parameters that anything reads.
+    """
 
     order: dict[str, int] = field(default_factory=dict)
     uses: dict[int, WeightUse] = field(default_factory=dict)
-    outside: set[int] = field(default_factory=set)
+    users: dict[int, set[str]] = field(default_factory=dict)
+    shared: dict[str, str] = field(default_factory=dict)
+    touched: set[int] = field(default_factory=set)
     producers: dict[Node, str] = field(default_factory=dict)
     inputs: dict[str, list[Node]] = field(default_factory=dict)
     outputs: list[Node] = field(default_factory=list)
@@ -71,7 +77,15 @@ def watch(model: nn.Module, inputs: Sequence[Any]) -> Trace:
     """
     trace = Trace()
     stack: list[str] = []
-    owners = {id(p): name for name, m in model.named_modules() for p in m.parameters(recurse=False)}
+    owners: dict[int, list[str]] = {}
+    for name, module in model.named_modules():
+        for own, parameter in module.named_parameters(recurse=False):
+            others = owners.setdefault(id(parameter), [])
+            if others and others[-1] != name:
+                said = "its {} is one Parameter with that of {!r}"
+                trace.shared.setdefault(name, said.format(own, others[0]))
+                trace.shared.setdefault(others[0], said.format(own, name))
+            others.append(name)
     with _hooks(model, trace, stack):
         try:
             with _Watcher(trace, stack, owners, inputs):
@@ -133,7 +147,7 @@ def _leave(name: str, trace: Trace, stack: list[str], producer: bool) -> Callabl
 class _Watcher(TorchFunctionMode):
     """Sees every torch function of the pass; `tainted` holds tensors that depend on the inputs (by id, kept alive)."""
 
-    def __init__(self, trace: Trace, stack: list[str], owners: Mapping[int, str], inputs: Sequence[Any]) -> None:
+    def __init__(self, trace: Trace, stack: list[str], owners: Collection[int], inputs: Sequence[Any]) -> None:
         super().__init__()
         self._trace, self._stack, self._owners = trace, stack, owners
         self._tainted: dict[int, Tensor] = {id(t): t for t in _tensors(tuple(inputs))}
@@ -146,6 +160,7 @@ class _Watcher(TorchFunctionMode):
         if given and name in DECISIONS:
             self._trace.decisions.setdefault(here, name)
         result = func(*args, **kwargs)
+        self._trace.touched.update(id(t) for t in _tensors((args, kwargs)) if isinstance(t, nn.Parameter))
         if given:
             self._tainted.update({id(t): t for t in _tensors(result)})
             found = suspicion(Seen(name, given[0], args, kwargs, result, lambda t: id(t) in self._tainted))
@@ -161,8 +176,7 @@ class _Watcher(TorchFunctionMode):
         weight = args[1] if len(args) > 1 else kwargs["weight"]
         if id(weight) not in self._owners:
             return
-        if self._owners[id(weight)] != here:
-            self._trace.outside.add(id(weight))
+        self._trace.users.setdefault(id(weight), set()).add(here)
         use = self._trace.uses.setdefault(id(weight), WeightUse())
         if func is F.linear:
             use.positions += x.numel() // max(x.shape[-1], 1)

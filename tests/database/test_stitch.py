@@ -56,6 +56,19 @@ def test_back_at_the_dense_policy_the_model_is_bit_for_bit_the_dense_one() -> No
         assert torch.equal(a, b), name
 
 
+def test_a_tensor_under_two_names_is_renewed_once() -> None:
+    w = world("plain")
+    model = copy.deepcopy(w.model)
+    model.add_module("second", model.get_submodule("conv2"))  # sorted behind the first name
+    stitcher = Stitcher(model, w.structure, built(w))
+    policy = random_policy(w.structure, np.random.default_rng(0))
+    stitcher.mark_dirty()
+    with torch.no_grad():
+        y = stitcher.stitch(policy)(*w.task.example_inputs())
+        plain = Stitcher(w.model, w.structure, built(w)).stitch(policy)(*w.task.example_inputs())
+    assert torch.equal(y, plain)
+
+
 def test_what_a_repair_overwrote_is_renewed_and_the_rest_is_not_touched() -> None:
     w = world("plain")
     stitcher = Stitcher(w.model, w.structure, built(w))

@@ -109,7 +109,7 @@ MIDDLES: dict[str, tuple[Callable[[], nn.Module], int, int, str]] = {
     "attention by hand": (SelfAttention, 8, 8, "activations are multiplied with activations"),
     "weight norm": (lambda: nn.utils.parametrizations.weight_norm(conv(8, 8)), 8, 8, "parametrization"),
     "spectral norm": (lambda: nn.utils.parametrizations.spectral_norm(conv(8, 8)), 8, 8, "parametrization"),
-    "group norm": (lambda: nn.GroupNorm(2, 8), 8, 8, "GroupNorm normalises over all its channels"),
+    "group norm": (lambda: nn.GroupNorm(2, 8), 8, 8, "GroupNorm normalises over each 4 neighbouring channels"),
     "layer norm": (lambda: nn.LayerNorm([8, 8, 8]), 8, 8, "LayerNorm normalises over all its channels"),
     "softmax": (lambda: nn.Softmax(1), 8, 8, "softmax runs over its channels"),
     "mean over channels": (ChannelMean, 8, 8, "reduced to one value (mean over the channels)"),
@@ -182,7 +182,7 @@ def test_weights_used_outside_their_own_forward_are_frozen() -> None:
 
     structure = analyze(Way(way, a=conv(3, 8), b=conv(8, 8), c=conv(8, 5)), (torch.randn(2, 3, 8, 8),))
     assert structure.names == ()
-    assert structure.frozen["b"] == "its weights are used outside its own forward"
+    assert structure.frozen["b"] == "its weights are used outside its own forward (in the model's forward)"
 
 
 def test_a_decision_in_the_models_own_forward_freezes_everything() -> None:
