@@ -214,10 +214,7 @@ class Job(Part):
             raise
         except Exception as error:  # a user's factory may fail in any way
             raise InputError(f"task {self.task.target!r} failed: {type(error).__name__}: {_flat(error)}") from error
-        missing = [m for m in TASK_MEMBERS if not hasattr(task, m)]
-        if missing:
-            raise InputError(f"task {self.task.target!r} returned a {type(task).__name__} without {', '.join(missing)}")
-        return task  # type: ignore[no-any-return]  # checked just above, member by member
+        return checked_task(task, f"task {self.task.target!r} returned")
 
     def search_space(self) -> Space:
         """The same as the core's Space."""
@@ -226,6 +223,15 @@ class Job(Part):
         s = self.space
         overrides = {glob: part.model_dump(exclude_none=True) for glob, part in s.overrides.items()}
         return Space(s.kinds, s.include, s.exclude, s.multiple_of, s.max_sparsity, overrides)
+
+
+def checked_task(task: Any, said: str) -> Task:
+    """`task`, which has all that a Task must have; InputError that begins with `said` otherwise."""
+    missing = [member for member in TASK_MEMBERS if not hasattr(task, member)]
+    if missing:
+        raise InputError(f"{said} a {type(task).__name__} without {', '.join(missing)}")
+    checked: Task = task
+    return checked
 
 
 def changed_keys(old: Job, new: Job) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from autoprune.errors import RunError
 from autoprune.evaluation import Ask, Evaluation, Labelled
 from autoprune.evaluator.fidelity import AUTO
 from autoprune.evaluator.prepared import prepared_model
-from autoprune.files.job import Job
+from autoprune.files.job import Job, checked_task
 from autoprune.files.policy_file import save_csv, save_front
 from autoprune.files.whole import write_whole
 from autoprune.front import Front
@@ -63,6 +63,8 @@ def search(
     Raises:
         InputError: the job is wrong, or the folder belongs to a job that differs (names the keys).
     """
+    if task is not None:
+        checked_task(task, "task is")
     if task is not None and isinstance(job, Mapping):
         job = {"task": {"factory": "autoprune:task"}, **job}
     job = Job.of(job)

@@ -78,7 +78,7 @@ class Setting:
     def table_path(self) -> Path:
         """Where the sensitivity table lies: beside the database, under what its figures depend on."""
         s = self.settings
-        loss = (s.loss, s.classes, s.metric, s.direction)
+        loss = (s.loss, plugins.source_digest(self.fidelity.measure), s.classes, s.metric, s.direction)
         what = (*loss, s.calibration, s.precision, self.job.evaluator.sensitivity, self.base.data)
         key = hashlib.sha256(repr(what).encode()).hexdigest()[:8]
         return self.database_path.with_name(f"{self.database_path.stem}-{key}.sensitivity.json")

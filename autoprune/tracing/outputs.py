@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten_with_path
 
@@ -29,9 +30,12 @@ def faithful(task: Task, model: nn.Module, batch: Batch) -> Tensor:
     """
     stated: Any = getattr(task, "outputs", None)
     if callable(stated):
-        return pick_output(stated(model, batch))
-    paired = isinstance(batch, tuple | list) and len(batch) == 2
-    return pick_output(call_model(model, batch[0] if paired else batch), stated)
+        found = pick_output(stated(model, batch))
+    else:
+        paired = isinstance(batch, tuple | list) and len(batch) == 2
+        found = pick_output(call_model(model, batch[0] if paired else batch), stated)
+    # a model that computes in half precision for a while widens what lies in a tree, and an object is none
+    return found.float() if found.dtype in (torch.bfloat16, torch.float16) else found
 
 
 def pick_output(returned: Any, wanted: Wanted = None) -> Tensor:

@@ -83,6 +83,11 @@ def test_a_loss_that_tells_nothing_stops_the_search_and_what_was_found_is_kept(t
     assert not (tmp_path / "run" / "policy.json").exists()
 
 
+def test_what_is_no_task_is_named() -> None:
+    with pytest.raises(InputError, match="task is a Linear without build, example_inputs, split"):
+        autoprune.search(JOB, task=nn.Linear(2, 2))  # type: ignore[arg-type]
+
+
 def test_kl_over_one_value_is_refused_before_anything_is_computed(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="kl over one value is 0 for every candidate"):
         autoprune.search({**JOB, "objectives": {"loss": "kl"}}, task=made(), out=tmp_path / "run")

@@ -82,7 +82,12 @@ class Task:
     outputs: Any = "b"
 
 
+class Bare:
+    """A task class that says nothing of outputs."""
+
+
 def test_a_task_class_may_name_its_output_or_return_all_of_it() -> None:
+    assert torch.equal(faithful(Bare(), Keyed(), (A, IDS)), A)  # type: ignore[arg-type]
     named, whole = Task(), Task()
     whole.outputs = lambda model, batch: model(batch[0])
     assert torch.equal(faithful(named, Keyed(), (A, IDS)), A + 1)  # type: ignore[arg-type]
