@@ -61,13 +61,12 @@ def wider(model: nn.Module, groups: Sequence[Group]) -> dict[str, str]:
 
 
 def dense_shapes(groups: Sequence[Group], known: Mapping[str, Sequence[int]]) -> dict[str, list[int]]:
-    """Shapes of the tensors that groups cut: as they are `known`, else as far as the slices reach."""
+    """Shapes of the tensors that groups cut: as they are `known`, and as far as the slices reach."""
     shapes = {name: list(shape) for name, shape in known.items()}
     for part, width in ((s, g.width) for g in groups for s in g.slices):
-        if part.tensor not in known:
-            found = shapes.setdefault(part.tensor, [])
-            found += [0] * (part.dim + 1 - len(found))
-            found[part.dim] = max(found[part.dim], end_of(part, width))
+        found = shapes.setdefault(part.tensor, [])
+        found += [0] * (part.dim + 1 - len(found))
+        found[part.dim] = max(found[part.dim], end_of(part, width))
     return shapes
 
 
