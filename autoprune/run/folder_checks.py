@@ -38,6 +38,18 @@ def check_storage(job: Job, folder: Path, fresh: bool) -> None:
     refuse_other(job, held, f"the study {home.study_name} in {home.shown}")
 
 
+def recorded_identity(job: Job, folder: Path) -> Mapping[str, str]:
+    """What the run's record says its evaluations depend on; nothing where there is no record yet."""
+    if job.storage is None and not (folder / JOURNAL).exists():
+        return {}
+    home = find_home(folder, job.storage_url)
+    try:
+        study = load_study(home)
+        return {} if study is None else home.read(lambda: dict(study.user_attrs.get("identity", {})))
+    finally:
+        home.close()
+
+
 def refuse_other(job: Job, held: Mapping[str, Any] | None, where: str) -> None:
     """InputError that names the keys where a record of the job `held` is another job's."""
     _refuse(() if held is None else changed_since(held, job), where)

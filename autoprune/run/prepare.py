@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -59,16 +59,23 @@ def check_executor(job: Job) -> None:
 
 
 @one_thread()
-def prepare(job: Job, folder: Path, task: Task | None = None, shared: Path | None = None) -> Setting:
+def prepare(
+    job: Job,
+    folder: Path,
+    task: Task | None = None,
+    shared: Path | None = None,
+    recorded: Mapping[str, str] | None = None,
+) -> Setting:
     """Analyse the model, build or open the level database, and state the problem.
 
-    The database lies in `folder`, or in `shared` where several runs of one model use it.
+    The database lies in `folder`, or in `shared` where several runs of one model use it. `recorded` is the identity of
+    a record to go on with: what this machine would choose otherwise is what it was.
 
     Raises:
         InputError: the model cannot be analysed, the space or criterion does not fit it, or the budget is out of reach.
     """
     lent, task = task, task or job.build_task()
-    settings = settings_of(job)
+    settings = as_recorded(settings_of(job), recorded or {}, job.executor.kind)
     if settings.metric is not None and settings.metric not in task.directions:
         hint = did_you_mean(settings.metric, task.directions)
         raise InputError(f"objectives.loss.metric: the task has no metric {settings.metric!r}; {hint}")
@@ -95,7 +102,7 @@ def prepare(job: Job, folder: Path, task: Task | None = None, shared: Path | Non
     precision, _ = resolved_precision(task, model, structure, settings, samples, fidelity)
     settings = replace(settings, loss=fidelity.name, classes=fidelity.classes, precision=precision)
     data = digest([parts.statistics, *parts.fitness, *parts.heldback])
-    if _tunes(job):
+    if _tunes(job) and settings.learning_rate is None:
         made_here = partial(TieredEvaluator, task, structure, database, replace(settings, costs=()), model, parts=parts)
         settings = replace(settings, learning_rate=_peak_rate(settings, data, path, made_here))
     base = Base(
@@ -145,6 +152,30 @@ def prepare(job: Job, folder: Path, task: Task | None = None, shared: Path | Non
         fidelity=fidelity,
         said=said,
     )
+
+
+def as_recorded(settings: Settings, recorded: Mapping[str, str], executor: str) -> Settings:
+    """The settings with the precision, device and peak rate that a record was evaluated with, where they leave it open.
+
+    Raises:
+        InputError: there is no such device here.
+    """
+    rate = recorded.get("learning_rate")
+    if settings.precision == "auto" and recorded.get("precision") in ("fp32", "bf16"):
+        settings = replace(settings, precision="fp32" if recorded["precision"] == "fp32" else "bf16")
+    if rate is not None:
+        settings = replace(settings, learning_rate=float(rate))
+    if settings.device != "auto" or executor == "ray":
+        return settings
+    device = recorded.get("device") or settings.torch_device.type
+    try:
+        replace(settings, device=device).torch_device  # noqa: B018
+    except InputError:
+        raise InputError(
+            f"the record was evaluated on {device}, which is not to be had here, and one record holds one kind of "
+            "device; go on where it was begun, choose another --out or start anew with --fresh"
+        ) from None
+    return replace(settings, device=device)
 
 
 def _tunes(job: Job) -> bool:

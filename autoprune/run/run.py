@@ -38,6 +38,7 @@ from autoprune.run.folder_checks import (
     check_storage,
     forget,
     go_on_from,
+    recorded_identity,
     refuse_other,
 )
 from autoprune.run.ledger import Ledger, Plateau
@@ -98,7 +99,9 @@ class Run:
             self._mirror = None if alone or job.sync_url is None else Mirror(folder, job.sync_url, MIRRORED)
             if self._mirror is not None and not fresh:
                 go_on_from(self._mirror, job)
-            self._setting: Setting = prepare(job, folder, task, shared)
+            self._setting: Setting = prepare(
+                job, folder, task, shared, None if fresh else recorded_identity(job, folder)
+            )
             self._fail_early()
         self.done, self._plan = 0.0, dict[str, float]()
         self._executor: Executor | None = None

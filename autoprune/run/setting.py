@@ -54,8 +54,14 @@ class Setting:
     @property
     def identity(self) -> dict[str, str]:
         """What evaluations depend on beside the job: a record of other ones must not answer."""
-        b = self.base
-        return {"structure": b.structure_fingerprint, "weights": b.weights_fingerprint, "data": b.data}
+        b, s = self.base, self.settings
+        computed = {"precision": s.precision, "device": device_type(self.job, s)}
+        rate = {} if s.learning_rate is None else {"learning_rate": repr(s.learning_rate)}
+        return {
+            **{"structure": b.structure_fingerprint, "weights": b.weights_fingerprint, "data": b.data},
+            **computed,
+            **rate,
+        }
 
     @property
     def tier(self) -> Tier:
@@ -112,6 +118,13 @@ class Setting:
         factory = self.shipment() if travels(make) else self.evaluator_factory()
         executor: Executor = make(factory, workers, part.timeout_s, part.retries, **self.job.executor_options)
         return executor
+
+
+def device_type(job: Job, settings: Settings) -> str:
+    """What kind of device evaluates; Ray shows its workers no other one than they asked for."""
+    if settings.device == "auto" and job.executor.kind == "ray":
+        return "cuda" if (job.executor.resources or {}).get("gpu") else "cpu"
+    return settings.torch_device.type
 
 
 def travels(make: object) -> bool:

@@ -125,7 +125,8 @@ def test_the_rate_rises_over_a_tenth_of_the_steps_and_falls_as_a_cosine_to_nothi
 
 def test_the_loss_is_the_weighted_sum_of_distillation_and_the_tasks_own() -> None:
     w = world("plain")
-    lesson, student, index = replace(lesson_of(w), task_loss=w.task.loss), student_of(w), torch.arange(16)
-    whole, none, part = (_loss(student, lesson, index, share).item() for share in (1.0, 0.0, 0.2))
+    lesson, student = replace(lesson_of(w), task_loss=w.task.loss), student_of(w)
+    given = lesson.samples.batches[0], lesson.teacher[0]
+    whole, none, part = (_loss(student, lesson, *given, share).item() for share in (1.0, 0.0, 0.2))
     assert whole != pytest.approx(none)
     assert part == pytest.approx(0.2 * whole + 0.8 * none)
