@@ -98,15 +98,22 @@ def _module_reason(name: str, module: nn.Module, trace: Trace) -> str:
         return f"{type(module).__name__} normalises over all its channels"
     if isinstance(module, NORMS) and not expected_attributes(module):
         return f"{type(module).__name__} without parameters and statistics cannot tell its width"
-    users = set().union(*(trace.users.get(id(p), ()) for p in own))
-    if users - {name}:
-        if name in trace.shared:
-            return f"{trace.shared[name]}, and both use it"
-        return f"its weights are used outside its own forward (in {_place(min(users - {name}))})"
+    if reason := _used_elsewhere(name, own, trace):
+        return reason
     if own and name not in trace.order:
         return _unreached(own, trace)
     known = axis_size(module, "out") or not own or not type(module).__module__.startswith("torch.")
     return "" if known else f"autoprune does not know how to narrow {type(module).__name__}"
+
+
+def _used_elsewhere(name: str, own: Sequence[nn.Parameter], trace: Trace) -> str:
+    for parameter in own:
+        users = trace.users.get(id(parameter), set())
+        if foreign := users.difference(trace.owners.get(id(parameter), ())):
+            return f"its weights are used outside its own forward (in {_place(min(foreign))})"
+        if len(users) > 1:
+            return f"{trace.shared[name]}, and both use it"
+    return ""
 
 
 def _unreached(own: Sequence[nn.Parameter], trace: Trace) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -37,12 +37,13 @@ class WeightUse:
 class Trace:
     """What one forward pass showed. Modules go by name ("" is the model itself), weights by id.
 
-    `users` are the modules in whose forward a weight multiplies, `shared` says of modules whose Parameter is another
-    module's too which one that is, `touched` are the parameters that anything reads.
+    `owners` are the modules that hold a Parameter, `users` those in whose forward it multiplies, `shared` says of
+    modules whose Parameter is another module's too which one that is, `touched` are the ids of all that anything reads.
     """
 
     order: dict[str, int] = field(default_factory=dict)
     uses: dict[int, WeightUse] = field(default_factory=dict)
+    owners: dict[int, list[str]] = field(default_factory=dict)
     users: dict[int, set[str]] = field(default_factory=dict)
     shared: dict[str, str] = field(default_factory=dict)
     touched: set[int] = field(default_factory=set)
@@ -77,10 +78,9 @@ def watch(model: nn.Module, inputs: Sequence[Any]) -> Trace:
     """
     trace = Trace()
     stack: list[str] = []
-    owners: dict[int, list[str]] = {}
     for name, module in model.named_modules():
         for own, parameter in module.named_parameters(recurse=False):
-            others = owners.setdefault(id(parameter), [])
+            others = trace.owners.setdefault(id(parameter), [])
             if others and others[-1] != name:
                 said = "its {} is one Parameter with that of {!r}"
                 trace.shared.setdefault(name, said.format(own, others[0]))
@@ -88,7 +88,7 @@ def watch(model: nn.Module, inputs: Sequence[Any]) -> Trace:
             others.append(name)
     with _hooks(model, trace, stack):
         try:
-            with _Watcher(trace, stack, owners, inputs):
+            with _Watcher(trace, stack, inputs):
                 output = call_model(model, inputs)
         except Exception as error:  # the user's forward may fail in any way
             where = f" in {stack[-1]!r}" if stack and stack[-1] else ""
@@ -147,9 +147,9 @@ def _leave(name: str, trace: Trace, stack: list[str], producer: bool) -> Callabl
 class _Watcher(TorchFunctionMode):
     """Sees every torch function of the pass; `tainted` holds tensors that depend on the inputs (by id, kept alive)."""
 
-    def __init__(self, trace: Trace, stack: list[str], owners: Collection[int], inputs: Sequence[Any]) -> None:
+    def __init__(self, trace: Trace, stack: list[str], inputs: Sequence[Any]) -> None:
         super().__init__()
-        self._trace, self._stack, self._owners = trace, stack, owners
+        self._trace, self._stack = trace, stack
         self._tainted: dict[int, Tensor] = {id(t): t for t in _tensors(tuple(inputs))}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -174,7 +174,7 @@ class _Watcher(TorchFunctionMode):
             return
         x = args[0] if args else kwargs["input"]
         weight = args[1] if len(args) > 1 else kwargs["weight"]
-        if id(weight) not in self._owners:
+        if id(weight) not in self._trace.owners:
             return
         self._trace.users.setdefault(id(weight), set()).add(here)
         use = self._trace.uses.setdefault(id(weight), WeightUse())
