@@ -7,7 +7,7 @@ import importlib
 import inspect
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from autoprune.errors import InputError, did_you_mean
 
@@ -23,6 +23,7 @@ Folder = Literal[
     "runtimes",
     "recovery",
 ]
+FOLDERS: tuple[Folder, ...] = get_args(Folder)
 SINGULAR = {
     "criteria": "criterion",
     "strategies": "strategy",

@@ -38,6 +38,7 @@ class Named(Scaled):
         return super().forward(batch["x"], batch.get("scale", 1.0))
 
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*nothing here can run it")
 X = torch.linspace(-1, 1, 8).reshape(2, 4)
 
 
