@@ -23,7 +23,7 @@ VERBS = """
 from autoprune.cli import run
 assert run(["search", "job.yaml", "--out", "run"]) == 0
 there = ["--task", "job.yaml", "--out", "small", "--finetune", "full", "--finetune-epochs", "2"]
-assert run(["apply", "run/policy.json", "--at", "peak=0.6", "--export", "state", *there]) == 0
+assert run(["apply", "run/policy.json", "--at", "peak=0.6", "--export", "just_weights", *there]) == 0
 alone = ["--set", "objectives.costs=[peak]", "--set", "search.trials=4"]
 assert run(["compare", "job.yaml", "--strategies", "tapered,walker", "--seeds", "1", "--out", "compared", *alone]) == 0
 """
@@ -72,6 +72,6 @@ def test_the_job_of_the_examples_goes_all_the_way(house: Path) -> None:
     assert policy["space"]["criterion"] == {"name": "by_index", "options": {"first": "low"}}
     assert all(point["costs"]["peak"] <= 0.9 * policy["base"]["costs"]["peak"] for point in policy["points"])
     assert all(point["losses"]["validation"]["name"] == "huber" for point in policy["points"])
-    assert (house / "small" / "model.state.pt").exists()
+    assert (house / "small" / "model.weights.pt").exists()
     assert policy["measured_on"]["runtime"] == "bfloat16"
     assert (house / "compared" / "compare.csv").read_text(encoding="utf-8").count("\n") == 3
