@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from autoprune.database.grams import Gram
+from autoprune.database.zeros import patterned
 from autoprune.structure import Group
 from autoprune.tracing.calls import from_matrix, to_matrix
 from autoprune.tracing.wiring import Site, batch_norms
@@ -20,7 +21,8 @@ class Consumer:
 
     matrix: float64 [conv groups, rows, atoms * block], the block of an atom side by side (its positions, then taps);
     second: the Gram of those columns; mean: [conv groups, atoms * block]; share: [conv groups, rows], the weight of
-    each output row in the error, already divided by the output energy; positions: [atoms, positions of an atom].
+    each output row in the error, already divided by the output energy; positions: [atoms, positions of an atom];
+    patterned: its zeros stay, so that it is not compensated.
     """
 
     weight: str
@@ -32,11 +34,18 @@ class Consumer:
     mean: Tensor
     share: Tensor
     positions: Tensor
+    patterned: bool = False
 
     @property
     def block(self) -> int:
         """Columns of one atom."""
         return self.matrix.shape[2] // len(self.positions)
+
+    def without(self, kept: Tensor) -> Tensor:
+        """`matrix` with the columns of all atoms but the kept ones zero."""
+        alive = torch.zeros(len(self.positions), dtype=torch.bool, device=self.matrix.device)
+        alive[kept] = True
+        return self.matrix * alive.repeat_interleave(self.block)
 
     def native(self, matrix: Tensor, kept: Tensor) -> Tensor:
         """Columns of the kept atoms of `matrix` as a weight, restricted to their positions in ascending order."""
@@ -86,6 +95,7 @@ def consumers_of(
                 gram.mean[:, columns],
                 share.view(matrix.shape[0], -1),
                 positions,
+                patterned(weight),
             )
         )
     return found

@@ -24,7 +24,7 @@ from autoprune.tracing.fingerprint import weights_fingerprint
 from autoprune.tracing.one_thread import one_thread
 from autoprune.tracing.wiring import find_sites
 
-ALGORITHM = "1"
+ALGORITHM = "2"
 """To be raised when the same inputs give other entries, so that no old file is taken for a new one."""
 
 
@@ -134,7 +134,8 @@ def _levels(group: Group, consumers: Sequence[Consumer], order: Sequence[int]) -
         if level.width not in group.grid:
             continue
         entries[f"keep|{group.name}|{level.width}"] = level.kept
-        for consumer, matrix in zip(consumers, level.matrices, strict=True):
+        for consumer, compensated in zip(consumers, level.matrices, strict=True):
+            matrix = consumer.without(level.kept) if consumer.patterned else compensated
             tail = f"{group.name}|{level.width}|{consumer.weight}"
             entries[f"weight|{tail}"] = consumer.native(matrix, level.kept).float().cpu()
             if consumer.site.bias is not None:

@@ -33,7 +33,7 @@ class Lesson:
     """Training samples, the dense outputs for each of their batches, the loss between outputs; how to compute it fast.
 
     `sites` say which batch norm can be folded into which weight; `task_loss` is the task's own, for a recipe that does
-    not distil alone.
+    not distil alone. The zeros of `patterned` weights stay.
     """
 
     samples: Pool
@@ -43,6 +43,7 @@ class Lesson:
     sites: Mapping[str, Site]
     precision: Precision = "fp32"
     task_loss: Callable[[nn.Module, Batch], Tensor] | None = None
+    patterned: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,7 @@ class Course:
         self.done, self.seen, self.loss = 0, 0, math.nan
         self._model, self._lesson, self._steps, self._seed, self._at_once = model, lesson, steps, seed, at_once
         self._recipe = recipe or Recipe()
+        self._alive = [(p, p.detach() != 0) for name, p in model.named_parameters() if name in lesson.patterned]
         self._optimizer = _optimizer(model, bool(batch_norms(model)), self._recipe.learning_rate)
         self._peak = self._optimizer.defaults["lr"]
         self._chance: list[Tensor] = []  # states of the generators that dropout draws from; none before the first step
@@ -149,6 +151,9 @@ class Course:
         for group in self._optimizer.param_groups:
             group["lr"] = self._peak * _rate(self.done, max(1, self._steps // 10), self._steps)
         self._optimizer.step()
+        with torch.no_grad():
+            for parameter, alive in self._alive:
+                parameter.mul_(alive)
         self.done += 1
 
     def _seed_chance(self) -> None:

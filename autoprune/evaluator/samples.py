@@ -22,19 +22,21 @@ SMALLEST_BATCH = 8
 class Samples:
     """Batches of every split, always the same ones in the same order, and the dense model's answers, seen once.
 
-    The dense model runs in `precision`, so that like is compared with like; on validation always in float32.
+    The dense model runs in `precision`, so that like is compared with like; on validation always in float32. Batches
+    that repair themselves by their `own` statistics are cut apart: smaller ones give other losses, and that is said.
     """
 
     def __init__(
         self, task: Task, dense: nn.Module, parts: Parts, device: torch.device, batch_size: int, validation: int
     ) -> None:
-        self.parts, self.batch_size = parts, batch_size
+        self.parts, self.batch_size, self.own_size = parts, batch_size, batch_size
         self.precision: Precision = "fp32"
         self.statistics = parts.statistics
         self.seen: Reference
         self._task, self._dense, self._device, self._validation = task, dense, device, validation
         self._batches: dict[Split, Sequence[Batch]] = {"fitness": parts.fitness, "heldback": parts.heldback}
-        self._references: dict[tuple[Split, int, int], Reference] = {}
+        self._own: Sequence[Batch] = parts.fitness
+        self._references: dict[tuple[Split, int, int, int], Reference] = {}
         self._sites: Mapping[str, Site] = {}
 
     def look(self, sites: Mapping[str, Site]) -> None:
@@ -52,9 +54,9 @@ class Samples:
             self._batches[split] = tuple(prepare(b, self._device, self.parts.layout) for b in parts)
         return self._batches[split]
 
-    def share(self, split: Split, fraction: float) -> Sequence[Batch]:
+    def share(self, split: Split, fraction: float, own: bool = False) -> Sequence[Batch]:
         """Always the same first samples of a split: as many as make up the fraction."""
-        batches = self.batches(split)
+        batches = self._own if own else self.batches(split)
         if fraction == 1.0:
             return batches
         left, taken = max(1, round(fraction * sum(size(b) for b in batches))), []
@@ -65,9 +67,9 @@ class Samples:
                 break
         return taken
 
-    def reference(self, split: Split, index: int, batch: Batch) -> Reference:
+    def reference(self, split: Split, index: int, batch: Batch, own: bool = False) -> Reference:
         """The dense model on a batch of a split, or on its first samples."""
-        key = (split, index, size(batch))
+        key = (split, self.own_size if own else self.batch_size, index, size(batch))
         if key not in self._references:
             self._references[key] = observe(self._dense, self._task, batch, None, self.precision_on(split))
         return self._references[key]
@@ -85,6 +87,21 @@ class Samples:
             split: tuple(part for batch in batches for part in chunks(batch, self.batch_size))
             for split, batches in self._batches.items()
         }
+        self._references.clear()
+        return True
+
+    def halve_own(self) -> bool:
+        """Halve the fitness batches that repair themselves, and say so; False below 8."""
+        half = self.own_size // 2
+        if half < SMALLEST_BATCH:
+            return False
+        warnings.warn(
+            f"{self.own_size} samples do not fit in memory at once: batches of {half} repair themselves, and losses "
+            "of the tier stitch differ from those with more memory; evaluator.fitness: refit does not depend on it",
+            stacklevel=2,
+        )
+        self.own_size = half
+        self._own = tuple(part for batch in self._own for part in chunks(batch, half))
         self._references.clear()
         return True
 

@@ -18,6 +18,7 @@ from autoprune.database.batches import Parts, size
 from autoprune.database.consumers import consumed
 from autoprune.database.stitch import Stitcher
 from autoprune.database.store import LevelDatabase
+from autoprune.database.zeros import patterned_weights
 from autoprune.errors import InputError, did_you_mean, one_line
 from autoprune.evaluation import Ask, Evaluation, Split
 from autoprune.evaluator.dense_reference import Reference
@@ -82,7 +83,9 @@ class TieredEvaluator:
         self.costs = {name: build_cost(name, structure, latency) for name in settings.costs}
         self._all_sites = find_sites(dense, task.example_inputs())
         readers = {w for names in consumed(structure.groups, self._all_sites).values() for w in names}
-        self.sites = {n: s for n, s in self._all_sites.items() if n in readers and s.calls == 1}
+        self._patterned = patterned_weights(dense)
+        fitted = readers - self._patterned
+        self.sites = {n: s for n, s in self._all_sites.items() if n in fitted and s.calls == 1}
         self.samples = Samples(task, dense, self.parts, self.device, settings.batch_size, settings.validation)
         self.measure = resolved_fidelity(task, dense, settings, self.samples)
         self.precision, self.precision_error = resolved_precision(
@@ -104,7 +107,7 @@ class TieredEvaluator:
         started = time.perf_counter()
         costs = {n: float(cost(ask.policy.array(self.structure))) for n, cost in self.costs.items()}
         try:
-            score = with_room(lambda: self._score(ask), self._make_room)
+            score = with_room(lambda: self._score(ask), lambda: self._make_room(ask))
         except (RuntimeError, ArithmeticError) as error:
             self.stitcher.mark_dirty()
             return Evaluation.failed(ask, one_line(error), costs, time.perf_counter() - started)
@@ -119,7 +122,7 @@ class TieredEvaluator:
     @one_thread()
     def repaired(self, ask: Ask) -> nn.Module:
         """The resident model, repaired (and tuned) as the ask's tier says; it changes with the next ask."""
-        with_room(lambda: self._repair(ask), self._make_room)
+        with_room(lambda: self._repair(ask), lambda: self._make_room(ask))
         return self.stitcher.model
 
     def batches(self, split: Split) -> Sequence[Batch]:
@@ -147,7 +150,7 @@ class TieredEvaluator:
         if self._lesson is None or self._lesson[0] != steps:
             samples = training_samples(self.task, steps, self.settings.seed, self.device, self.parts.layout)
             teacher = taught(self.task, self.dense, samples, self.samples.batch_size, self.precision)
-            how = (self._all_sites, self.precision, self.task.loss)
+            how = (self._all_sites, self.precision, self.task.loss, self._patterned)
             self._lesson = steps, Lesson(samples, teacher, partial(faithful, self.task), self.measure, *how)
         return self._lesson[1]
 
@@ -188,13 +191,13 @@ class TieredEvaluator:
 
     def _score(self, ask: Ask) -> Score:
         """A backward pass counts as two passes forward."""
-        split, batches = ask.split, self.samples.share(ask.split, ask.fraction)
+        direct = _repairs_itself(ask) and self.settings.metric is None
+        split, batches = ask.split, self.samples.share(ask.split, ask.fraction, direct)
         count = float(sum(size(b) for b in batches))
         if self.settings.metric is not None:
             samples = self._repair(ask) + count
             metrics = self._metrics(batches, split)
             return Score(self._signed(metrics), samples, metrics)
-        direct = ask.tier == "stitch" and split == "fitness"
         whole = ask.fraction == 1.0 and self.settings.metrics_on_fitness
         watched = split == "heldback" or (split == "fitness" and whole)
         if direct:
@@ -229,7 +232,7 @@ class TieredEvaluator:
         """The mean loss and, to 6 digits, that of each sample; none of these where outputs are not by sample."""
         model, tally = self.stitcher.model, Tally()
         for i, batch in enumerate(batches):
-            reference = self.samples.reference(split, i, batch)
+            reference = self.samples.reference(split, i, batch, direct)
             mode = self._forward_mode(reference if direct else None)
             with torch.no_grad():
                 with computing(model, self.samples.precision_on(split)), mode:
@@ -309,8 +312,10 @@ class TieredEvaluator:
         with torch.no_grad(), computing(model, self.precision), mode:
             faithful(self.task, model, batch)
 
-    def _make_room(self) -> bool:
+    def _make_room(self, ask: Ask | None = None) -> bool:
         self.stitcher.mark_dirty()
+        if ask is not None and _repairs_itself(ask) and self.samples.halve_own():
+            return True
         return self.samples.halve()
 
     def _shrink_statistics(self) -> bool:
@@ -326,6 +331,11 @@ class Score:
     samples: float
     metrics: Mapping[str, float] = field(default_factory=dict)
     single: tuple[float, ...] = ()
+
+
+def _repairs_itself(ask: Ask) -> bool:
+    """Whether each batch is repaired by its own statistics, so that the loss depends on which samples share one."""
+    return ask.tier == "stitch" and ask.split == "fitness"
 
 
 def _metric(metrics: Mapping[str, float], name: str) -> float:

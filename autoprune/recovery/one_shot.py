@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from autoprune.database.rows import cut
+from autoprune.database.zeros import patterned_weights
 from autoprune.errors import InputError
 from autoprune.evaluator.fidelity import AUTO, fidelity_for
 from autoprune.evaluator.finetune import Course, Lesson, Recipe, taught, training_samples
@@ -54,4 +55,5 @@ def _lesson(dense: nn.Module, task: Task, steps: int, seed: int, loss: str) -> L
     measure = fidelity_for(task, dense, cut(samples.batches[0], 0, LOOKED_AT), loss)
     sites = find_sites(dense, task.example_inputs())
     teacher = taught(task, dense, samples, AT_ONCE)
-    return Lesson(samples, teacher, partial(faithful, task), measure, sites, "fp32", task.loss)
+    keep = patterned_weights(dense)
+    return Lesson(samples, teacher, partial(faithful, task), measure, sites, task_loss=task.loss, patterned=keep)

@@ -19,6 +19,7 @@ from autoprune.costs._latency_table import LatencyTable
 from autoprune.criteria import build_criterion, criterion_identity
 from autoprune.database.batches import StatisticsOnly, digest, size
 from autoprune.database.store import LevelDatabase, build_database, database_key
+from autoprune.database.zeros import said_of
 from autoprune.errors import InputError, did_you_mean
 from autoprune.evaluator.checks import check_data
 from autoprune.evaluator.fidelity import AUTO
@@ -150,7 +151,7 @@ def prepare(
         latency=latency,
         built_s=built_s,
         fidelity=fidelity,
-        said=said,
+        said=(*said, *filter(None, [said_of(model)])),
     )
 
 

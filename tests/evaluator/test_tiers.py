@@ -266,6 +266,21 @@ def test_where_memory_runs_out_smaller_batches_give_the_same_result() -> None:
     assert (roomy.samples.batch_size, len(roomy.batches("fitness"))) == (64, 1)
 
 
+def test_only_batches_that_repair_themselves_give_other_losses_where_they_are_smaller_and_that_is_said() -> None:
+    w = world("projection", samples=128)
+    database = build_database(w.model, w.structure, w.seen, plugins.load("criteria", "obs")())
+    settings = replace(SETTINGS, calibration=128, batch_size=64)
+    asks = [Ask(narrow(w), "refit"), Ask(narrow(w), "stitch"), Ask(narrow(w), "stitch", split="heldback")]
+    roomy = TieredEvaluator(w.task, w.structure, database, settings)
+    expected = [roomy(ask).loss for ask in asks]
+    roomy.samples.halve()
+    roomy.stitcher.mark_dirty()
+    assert [roomy(ask).loss for ask in asks] == pytest.approx(expected, rel=1e-4)
+    tight = TieredEvaluator(greedy(w, 32).task, w.structure, database, settings)
+    with pytest.warns(UserWarning, match="batches of 32 repair themselves, and losses of the tier stitch differ"):
+        assert tight(asks[1]).loss != pytest.approx(expected[1], rel=1e-4)
+
+
 def test_statistics_that_do_not_fit_are_halved_and_that_is_said() -> None:
     w = world("projection", samples=128)
     database = build_database(w.model, w.structure, w.seen, plugins.load("criteria", "obs")())
@@ -280,7 +295,8 @@ def test_statistics_that_do_not_fit_are_halved_and_that_is_said() -> None:
         e = evaluate(Ask(narrow(w), "refit"))
     assert (e.ok, e.passes) == (True, (8 + 64) / 128)
     object.__setattr__(evaluate.task, "most", 4)
-    e = evaluate(Ask(narrow(w), "stitch"))
+    with pytest.warns(UserWarning, match="batches of 8 repair themselves"):
+        e = evaluate(Ask(narrow(w), "stitch"))
     assert "the smallest batch does not fit in memory: OutOfMemoryError: CUDA out of memory" in str(e.error)
 
 

@@ -1,0 +1,65 @@
+"""Zeros that a model brings stay zero through compensation, refit and fine-tune; whole dead channels are no pattern."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor
+
+from autoprune.database.zeros import patterned, patterned_weights, said_of
+from autoprune.evaluation import Ask
+from tests.evaluator.test_tiers import evaluator, narrow
+from tests.small import World, world, world_of
+
+
+def two_of_four(weight: Tensor) -> None:
+    """Of every four input channels at a position the two smallest go."""
+    flat = weight.movedim(1, -1)
+    groups = flat.reshape(-1, 4)
+    small = groups.abs().argsort(1)[:, :2]
+    flat.copy_(groups.scatter(1, small, 0.0).view(flat.shape))
+
+
+def sparse_world() -> World:
+    model = copy.deepcopy(world("projection", samples=256).task.model)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if p.dim() == 4 and p.shape[1] % 4 == 0:
+                two_of_four(p)
+                assert patterned(p), name
+    return world_of(model, (3, 8, 8), 256)
+
+
+@pytest.mark.parametrize("tier", ["stitch", "refit", "tune"])
+def test_the_zeros_of_a_pattern_stay_through_every_repair(tier: str) -> None:
+    w = sparse_world()
+    names = sorted(patterned_weights(w.model))
+    assert len(names) == 5
+    evaluate = evaluator(w, calibration=256, learning_rate=0.02)
+    policy = narrow(w)
+    small = evaluate.repaired(Ask(policy, tier))  # type: ignore[arg-type]
+    for name in names:
+        rows, columns = (evaluate.stitcher.kept(name, dim) for dim in (0, 1))
+        was = w.model.state_dict()[name]
+        was = was if rows is None else was[rows]
+        was = was if columns is None else was[:, columns]
+        now = small.state_dict()[name]
+        assert bool((now[was == 0] == 0).all()), name
+        assert bool((now[was != 0] != 0).any()), name
+    assert evaluate(Ask(policy, tier)).ok  # type: ignore[arg-type]
+    assert "stay" in said_of(w.model)
+
+
+def test_dead_channels_and_dense_weights_are_no_pattern() -> None:
+    weight = torch.randn(8, 8, 3, 3, generator=torch.Generator().manual_seed(0))
+    assert not patterned(weight)
+    weight[:6] = 0.0
+    weight[:, :4] = 0.0
+    assert not patterned(weight)
+    weight[6:, 4:, 0] = 0.0
+    assert patterned(weight)
+    assert not patterned(torch.zeros(8, 8))
+    assert not patterned(torch.zeros(8))
+    assert said_of(world("projection").model) == ""
