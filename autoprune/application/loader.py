@@ -82,7 +82,8 @@ def load(folder: str | Path, factory: Factory | str | None = None) -> nn.Module:
     """The model that `save` or `autoprune apply --out FOLDER` wrote, in eval mode.
 
     A built-in task's model is built anew as apply.json says; any other needs its `factory` here: a function that
-    returns the dense model (or a Task), or its "module:function". Nothing is imported because a file names it.
+    returns the dense model (or a Task), or its "module:function". Nothing is imported because a file names it. Of a
+    model that was pruned twice the factory is the first folder's: `lambda: autoprune.load(FIRST)`.
 
     Raises:
         InputError: the folder holds no applied model, or the factory is needed or makes another one.

@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from autoprune.errors import InputError, RunError
 from autoprune.files.policy_file import load_front
 from autoprune.files.whole import whole, whole_folder
 from autoprune.front import Point
+from autoprune.tracing.fingerprint import weights_fingerprint
 from tests.golden_models import RandomPictures, mixed
 
 GOLDENS = Path(__file__).parents[1] / "goldens" / "0.1.0"
@@ -212,3 +214,20 @@ def test_files_get_the_users_umask(small: nn.Module, tmp_path: Path) -> None:
     modes = {p.name: p.stat().st_mode & 0o777 for p in (*(tmp_path / "small").iterdir(), tmp_path / "one")}
     assert set(modes.values()) == {0o640}
     assert (tmp_path / "small").stat().st_mode & 0o777 == 0o750
+
+
+def test_a_model_that_was_pruned_twice_loads_by_way_of_the_first_folder(
+    small: nn.Module, saved: Path, task: RandomPictures, tmp_path: Path
+) -> None:
+    group = next(g for g in autoprune.analyze(small, task.example_inputs()) if g.name == "hidden")
+    keep = {"hidden": tuple(range(group.width - 3))}
+    first, count = load_front(saved / "policy.json")[0], sum(p.numel() for p in small.parameters())
+    own = {"groups": (group,), "order": {}, "costs": {"macs": 2, "params": count}}
+    base = replace(first.base, weights_fingerprint=weights_fingerprint(small), **own)
+    policy = autoprune.Policy.of({"hidden": group.width - 3})
+    again = replace(first, id="q00", base=base, keep=keep, policy=policy, costs={"macs": 1, "params": 1})
+    with pytest.warns(UserWarning, match="only slices"):
+        smaller = autoprune.apply(again, small, task.example_inputs())
+    autoprune.save(smaller, tmp_path / "second")
+    assert _same(autoprune.load(tmp_path / "second", factory=lambda: autoprune.load(saved, factory=mixed)), smaller)
+    assert small.autoprune_origin["policy"] != smaller.autoprune_origin["policy"]
