@@ -61,6 +61,7 @@ class Setting:
             **{"structure": b.structure_fingerprint, "weights": b.weights_fingerprint, "data": b.data},
             **computed,
             **rate,
+            "loss": self.fidelity.identity,
         }
 
     @property
@@ -84,7 +85,7 @@ class Setting:
     def table_path(self) -> Path:
         """Where the sensitivity table lies: beside the database, under what its figures depend on."""
         s = self.settings
-        loss = (s.loss, plugins.source_digest(self.fidelity.measure), s.classes, s.metric, s.direction)
+        loss = (self.fidelity.identity, s.metric, s.direction)
         what = (*loss, s.calibration, s.precision, self.job.evaluator.sensitivity, self.base.data)
         key = hashlib.sha256(repr(what).encode()).hexdigest()[:8]
         return self.database_path.with_name(f"{self.database_path.stem}-{key}.sensitivity.json")

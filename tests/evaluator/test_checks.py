@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from autoprune import plugins
 from autoprune.errors import InputError
 from autoprune.evaluator.checks import check_apart, check_enough, check_metrics
 from autoprune.evaluator.fidelity import fidelity_for
@@ -103,6 +104,7 @@ def test_a_loss_of_ones_own_goes_by_its_path() -> None:
     batch = next(iter(w.task.split("validation")))
     found = fidelity_for(w.task, w.model, batch, f"{__name__}:own")
     assert found(torch.ones(2, 5), torch.zeros(2, 5)).tolist() == [1.0, 1.0]
+    assert plugins.source_digest(own) in found.identity, "results of another source are other results"
 
 
 def test_outputs_that_cannot_be_compared_are_named() -> None:
