@@ -1,4 +1,4 @@
-"""Ask whether layer-wise pruning beats global. usage: python examples/global_or_layerwise.py [OUT_DIR] [TRIALS]."""
+"""Does layer-wise pruning beat global? usage: python examples/global_or_layerwise.py [OUT_DIR [KEY=VALUE ...]]."""
 
 import sys
 from pathlib import Path
@@ -10,8 +10,8 @@ NOT_LAYERWISE = ("uniform", "global")  # one ratio for all layers; one threshold
 LAYERWISE = ("knapsack", "evolution")  # solved from the sensitivity table; searched from there on
 
 
-def main(out: Path, trials: int) -> None:
-    job = autoprune.Job.load(JOB, [f"search.trials={trials}"])
+def main(out: Path, *changes: str) -> None:
+    job = autoprune.Job.load(JOB, changes)
     result = autoprune.compare(job, (*NOT_LAYERWISE, *LAYERWISE), budgets=(0.5, 0.3), seeds=2, out=out)
     for verdict in result["verdicts"]:  # on the same validation samples for all, by a rule fixed beforehand
         print(verdict["text"])
@@ -19,5 +19,5 @@ def main(out: Path, trials: int) -> None:
 
 
 if __name__ == "__main__":  # the searches start worker processes, which import this file
-    arguments = [*sys.argv[1:], *("runs/global_or_layerwise", "60")[len(sys.argv) - 1 :]]
-    main(Path(arguments[0]), int(arguments[1]))
+    out, *changes = sys.argv[1:] or ["runs/global_or_layerwise"]
+    main(Path(out), *(changes or ["search.trials=60"]))

@@ -1,4 +1,4 @@
-"""Search the digits job from Python and look at the front. usage: python examples/quickstart.py [RUN_DIR] [TRIALS]."""
+"""Search digits from Python and look at the front. usage: python examples/quickstart.py [RUN_DIR [KEY=VALUE ...]]."""
 
 import sys
 from pathlib import Path
@@ -8,8 +8,8 @@ import autoprune
 JOB = Path(__file__).parents[1] / "search_spaces" / "digits.yaml"
 
 
-def main(run_dir: Path, trials: int) -> None:
-    job = autoprune.Job.load(JOB, [f"search.trials={trials}"])
+def main(run_dir: Path, *changes: str) -> None:
+    job = autoprune.Job.load(JOB, changes)
     run = autoprune.search(job, out=run_dir)  # calling it again with the same folder resumes
     for evaluation in run:  # progress, early stop and logging are yours: this is an ordinary loop
         if run.done % 20 == 0:
@@ -21,5 +21,5 @@ def main(run_dir: Path, trials: int) -> None:
 
 
 if __name__ == "__main__":  # the search starts worker processes, which import this file
-    arguments = [*sys.argv[1:], *("runs/quickstart", "60")[len(sys.argv) - 1 :]]
-    main(Path(arguments[0]), int(arguments[1]))
+    run_dir, *changes = sys.argv[1:] or ["runs/quickstart"]
+    main(Path(run_dir), *(changes or ["search.trials=60"]))

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import RAY, ROOT
+from tests.conftest import RAY, ROOT, SMALL
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+SETTINGS = [f"evaluator.{part}" for part in SMALL]
 SNIPPETS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
@@ -50,7 +51,7 @@ def test_every_command_of_the_readme_is_understood(finished_run: Path) -> None:
 
 
 def test_the_quickstart_prints_the_front(tmp_path: Path) -> None:
-    output = python(tmp_path, str(ROOT / "examples" / "quickstart.py"), "run", "8")
+    output = python(tmp_path, str(ROOT / "examples" / "quickstart.py"), "run", "search.trials=8", *SETTINGS)
     assert re.search(r"^p\d+: 0\.\d+ of the MACs, KL", output, re.MULTILINE)
 
 
@@ -72,7 +73,7 @@ def test_a_stock_agent_searches_in_the_environment(tmp_path: Path) -> None:
 
 
 def test_global_and_layerwise_pruning_are_compared_from_python(tmp_path: Path) -> None:
-    output = python(tmp_path, str(ROOT / "examples" / "global_or_layerwise.py"), "run", "6")
+    output = python(tmp_path, str(ROOT / "examples" / "global_or_layerwise.py"), "run", "search.trials=6", *SETTINGS)
     verdicts = re.findall(r"^layer-wise (?:beat|did NOT beat) global at (0\.\d): (\w+)", output, re.MULTILINE)
     assert verdicts == [(at, name) for at in ("0.5", "0.3") for name in ("knapsack", "evolution")]
     assert "run/compare.csv has a row" in output

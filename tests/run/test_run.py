@@ -45,6 +45,9 @@ JOB: dict[str, Any] = {
 }
 
 
+FEW = {"calibration": 64, "validation": 32}
+
+
 def job(**changes: Any) -> Job:
     """JOB with some sections updated."""
     merged = {k: {**JOB[k], **changes[k]} if k in changes and isinstance(JOB[k], dict) else JOB[k] for k in JOB}
@@ -135,7 +138,8 @@ def test_a_changed_job_is_refused_with_the_keys_named_and_fresh_starts_anew(tmp_
 @pytest.mark.parametrize("sampler", plugins.names("samplers"))
 def test_every_sampler_by_name_searches_the_real_model(sampler: str, tmp_path: Path) -> None:
     run = search(
-        job(search={"trials": 6, "sampler": sampler}, evaluator={"finalists": 0, "fitness": "stitch"}), out=tmp_path
+        job(search={"trials": 6, "sampler": sampler}, evaluator={**FEW, "finalists": 0, "fitness": "stitch"}),
+        out=tmp_path,
     )
     assert len(run.front) > 0
     searched = [t for t in run.study.get_trials() if t.user_attrs["stage"] == "search"]
