@@ -30,7 +30,7 @@ class OnTest:
     def __init__(self, evaluator: TieredEvaluator) -> None:
         self._evaluator = evaluator
         parts = [prepare_batch(b, evaluator.device, evaluator.parts.layout) for b in evaluator.task.split("test")]
-        self._batches = chunks(gather(parts, 10_000), 250)
+        self._batches = [part for whole in gather(parts, 10_000) for part in chunks(whole, 250)]
         self._dense = [self._outputs(evaluator.dense, b) for b in self._batches]
 
     def __call__(self, ask: Ask) -> Evaluation:
@@ -62,7 +62,8 @@ class Peeking(Images):
     def split(self, name: str) -> Iterable[Batch]:
         if name != "calibration":
             return super().split(name)
-        return gather(super().split(name), CALIBRATION // 4), gather(super().split("test"), CALIBRATION * 3 // 4)
+        seen, test = gather(super().split(name), CALIBRATION // 4), gather(super().split("test"), CALIBRATION * 3 // 4)
+        return *seen, *test
 
 
 def images() -> Task:
