@@ -58,11 +58,18 @@ class Setting:
         computed = {"precision": s.precision, "device": device_type(self.job, s)}
         rate = {} if s.learning_rate is None else {"learning_rate": repr(s.learning_rate)}
         return {
+            **self._users_code(),
             **{"structure": b.structure_fingerprint, "weights": b.weights_fingerprint, "data": b.data},
             **computed,
             **rate,
             "loss": self.fidelity.identity,
         }
+
+    def _users_code(self) -> dict[str, str]:
+        """A digest of the criterion and the costs that are a user's own: they may change under the same name."""
+        named = [name for name in (self.job.criterion.name, *self.settings.costs) if ":" in name]
+        digests = [plugins.source_digest(plugins.load_object(name)) for name in named]
+        return {"your plug-ins": " ".join(digests)} if digests else {}
 
     @property
     def tier(self) -> Tier:
