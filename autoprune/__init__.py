@@ -8,6 +8,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from autoprune.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from autoprune.application.apply import apply as apply
     from autoprune.application.loader import load as load
@@ -22,8 +24,6 @@ if TYPE_CHECKING:
     from autoprune.structure import Structure as Structure
     from autoprune.tasks._wrap import task as task
     from autoprune.tracing.analyze import analyze as analyze
-
-__version__ = "0.1.0"
 
 _HOMES = {
     "Job": "files.job",

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from autoprune import __version__, plugins
+from autoprune import plugins
 from autoprune.cli.progress import follow
 from autoprune.cli.tables import (
     console,
@@ -26,6 +26,7 @@ from autoprune.cli.tables import (
     reference_words,
 )
 from autoprune.errors import AutopruneError, InputError
+from autoprune.version import __version__
 
 if TYPE_CHECKING:
     from autoprune.files.job import Job

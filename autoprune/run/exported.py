@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 
-from autoprune import __version__
 from autoprune.costs._latency_table import LatencyTable
 from autoprune.database.store import LevelDatabase
 from autoprune.errors import RunError
@@ -23,6 +22,7 @@ from autoprune.pareto import front_volume, reference_point
 from autoprune.policy import Policy
 from autoprune.protocols import Problem
 from autoprune.structure import Group
+from autoprune.version import __version__
 
 
 @dataclass(frozen=True)
