@@ -147,15 +147,15 @@ class Certifier:
         """What goes wrong when only `keep` stays of `groups`; "" if that is the same as masking the rest."""
         structure = Structure(tuple(groups), self.ops, fingerprint="experiment")
         with _borrowed(self.model):
-            _zero_consumers(self.model, structure, keep)
-            expected = run(self.model, self.example.inputs)
-        with _borrowed(self.model):
             try:
                 slim(self.model, structure, keep)
                 got = run(self.model, self.example.inputs)
             except Exception as crash:  # wrong coupling shows as a shape error anywhere in the user's forward
                 return f"the model does not run once its channels are removed ({one_line(crash)})"
             wrong = self._wrong_macs(structure, keep) if count else ""
+        with _borrowed(self.model):
+            _zero_consumers(self.model, structure, keep)
+            expected = run(self.model, self.example.inputs)
         error = relative_error(got, expected)
         if not error <= self.tolerance:
             return f"removing its channels is not the same as masking them (relative error {error:.2g})"
