@@ -1,12 +1,14 @@
-"""Estimates from samples: bootstrap intervals (Efron 1979, percentile), paired over seeds too, and rank correlation."""
+"""Estimates from samples: bootstrap intervals (Efron 1979), intervals over seeds and samples, rank correlation."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import rankdata
+from scipy.stats import spearmanr
+from scipy.stats import t as student_t
 
 from autoprune.errors import InputError
 
@@ -35,34 +37,35 @@ def loss_interval(sample_losses: Sequence[float]) -> tuple[float, float] | None:
     return interval(sample_losses, np.random.default_rng(0)) if sample_losses else None
 
 
-def paired(
-    differences: npt.ArrayLike, rng: np.random.Generator, level: float = LEVEL, resamples: int = RESAMPLES
-) -> tuple[float, float, float]:
+def crossed(differences: npt.ArrayLike, level: float = LEVEL) -> tuple[float, float, float]:
     """(mean, low, high) of `differences` [seeds, samples], where column i is the same sample for every seed.
 
-    Seeds and samples are resampled independently of each other (crossed factors; Owen 2007, the pigeonhole bootstrap),
-    so the interval covers other seeds as well as other samples. One row, or one column, is resampled as it stands.
+    Seeds and samples are crossed random factors, so the interval covers other seeds as well as other samples. Each
+    takes part with the t quantile of its own degrees of freedom, and the half-widths add in quadrature (MOVER; Zou &
+    Donner 2008): half = sqrt(t(S-1)^2 var_seeds + t(N-1)^2 var_samples). The seeds' means bear the noise that neither
+    explains, so it is taken out of the samples' part. One row, or one column, says nothing of its factor.
 
     Raises:
         InputError: there are no values, one is not finite, or `level` is not between 0 and 1.
     """
     table = _checked(differences, 2)
     n_seeds, n_samples = table.shape
-    means = []
-    for index in _resampled(n_samples, resamples, rng):
-        shares = rng.multinomial(n_seeds, np.full(n_seeds, 1.0 / n_seeds), size=len(index)) / n_seeds
-        means.append(np.take_along_axis(shares @ table, index, axis=1).mean(axis=1))
-    return float(table.mean()), *_percentiles(np.concatenate(means), level)
+    mean, by_seed, by_sample = table.mean(), table.mean(axis=1), table.mean(axis=0)
+    rest = table - by_seed[:, None] - by_sample + mean
+    noise = float((rest**2).sum()) / max(1, (n_seeds - 1) * (n_samples - 1)) / table.size
+    of_samples = max(0.0, _squared_error(by_sample) - (noise if n_seeds > 1 else 0.0))
+    half = math.hypot(
+        _quantile(n_seeds - 1, level) * math.sqrt(_squared_error(by_seed)),
+        _quantile(n_samples - 1, level) * math.sqrt(of_samples),
+    )
+    return float(mean), float(mean - half), float(mean + half)
 
 
 def spearman(a: FloatArray, b: FloatArray) -> float:
     """Spearman's rank correlation; 0 where one side does not vary, or there are no two values."""
-    if len(a) < 2:
+    if len(a) < 2 or np.ptp(a) == 0 or np.ptp(b) == 0:
         return 0.0
-    x, y = rankdata(a), rankdata(b)
-    if np.ptp(x) == 0 or np.ptp(y) == 0:
-        return 0.0
-    return float(np.corrcoef(x, y)[0, 1])
+    return float(spearmanr(a, b).statistic)
 
 
 def _resampled(n: int, resamples: int, rng: np.random.Generator) -> Iterator[npt.NDArray[np.int64]]:
@@ -70,6 +73,18 @@ def _resampled(n: int, resamples: int, rng: np.random.Generator) -> Iterator[npt
     rows = max(1, CHUNK // n)
     for start in range(0, resamples, rows):
         yield rng.integers(0, n, size=(min(rows, resamples - start), n))
+
+
+def _squared_error(means: FloatArray) -> float:
+    """The squared standard error of the mean of `means`; 0 where there is one alone."""
+    return float(means.var(ddof=1)) / len(means) if len(means) > 1 else 0.0
+
+
+def _quantile(degrees: int, level: float) -> float:
+    """Student's t, two-sided; 0 without a degree of freedom."""
+    if not 0.0 < level < 1.0:
+        raise InputError(f"the level of an interval must be between 0 and 1, not {level}")
+    return float(student_t.ppf((1 + level) / 2, degrees)) if degrees > 0 else 0.0
 
 
 def _percentiles(means: FloatArray, level: float) -> tuple[float, float]:

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from autoprune.errors import InputError
-from autoprune.estimates import paired
+from autoprune.estimates import crossed
 from autoprune.files.whole import whole, write_whole
 from autoprune.pareto import front_volume, reference_point
 from autoprune.policy import Policy
@@ -238,7 +238,7 @@ class Tables:
         if name == "evolution" or not pairs:
             return MISSING
         rows = [t.losses.astype(np.float64) - o.losses.astype(np.float64) for t, o in pairs]
-        mean, low, high = paired(np.array(rows), np.random.default_rng(0))
+        mean, low, high = crossed(np.array(rows))
         return f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]"
 
     def _searched(self, name: str) -> bool:

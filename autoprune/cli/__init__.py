@@ -7,7 +7,7 @@ import json
 import os
 import sys
 import webbrowser
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -44,17 +44,29 @@ TRIALS_HELP = (
 )
 STRATEGIES_HELP = (
     f"With commas, strategies: {', '.join(plugins.names('strategies'))}; samplers: "
-    f"{', '.join(plugins.names('samplers'))}; or your own module:attribute."
+    f"{', '.join(plugins.names('samplers'))}; or your own module:attribute. By default the job's compare.controls and "
+    f"evolution."
 )
 FINETUNE_HELP = (
     "proxy repeats what trained the point in the search (nothing where nothing did), so that the model is what the "
     "front promises; none repairs only; full is the job's recovery. By default proxy."
 )
 INTERRUPTED = "interrupted; the same command goes on where it stopped"
+TOO_EARLY = "interrupted while the run was prepared, before its first evaluation; the same command starts it"
 JobPath = Annotated[Path, typer.Argument(metavar="JOB.yaml", help="The job file.")]
 SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the job: --set search.trials=100; repeatable."),
+]
+OutOption = Annotated[
+    Path | None, typer.Option("--out", metavar="DIR", help="The folder to write to; by default one named in runs/.")
+]
+WorkersOption = Annotated[int | None, typer.Option(help="Workers that evaluate side by side.")]
+RayOption = Annotated[
+    str | None, typer.Option(metavar="ADDRESS", help="Evaluate on a Ray cluster: auto, host:port or local.")
+]
+TimeOption = Annotated[
+    str | None, typer.Option(metavar="TIME", help="Each search stops asking after 90s, 10m or 2h; a number is seconds.")
 ]
 JsonFlag = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, progress on stderr.")]
 
@@ -79,6 +91,8 @@ def run(arguments: Sequence[str]) -> int:
         return _say(INTERRUPTED, 130)
     except SystemExit as leaving:  # typer turns an interrupt into this
         return _say(INTERRUPTED, 130) if leaving.code == 130 else _exit_code(leaving.code)
+    except _TooEarlyError as error:
+        return _say(str(error), 130)
     except AutopruneError as error:
         return _say(str(error), 2 if isinstance(error, InputError) else 3)
     except Exception as error:
@@ -112,10 +126,7 @@ def inspect(
         bool,
         typer.Option("--sensitivity", help="Measure, print and plot what each group alone costs; search re-uses it."),
     ] = False,
-    out: Annotated[
-        Path | None,
-        typer.Option("--out", metavar="DIR", help="Where --sensitivity writes; runs/<job's name> by default."),
-    ] = None,
+    out: OutOption = None,
     json_: JsonFlag = False,
     set_: SetOption = None,
 ) -> dict[str, Any] | None:
@@ -150,16 +161,12 @@ def _sensitivity(job: Job, out: Path | None, json_: bool) -> dict[str, Any]:
 @app.command()
 def search(  # noqa: PLR0913  # the options of the command line
     job: JobPath,
-    out: Annotated[
-        Path | None, typer.Option("--out", metavar="DIR", help="The folder to write to; runs/<job's name> by default.")
-    ] = None,
+    out: OutOption = None,
     trials: Annotated[int | None, typer.Option(help=TRIALS_HELP)] = None,
-    workers: Annotated[int | None, typer.Option(help="Workers that evaluate side by side.")] = None,
+    workers: WorkersOption = None,
     seed: Annotated[int | None, typer.Option(help="The seed of every random choice.")] = None,
-    ray: Annotated[
-        str | None, typer.Option(metavar="ADDRESS", help="Evaluate on a Ray cluster: auto, host:port or local.")
-    ] = None,
-    time_limit: Annotated[str | None, typer.Option(metavar="TIME", help="Stop asking after 90s, 10m or 2h.")] = None,
+    ray: RayOption = None,
+    time_limit: TimeOption = None,
     warm_start: Annotated[
         Path | None, typer.Option(metavar="POLICY.json", help="A front whose points seed the search.")
     ] = None,
@@ -170,18 +177,16 @@ def search(  # noqa: PLR0913  # the options of the command line
     """Search for the front of loss versus cost; a second call with the same --out resumes."""
     flags = {
         "search.trials": trials,
-        "executor.workers": workers,
         "search.seed": seed,
-        **({} if ray is None else {"executor.kind": "ray", "executor.address": json.dumps(ray)}),
-        "search.time_limit_s": None if time_limit is None else _seconds(time_limit),
         "search.warm_start": None if warm_start is None else json.dumps(str(warm_start.resolve())),
+        **_where(workers, ray, time_limit),
     }
-    overrides = [*(set_ or []), *(f"{key}={value}" for key, value in flags.items() if value is not None)]
-    the_job = _load(job, overrides)
+    the_job = _load(job, [*(set_ or []), *_overrides(flags)])
 
     from autoprune.run.run import search as search_verb
 
-    done = search_verb(the_job, out=out, fresh=fresh)
+    with _preparing():
+        done = search_verb(the_job, out=out, fresh=fresh)
     follow(done, console(json_))
     rows = [dict(row) for row in done.summary]
     tuned = _finetuned(done, json_) if the_job.finetune is not None else []
@@ -201,6 +206,31 @@ def search(  # noqa: PLR0913  # the options of the command line
     return None
 
 
+def _where(workers: int | None, ray: str | None, time_limit: str | None) -> dict[str, object]:
+    """The keys of a job that say where, and how long, it searches."""
+    return {
+        "executor.workers": workers,
+        **({} if ray is None else {"executor.kind": "ray", "executor.address": json.dumps(ray)}),
+        "search.time_limit_s": None if time_limit is None else _seconds(time_limit),
+    }
+
+
+def _overrides(flags: Mapping[str, object]) -> list[str]:
+    return [f"{key}={value}" for key, value in flags.items() if value is not None]
+
+
+class _TooEarlyError(AutopruneError):
+    """Ctrl-C before anything was evaluated: there is nothing to go on from."""
+
+
+@contextlib.contextmanager
+def _preparing() -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise _TooEarlyError(TOO_EARLY) from None
+
+
 def _finetuned(done: Run, json_: bool) -> list[Mapping[str, Any]]:
     from autoprune.integrations.finetune import finetune_front
 
@@ -209,15 +239,15 @@ def _finetuned(done: Run, json_: bool) -> list[Mapping[str, Any]]:
 
 
 @app.command()
-def compare(
+def compare(  # noqa: PLR0913  # the options of the command line
     job: JobPath,
-    strategies: Annotated[str, typer.Option(help=STRATEGIES_HELP)] = "uniform,global,evolution",
+    strategies: Annotated[str | None, typer.Option(help=STRATEGIES_HELP)] = None,
     budgets: Annotated[str | None, typer.Option(help="Ratios to dense, with commas; the job's by default.")] = None,
     seeds: Annotated[str, typer.Option(help="How many seeds, as in 3, or which, as in 0,1,2.")] = "3",
-    out: Annotated[
-        Path | None,
-        typer.Option("--out", metavar="DIR", help="The folder to write to; runs/<job's name>-compare by default."),
-    ] = None,
+    out: OutOption = None,
+    workers: WorkersOption = None,
+    ray: RayOption = None,
+    time_limit: TimeOption = None,
     set_: SetOption = None,
     json_: JsonFlag = False,
 ) -> dict[str, Any] | None:
@@ -226,16 +256,18 @@ def compare(
     Every sampler gets an equal ledger, the job's trials, at each seed. Writes compare.csv, compare.json and
     compare.html; finished arms (one strategy at one seed) are kept, so that the same command goes on.
 
-    Each is judged against global (or uniform) by a paired bootstrap over samples and seeds: only a difference whose
-    95 % interval excludes 0 counts.
+    Each is judged against the last control arm (compare.controls) over samples and seeds: only a difference whose 95 %
+    interval excludes 0 counts.
     """
-    the_job = _load(job, set_)
+    the_job = _load(job, [*(set_ or []), *_overrides(_where(workers, ray, time_limit))])
     asked = None if budgets is None else tuple(_ratio(b) for b in _words(budgets))
 
     from autoprune.comparison.checks import parse_seeds
     from autoprune.comparison.comparison import Comparison
 
-    comparison = Comparison(the_job, _words(strategies), asked, parse_seeds(seeds), out)
+    names = None if strategies is None else _words(strategies)
+    with _preparing():
+        comparison = Comparison(the_job, names, asked, parse_seeds(seeds), out)
     follow(comparison, console(json_=True))
     if comparison.kept:
         console(json_=True).print(f"{comparison.kept} of {comparison.n_arms} arms were finished before")

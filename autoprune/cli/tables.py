@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-
-if TYPE_CHECKING:
-    pass
 
 PLAIN_WIDTH = 140
 PREDICTED_AT = (0.75, 0.5, 0.25)
@@ -111,17 +108,18 @@ def print_finetune(rows: Sequence[Mapping[str, Any]]) -> None:
 def print_comparison(document: Mapping[str, Any]) -> None:
     """Mean and spread of each strategy at each budget, the best in bold, and the verdicts."""
     rows = document["summary"]
-    accurate = any(row["accuracy"] is not None for row in rows)
-    fields = ["macs_ratio", "loss", *(["accuracy"] if accurate else []), "hypervolume"]
+    measured = any(row["value"] is not None for row in rows)
+    fields = ["cost_ratio", "loss", *(["value"] if measured else []), "hypervolume"]
+    titles = {"cost_ratio": document["cost"].replace("macs", "MACs"), "value": document["metric"] or ""}
     n_seeds = max(row["seeds"] for row in rows)
     title = f"compare, on validation: mean ± sd over {n_seeds} seed{'s' * (n_seeds > 1)}"
     table = Table(title=title, title_justify="left")
     for heading in ("budget", "strategy", *fields, "evaluations", "seconds"):
-        table.add_column("MACs" if heading == "macs_ratio" else heading, justify=_side(heading))
+        table.add_column(titles.get(heading, heading).replace("_", " "), justify=_side(heading))
     for budget in dict.fromkeys(row["budget"] for row in rows):
         here = [row for row in rows if row["budget"] == budget]
         for row in here:
-            cells = [_spread(row, field, _best(here, field)) for field in fields]
+            cells = [_spread(row, field, _best(here, field, document["direction"])) for field in fields]
             work = (f"{row['evaluations']:.4g}", f"{row['seconds']:.3g}")
             table.add_row(short(budget) if row is here[0] else "", row["strategy"], *cells, *work)
         table.add_section()
@@ -144,12 +142,13 @@ def _side(heading: str) -> Literal["left", "right"]:
     return "left" if heading == "strategy" else "right"
 
 
-def _best(rows: Sequence[Mapping[str, Any]], field: str) -> float | None:
-    """The best mean of a column; less is better for the loss, no share of MACs is best."""
+def _best(rows: Sequence[Mapping[str, Any]], field: str, direction: str) -> float | None:
+    """The best mean of a column; less is better for the loss, no cost is best, the metric has its `direction`."""
     values = [row[field] for row in rows if row[field] is not None]
-    if not values or field == "macs_ratio":
+    if not values or field == "cost_ratio":
         return None
-    return float(min(values) if field == "loss" else max(values))
+    least = field == "loss" or (field == "value" and direction == "minimize")
+    return float(min(values) if least else max(values))
 
 
 def _spread(row: Mapping[str, Any], field: str, best: float | None) -> Text:

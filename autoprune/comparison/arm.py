@@ -22,7 +22,7 @@ from autoprune.run.after import SLACK, Constraints, dense_ask, reranked
 from autoprune.run.constraints import kept
 from autoprune.run.ledger import Prices
 
-FORMAT = 1
+FORMAT = 2
 SHARED_STAGES = ("table", "proxy")
 """Measured once for all arms, so no arm's figures count them."""
 CHARGED_STAGES = ("seed", "search")
@@ -30,25 +30,27 @@ CHARGED_STAGES = ("seed", "search")
 
 @dataclass(frozen=True)
 class Scored:
-    """A policy's figures on validation; `low` and `high` bound the loss at 95 %, over the samples.
+    """A policy's figures on validation: the budget's cost as a ratio to dense, the loss, the `value` of the metric.
 
+    `low` and `high` bound the loss at 95 %, over the samples.
     `sample_losses` are kept at the asked budgets alone; all three are empty where the loss is not a mean over samples.
     """
 
     policy: str
     macs_ratio: float
+    cost_ratio: float
     loss: float
-    accuracy: float | None
+    value: float | None
     low: float | None = None
     high: float | None = None
     sample_losses: tuple[float, ...] = ()
 
     @staticmethod
-    def of(evaluation: Evaluation) -> Scored:
-        e = evaluation
+    def of(e: Evaluation, cost: str, metric: str | None) -> Scored:
+        """The figures of `e`; `metric` is the task's first one, None where it has none."""
         low, high = loss_interval(e.sample_losses) or (None, None)
-        figures = (e.ask.policy.digest, e.costs["macs"], e.loss, e.metrics.get("accuracy"))
-        return Scored(*figures, low, high, e.sample_losses)
+        value = None if metric is None else e.metrics.get(metric)
+        return Scored(e.ask.policy.digest, e.costs["macs"], e.costs[cost], e.loss, value, low, high, e.sample_losses)
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,11 @@ class Arm:
     passes: float
     ledger: float
     hypervolume: float
+
+    @property
+    def metric(self) -> str | None:
+        """The task's first metric."""
+        return next(iter(self.dense), None)
 
     def save(self, path: Path) -> None:
         """Write the arm, whole or not at all."""
@@ -119,8 +126,8 @@ def closed_form_arm(which: ArmId, done: Sequence[Evaluation], problem: Problem, 
 
     n = len(problem.budget.at)
     asked, dense = done[:n], done[n]
-    front = pareto_front([e for e in done if e is not dense and stands(e)], ("macs",))
-    chosen = tuple(Scored.of(e) if stands(e) else None for e in asked)
+    front = pareto_front([e for e in done if e is not dense and stands(e)], (problem.budget.cost,))
+    chosen = tuple(e if stands(e) else None for e in asked)
     return _arm(which, problem, chosen, front, dense, _ran(done), 0.0)
 
 
@@ -140,16 +147,16 @@ def searched_arm(
     scored = {e.ask.policy: e for e in final if e.ask.split == "validation"}
     held = (e for e in final if e.ask.split == "heldback" and e.ask.policy in scored)
     ranked = reranked(evaluations.values(), held, tier, prices)
-    chosen = list[Scored | None]()
+    chosen = list[Evaluation | None]()
     for at in problem.budget.at:
         fitting = [e for e in ranked if e.costs[cost] <= at + SLACK]
         best = min(fitting, key=lambda e: (e.loss, e.costs[cost]), default=None)
-        chosen.append(None if best is None else Scored.of(scored[best.ask.policy]))
-    front = pareto_front(scored.values(), ("macs",))
+        chosen.append(None if best is None else scored[best.ask.policy])
+    front = pareto_front(scored.values(), (cost,))
     own = [(stage, e) for (stage, _), e in evaluations.items() if stage not in SHARED_STAGES]
     ledger = prices.worth((e.ask for stage, e in own if stage in CHARGED_STAGES), tier)
     dense = next(e for e in evaluations.values() if e.ask == dense_ask(problem.structure))
-    return _arm(which, problem, tuple(chosen), front, dense, _ran([e for _, e in own]), ledger)
+    return _arm(which, problem, chosen, front, dense, _ran([e for _, e in own]), ledger)
 
 
 def _ran(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
@@ -160,7 +167,7 @@ def _ran(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
 def _arm(
     which: ArmId,
     problem: Problem,
-    chosen: tuple[Scored | None, ...],
+    chosen: Sequence[Evaluation | None],
     front: Sequence[Evaluation],
     dense: Evaluation,
     ran: Sequence[Evaluation],
@@ -168,20 +175,21 @@ def _arm(
 ) -> Arm:
     if not dense.ok:
         raise RunError(f"the dense model fails on validation: {dense.error}")
-    points = tuple(replace(Scored.of(e), sample_losses=()) for e in front)
+    cost, metric = problem.budget.cost, next(iter(dense.metrics), None)
+    points = tuple(replace(Scored.of(e, cost, metric), sample_losses=()) for e in front)
     return Arm(
         key=which.key,
         strategy=which.strategy,
         seed=which.seed,
         budgets=problem.budget.at,
-        chosen=chosen,
+        chosen=tuple(None if e is None else Scored.of(e, cost, metric) for e in chosen),
         front=points,
         dense=dict(dense.metrics),
         evaluations=len(ran),
         seconds=sum(e.seconds for e in ran),
         passes=sum(e.passes for e in ran),
         ledger=ledger,
-        hypervolume=front_volume((((p.macs_ratio,), p.loss) for p in points), problem.logarithmic),
+        hypervolume=front_volume((((p.cost_ratio,), p.loss) for p in points), problem.logarithmic),
     )
 
 

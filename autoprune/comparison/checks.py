@@ -4,24 +4,35 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from autoprune import plugins
 from autoprune.allocation.budget import Projector
-from autoprune.allocation.sensitivity import blank_table
-from autoprune.errors import AutopruneError, InputError, did_you_mean, one_line
+from autoprune.errors import InputError, did_you_mean
 from autoprune.evaluation import Tier
 from autoprune.files.job import Job, changed_keys
+from autoprune.files.job_parts import ComparePart
 from autoprune.protocols import Problem
-from autoprune.samplers import build_sampler
-from autoprune.strategies import load_strategy, uses_table
+from autoprune.run.rehearsal import named, rehearse_sampler, rehearse_strategy
 
-MAY_DIFFER = ("budget.at",)
+MAY_DIFFER = ("budget.at", "compare.controls")
 """Keys that arms do not share, beside those that any search may change when it resumes."""
+
+
+DEFAULT_SAMPLER = "evolution"
+
+
+def asked_names(strategies: Sequence[str] | None, job: Job) -> tuple[str, ...]:
+    """The names to compare: those asked for, with the control arms that the job itself names before them.
+
+    Where nothing is asked for, the control arms and the house's sampler.
+    """
+    controls = job.compare.controls
+    if strategies is None:
+        return (*controls, DEFAULT_SAMPLER)
+    own = controls if controls != ComparePart().controls else ()
+    return (*(name for name in own if name not in strategies), *strategies) if strategies else ()
 
 
 def checked_names(strategies: Sequence[str]) -> tuple[str, ...]:
@@ -85,19 +96,11 @@ def check_reach(problem: Problem, budgets: Sequence[float]) -> None:
 
 def check_fits(name: str, problem: Problem, options: Mapping[str, Any]) -> None:
     """InputError where a strategy cannot answer at a budget, or a sampler cannot be built and asked."""
-    trial = replace(problem, table=blank_table(problem.structure))
-    try:
+    with named("--strategies", name):
         if is_closed_form(name):
-            trial = trial if uses_table(name) else replace(problem, table=None)
-            strategy = load_strategy(name, problem.structure)
-            for budget in problem.budget.at:
-                strategy(trial, budget)
+            rehearse_strategy(name, problem)
         else:
-            build_sampler(name, trial, np.random.default_rng(0), options).ask()
-    except AutopruneError as error:
-        raise InputError(f"--strategies: {name}: {error}") from error
-    except Exception as error:  # a user's own may fail in any way
-        raise InputError(f"--strategies: {name} cannot be used: {one_line(error)}") from error
+            rehearse_sampler(name, problem, options)
 
 
 def is_closed_form(name: str) -> bool:
@@ -108,6 +111,7 @@ def is_closed_form(name: str) -> bool:
 def at_budgets(job: Job, budgets: Sequence[float]) -> Job:
     """The job asked at these budgets, its range wide enough for them, without tuned finalists, recorded in files."""
     plain, budget = job.plain(), job.budget.plain()
+    plain.pop("compare", None)  # what an arm is judged against changes no figure of it
     plain.pop("storage", None)  # an arm is named by its whole path, a study in a database by the run's name alone
     span = [min(budget.low, *budgets), max(budget.high, *budgets)]
     plain["budget"] = {**plain["budget"], budget.cost: span, "at": list(budgets)}

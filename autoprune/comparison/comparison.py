@@ -16,6 +16,7 @@ import numpy as np
 from autoprune.allocation.sensitivity import table_cost
 from autoprune.comparison.arm import Arm, ArmId, arm_key, closed_form_arm, searched_arm
 from autoprune.comparison.checks import (
+    asked_names,
     at_budgets,
     at_seed,
     at_tier,
@@ -36,11 +37,13 @@ from autoprune.files.job import Job
 from autoprune.files.whole import write_whole
 from autoprune.protocols import Problem, Task
 from autoprune.record.folder import make_folder, new_folder
-from autoprune.record.record import Record, Stage, locked
+from autoprune.record.lock import locked
+from autoprune.record.record import Record, Stage
 from autoprune.run.after import MAX_POINTS, dense_ask
-from autoprune.run.before import chosen_tier, measured_table
+from autoprune.run.before import chosen_tier, measured_table, usable
+from autoprune.run.folder_checks import recorded_identity
 from autoprune.run.loop import evaluate_all
-from autoprune.run.prepare import prepare
+from autoprune.run.prepare import check_executor, prepare
 from autoprune.run.run import Run
 from autoprune.run.setting import Setting
 from autoprune.samplers import needs
@@ -53,7 +56,7 @@ SHARED, ARM = "shared", "cell.json"
 
 def compare(
     job: Job | str | Path,
-    strategies: Sequence[str] = ("uniform", "global", "evolution"),
+    strategies: Sequence[str] | None = None,
     budgets: Sequence[float] | None = None,
     seeds: int | Sequence[int] = 3,
     out: Path | None = None,
@@ -61,6 +64,7 @@ def compare(
 ) -> dict[str, Any]:
     """Compare to the end; returns {"rows": [...], "summary": ..., "verdicts": ..., "reference": ...}.
 
+    `strategies` are by default the job's control arms and evolution.
     Writes compare.csv (the rows), compare.json (all of it) and compare.html. See `Comparison`.
 
     Raises:
@@ -78,28 +82,31 @@ class Comparison:
     share one level database, one sensitivity table and one fitness tier. `seeds` is a number of seeds, from the job's
     own on, or a list of them. `stage` says which arm of how many is under way, `done` counts evaluations of a `total`
     that is a guess until the last arm, `kept` the arms that were found finished; `note` is about the tier.
+    `controls` are the control arms among what is compared; the last is the one to beat.
     """
 
     def __init__(
         self,
         job: Job | str | Path,
-        strategies: Sequence[str],
+        strategies: Sequence[str] | None = None,
         budgets: Sequence[float] | None = None,
         seeds: int | Sequence[int] = 3,
         out: Path | None = None,
         task: Task | None = None,
     ) -> None:
-        self.strategies = checked_names(strategies)
-        job = Job.load(job) if isinstance(job, str | Path) else job
+        job = Job.of(job)
+        self.strategies = checked_names(asked_names(strategies, job))
         self.budgets = checked_budgets(job.budget.plain().at if budgets is None else budgets)
         self.seeds = checked_seeds(seeds, job.search.seed)
         self.path = Path(out) if out is not None else Path("runs") / f"{job.name}-compare"
-        check_same_job(self.path, job)
-        self._job, self._task = at_budgets(job, self.budgets), task
-        with new_folder(self.path):
-            self._setting = self._checked(job)
-        with locked(self.path):
+        self._job = at_budgets(job, self.budgets)
+        with new_folder(self.path), locked(self.path):
+            check_same_job(self.path, job)
+            check_executor(job)
+            self._setting = self._checked(job, task)
             write_whole(self.path / "job.yaml", job.dump())
+        usable_ones = usable(job.compare.controls, self._setting.structure)
+        self.controls = tuple(name for name in usable_ones if name in self.strategies)
         self.arms: dict[tuple[str, int], Arm] = {}
         self.stage, self.note, self.done, self.total, self.kept, self._begun = "prepare", "", 0, 0, 0, 0
 
@@ -127,8 +134,10 @@ class Comparison:
         ordered = {(name, seed): self.arms[name, seed] for name in self.strategies for seed in self.seeds}
         setting = self._setting
         tabled = setting.problem.table is not None  # where an arm needed one
-        table = table_cost(setting.table_path) if tabled else None
-        return {**document_of(ordered, self.budgets, setting.problem, table), "note": self.note}
+        table, directions = table_cost(setting.table_path) if tabled else None, setting.base.directions
+        problem, controls = setting.problem, self.controls
+        found = document_of(ordered, self.budgets, controls, problem, directions=directions, table=table)
+        return {**found, "note": self.note}
 
     @property
     def n_arms(self) -> int:
@@ -145,10 +154,11 @@ class Comparison:
         """The seeds at which closed forms are measured: only a fine-tune depends on the seed."""
         return self.seeds if self._setting.tier == "tune" else self.seeds[:1]
 
-    def _checked(self, job: Job) -> Setting:
+    def _checked(self, job: Job, task: Task | None) -> Setting:
         """The problem of all arms; InputError where a budget, a strategy or a sampler does not fit it."""
         shared = self.path / SHARED
-        setting = prepare(at_seed(self._job, self.seeds[0]), shared, self._task, shared)
+        first = at_seed(self._job, self.seeds[0])
+        setting = prepare(first, shared, task, recorded=recorded_identity(first, shared))
         check_reach(setting.problem, self.budgets)
         for name in self.strategies:
             check_fits(name, setting.problem, options_of(job, name))
@@ -193,7 +203,7 @@ class Comparison:
 
     def _measure(self, seed: int) -> Iterator[Evaluation]:
         """The arms of the closed-form strategies at `seed`."""
-        setting = replace(self._setting, job=at_seed(self._job, seed))
+        setting = self._setting.for_search(at_seed(self._job, seed))
         place, key = self.path / f"closed-form-seed{seed}", arm_key(setting.job, setting.identity)
         make_folder(place)
         with (
@@ -220,12 +230,12 @@ class Comparison:
     def _search(self, name: str, seed: int) -> Iterator[Evaluation]:
         """The arm of a sampler at `seed`: a whole search in a folder of its own."""
         self._begin(name, seed)
-        setting = replace(self._setting, job=at_seed(self._job, seed, name))
+        setting = self._setting.for_search(at_seed(self._job, seed, name))
         place, key = self.path / f"{self._word(name)}-seed{seed}", arm_key(setting.job, setting.identity)
         arm = self._kept(place / ARM, key)
         if arm is None:
             self._expect(setting.job.search.trials)
-            run = Run(setting.job, place, self._task, alone=True, shared=self.path / SHARED)
+            run = Run(setting.job, place, alone=setting)
             try:
                 yield from run
                 points = [point.policy for point in run.front]

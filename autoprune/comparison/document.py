@@ -26,6 +26,10 @@ COLUMNS = (
     "evaluations",
     "seconds",
     "hypervolume",
+    "cost",
+    "cost_ratio",
+    "metric",
+    "value",
 )
 ABOUT = {
     "evaluations": "those of the arm that really ran (repeats are free), its scoring on validation included; the "
@@ -42,25 +46,42 @@ Arms = Mapping[tuple[str, int], Arm]
 
 
 def document_of(
-    arms: Arms, budgets: Sequence[float], problem: Problem, table: Mapping[str, float | None] | None
+    arms: Arms,
+    budgets: Sequence[float],
+    controls: Sequence[str],
+    problem: Problem,
+    *,
+    directions: Mapping[str, str],
+    table: Mapping[str, float | None] | None,
 ) -> dict[str, Any]:
     """Everything that compare.json holds; `arms` by strategy and seed, in the order in which they were asked for.
 
+    `controls` are those of the arms that the others are judged against, `directions` say which way a metric is better,
     `table` is what the sensitivity table took that they share; None where no arm needed one.
     """
+    cost, metric = problem.budget.cost, next(iter(arms.values())).metric
+    unchanging = {n for n, _ in arms if is_closed_form(n) and problem.tier != "tune"}  # a fine-tune has its seed
     names, seeds = list(dict.fromkeys(name for name, _ in arms)), list(dict.fromkeys(seed for _, seed in arms))
     ordered = [arms[name, seed] for name in names for seed in seeds]
     return {
-        "rows": [_row(arm, i) for name in names for i in range(len(budgets)) for arm in _of(arms, name, seeds)],
+        "rows": [_row(arm, i, cost) for name in names for i in range(len(budgets)) for arm in _of(arms, name, seeds)],
         "summary": [_summary(_of(arms, name, seeds), i) for i in range(len(budgets)) for name in names],
-        "verdicts": [asdict(v) for v in judge(arms, names, budgets, seeds)],
+        "verdicts": [asdict(v) for v in judge(arms, budgets, controls, unchanging)],
         "rule": RULE,
         "reference": {
-            **dict(zip(("macs_ratio", "log_loss"), reference_point(1), strict=True)),
+            **dict(
+                zip((f"{cost}_ratio", "log_loss" if problem.logarithmic else "loss"), reference_point(1), strict=True)
+            ),
             "of": "the front on validation",
         },
         "about": ABOUT,
-        **{"cost": problem.budget.cost, "tier": problem.tier, "trials": problem.n_trials},
+        **{
+            "cost": cost,
+            "metric": metric,
+            "direction": directions.get(metric or "", "maximize"),
+            "controls": list(controls),
+        },
+        **{"tier": problem.tier, "trials": problem.n_trials},
         **{"log": problem.logarithmic, "table": table, "dense": dict(ordered[0].dense)},
         "cells": [_facts(arm) for arm in ordered],
     }
@@ -79,11 +100,14 @@ def _of(arms: Arms, name: str, seeds: Sequence[int]) -> list[Arm]:
     return [arms[name, seed] for seed in seeds]
 
 
-def _row(arm: Arm, i: int) -> dict[str, Any]:
+def _row(arm: Arm, i: int, cost: str) -> dict[str, Any]:
     point = arm.chosen[i]
-    figures = (None, None, None) if point is None else (point.macs_ratio, point.loss, point.accuracy)
+    value = None if point is None else point.value
+    accuracy = value if arm.metric == "accuracy" else None
+    figures = (None, None, None) if point is None else (point.macs_ratio, point.loss, accuracy)
     work = (arm.evaluations, arm.seconds, arm.hypervolume)
-    return dict(zip(COLUMNS, (arm.strategy, arm.budgets[i], arm.seed, *figures, *work), strict=True))
+    asked = (cost, None if point is None else point.cost_ratio, arm.metric, value)
+    return dict(zip(COLUMNS, (arm.strategy, arm.budgets[i], arm.seed, *figures, *work, *asked), strict=True))
 
 
 def _summary(arms: Sequence[Arm], i: int) -> dict[str, Any]:
@@ -93,7 +117,9 @@ def _summary(arms: Sequence[Arm], i: int) -> dict[str, Any]:
     row: dict[str, Any] = {"strategy": arms[0].strategy, "budget": arms[0].budgets[i], "seeds": len(arms)}
     row |= {"seeds_reached": len(reached), "closed_form": is_closed_form(arms[0].strategy)}
     row |= _mean("macs_ratio", [p.macs_ratio for p in reached]) | _mean("loss", [p.loss for p in reached])
-    row |= _mean("accuracy", [p.accuracy for p in reached if p.accuracy is not None])
+    row |= _mean("cost_ratio", [p.cost_ratio for p in reached])
+    values = [p.value for p in reached if p.value is not None]
+    row |= _mean("value", values) | _mean("accuracy", values if arms[0].metric == "accuracy" else [])
     row |= _mean("hypervolume", [arm.hypervolume for arm in arms])
     row["evaluations"] = float(np.mean([arm.evaluations for arm in arms]))
     row["seconds"] = float(np.mean([arm.seconds for arm in arms]))

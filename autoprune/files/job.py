@@ -19,6 +19,7 @@ from autoprune.files.job_parts import (
     TAG,
     Bound,
     BudgetPart,
+    ComparePart,
     CriterionPart,
     EvaluatorPart,
     ExecutorPart,
@@ -59,6 +60,7 @@ class Job(Part):
     search: SearchPart = Field(default_factory=SearchPart)
     constraints: dict[str, Bound] = Field(default_factory=dict)
     evaluator: EvaluatorPart = Field(default_factory=EvaluatorPart)
+    compare: ComparePart = Field(default_factory=ComparePart)
     latency: LatencyPart = Field(default_factory=LatencyPart)
     executor: ExecutorPart = Field(default_factory=ExecutorPart)
     finetune: FinetunePart | None = None

@@ -263,6 +263,23 @@ class EvaluatorPart(Part):
         return self.fitness == "auto" and self.finetune_steps > 0
 
 
+class ComparePart(Part):
+    """The control arms of `search` and `compare`: closed forms by name, or "module:function" for your own.
+
+    The last that the space can take is the one that a verdict measures the others against.
+    """
+
+    controls: tuple[str, ...] = ("uniform", "global")
+
+    @model_validator(mode="after")
+    def _known_controls(self) -> ComparePart:
+        for name in self.controls:
+            check_plugin("strategies", name)
+        if len(set(self.controls)) < len(self.controls):
+            raise ValueError(f"controls name an arm twice: {', '.join(self.controls)}")
+        return self
+
+
 class LatencyPart(Part):
     """How latency is measured: on which runtime, for how many samples at a time, on how many whole models."""
 

@@ -43,7 +43,7 @@ from autoprune.files.whole import write_whole
 from autoprune.policy import Policy
 from autoprune.protocols import EvaluatorFactory
 from autoprune.record.folder import write_event
-from autoprune.record.record import locked
+from autoprune.record.lock import locked
 from autoprune.run.exported import told_loss
 from autoprune.run.run import Run
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from autoprune.errors import InputError
+from autoprune.record.lock import LOCK
 
 
 def make_folder(folder: Path) -> None:
@@ -31,6 +32,8 @@ def new_folder(folder: Path) -> Iterator[None]:
     try:
         yield
     except BaseException:
+        if made and not any(p.is_file() and p.name != LOCK for p in folder.rglob("*")):
+            (folder / LOCK).unlink(missing_ok=True)
         inside = sorted((p for p in folder.rglob("*") if p.is_dir()), reverse=True) if made else []
         for path in (*inside, *made):  # from within outwards
             with suppress(OSError):  # it holds something

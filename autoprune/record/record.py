@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
-import socket
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, TypeVar, get_args
@@ -16,9 +13,10 @@ import optuna
 from optuna.distributions import BaseDistribution, IntDistribution
 from optuna.trial import TrialState
 
-from autoprune.errors import InputError, RunError
+from autoprune.errors import RunError
 from autoprune.evaluation import Ask, Evaluation, Tier
 from autoprune.policy import Policy
+from autoprune.record.lock import lock
 from autoprune.record.storage import Home, find_home, open_study
 from autoprune.structure import Structure
 
@@ -26,9 +24,6 @@ Stage = Literal["table", "proxy", "seed", "search", "final"]
 
 
 T = TypeVar("T")
-
-
-LOCK = "study.lock"
 
 
 class Record:
@@ -66,7 +61,7 @@ class Record:
             g.name: IntDistribution(g.grid[0], g.width) for g in structure.groups
         }
         self._home: Home | None = None
-        self._lock = _lock(folder / LOCK)
+        self._lock = lock(folder)
         try:
             self._home = home = find_home(folder, storage)
             self.study = open_study(home, ("loss", *objectives), identity or {})
@@ -159,27 +154,3 @@ def _from_trial(trial: optuna.trial.FrozenTrial) -> tuple[Stage, int, str, Evalu
     single = tuple(a.get("sample_losses", ()))
     evaluation = Evaluation(ask, loss, a["costs"], a["metrics"], a["passes"], a["seconds"], a.get("error"), single)
     return a["stage"], a["ask"], a["label"], evaluation
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold a run folder without opening its record; InputError where another process uses it."""
-    descriptor = _lock(folder / LOCK)
-    try:
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _lock(path: Path) -> int:
-    """Take the folder for this process; the system gives it free when the process ends, however it ends."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        holder = os.read(descriptor, 200).decode(errors="replace").strip() or "another process"
-        os.close(descriptor)
-        raise InputError(f"{path.parent} is in use by {holder}; wait for it or choose another folder") from None
-    os.ftruncate(descriptor, 0)
-    os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
-    return descriptor

@@ -20,9 +20,9 @@ from autoprune.files.policy_file import load_front
 from autoprune.policy import Policy
 from autoprune.protocols import Budget, Problem
 from autoprune.run.choose_tier import TierChoice, candidates, choose_tier, proxy_asks
+from autoprune.strategies import load_strategy
 from autoprune.structure import Structure
 
-CONTROL_ARMS = ("uniform", "global")
 SEED_TARGETS = 5
 """Budgets between the ends of the range at which each control arm seeds the search, beside the asked ones."""
 KNAPSACK_TARGETS = 17
@@ -59,17 +59,19 @@ def chosen_tier(problem: Problem, seed: int, evaluate: Evaluate) -> Generator[Ev
     return choose_tier(chosen, answers)
 
 
-def seed_asks(problem: Problem, warm_start: Path | None = None, ledger: int | None = None) -> Labelled:
+def seed_asks(
+    problem: Problem, controls: Sequence[str], warm_start: Path | None = None, ledger: int | None = None
+) -> Labelled:
     """The dense policy, the control arms and the knapsack over the budget range, and a warm start's points.
 
     With a `ledger` they count against it: without the dense policy and, where there is a knapsack, the control arms,
     and thinned to a third of so many full evaluations.
     """
     alone, budget = ledger is not None, problem.budget
-    arms = () if alone and problem.table is not None else CONTROL_ARMS
+    arms = () if alone and problem.table is not None else controls
     policies: list[tuple[str, Policy]] = []
     for arm in arms:
-        strategy = plugins.load("strategies", arm)
+        strategy = load_strategy(arm, problem.structure)
         policies += [(f"{arm}@{t:g}", strategy(problem, t)) for t in seed_targets(budget, SEED_TARGETS)]
     if problem.table is not None:
         policies += [(f"knapsack@{t:g}", p) for t, p in knapsack_front(problem)]
@@ -96,9 +98,21 @@ def seed_targets(budget: Budget, n: int) -> list[float]:
     return [targets[key] for key in sorted(targets, reverse=True)]
 
 
-def control_policies(problem: Problem) -> dict[tuple[str, float], Policy]:
+def control_policies(problem: Problem, controls: Sequence[str]) -> dict[tuple[str, float], Policy]:
     """The control arms at the asked budgets."""
-    return {(arm, at): plugins.load("strategies", arm)(problem, at) for arm in CONTROL_ARMS for at in problem.budget.at}
+    return {
+        (arm, at): load_strategy(arm, problem.structure)(problem, at) for arm in controls for at in problem.budget.at
+    }
+
+
+def usable(controls: Sequence[str], structure: Structure) -> tuple[str, ...]:
+    """Those of the control arms that take every kind of group that the space has; silence takes all."""
+    kinds = {group.kind for group in structure}
+
+    def takes(name: str) -> bool:
+        return kinds <= set(getattr(plugins.load("strategies", name), "kinds", kinds))
+
+    return tuple(filter(takes, controls))
 
 
 def _warm(given: Path, structure: Structure) -> list[tuple[str, Policy]]:

@@ -10,7 +10,6 @@ from typing import Any
 from autoprune.errors import InputError
 from autoprune.files.job import Job, changed_keys, changed_since
 from autoprune.record.mirror import Mirror
-from autoprune.record.record import locked
 from autoprune.record.storage import JOURNAL, find_home, load_study
 
 RUN_FILES = ("job.yaml", "policy.json", "front.csv", "report.html", "log.jsonl", "proxy.json", "finetune.json")
@@ -64,12 +63,11 @@ def _refuse(keys: tuple[str, ...], where: str) -> None:
 
 
 def go_on_from(mirror: Mirror, job: Job) -> None:
-    """Bring the run here where the mirror is ahead, unless it is another job's."""
+    """Bring the run here where the mirror is ahead, unless it is another job's; the folder is held."""
     before = mirror.job()
     if before is not None:
         _refuse(changed_keys(Job.loads(before, source=f"{mirror.url}/job.yaml"), job), mirror.url)
-    with locked(mirror.folder):
-        mirror.fetch()
+    mirror.fetch()
 
 
 def forget(folder: Path, database: Path) -> None:

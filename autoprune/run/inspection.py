@@ -17,6 +17,7 @@ from autoprune.evaluation import Evaluation, Labelled
 from autoprune.files.job import Job
 from autoprune.protocols import Task
 from autoprune.record.folder import new_folder
+from autoprune.record.lock import locked
 from autoprune.record.record import Record
 from autoprune.run.before import measured_table
 from autoprune.run.loop import evaluate_all
@@ -56,7 +57,7 @@ class Inspection:
 
     def __init__(self, job: Job, folder: Path, task: Task | None = None) -> None:
         self.folder, self.stage, self.note, self.done, self.total = folder, "sensitivity table", "", 0.0, 1.0
-        with new_folder(folder):
+        with new_folder(folder), locked(folder):
             self._setting: Setting = prepare(job, folder, task)
         self.path = self._setting.table_path
 

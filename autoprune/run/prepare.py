@@ -34,6 +34,7 @@ from autoprune.files.whole import write_whole
 from autoprune.front import Base
 from autoprune.latency.calibrate import fit_latency, table_key
 from autoprune.protocols import Problem, Task
+from autoprune.run.before import usable
 from autoprune.run.constraints import parse_constraints
 from autoprune.run.ledger import Prices
 from autoprune.run.setting import Setting
@@ -148,6 +149,7 @@ def prepare(
         base=base,
         prices=prices,
         constraints=constraints,
+        controls=usable(job.compare.controls, structure),
         latency=latency,
         built_s=built_s,
         fidelity=fidelity,

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from autoprune.allocation.sensitivity import blank_table, table_asks
+from autoprune.allocation.sensitivity import table_asks
 from autoprune.errors import RunError
 from autoprune.evaluation import Ask, Evaluation, Labelled
 from autoprune.evaluator.fidelity import AUTO
@@ -25,11 +25,12 @@ from autoprune.latency.calibrate import remeasure
 from autoprune.policy import Policy
 from autoprune.protocols import Executor, Task, WorkerState
 from autoprune.record.folder import new_folder, write_event
+from autoprune.record.lock import locked
 from autoprune.record.mirror import Mirror
-from autoprune.record.record import Record, Stage, locked
+from autoprune.record.record import Record, Stage
 from autoprune.record.storage import find_home, forget_study, load_study
 from autoprune.run import after
-from autoprune.run.before import CONTROL_ARMS, chosen_tier, control_policies, measured_table, seed_asks
+from autoprune.run.before import chosen_tier, control_policies, measured_table, seed_asks
 from autoprune.run.constraints import Constrained, penalised
 from autoprune.run.exported import Finding, measured_on, points_of, provenance, scored_base, volume_facts
 from autoprune.run.folder_checks import (
@@ -44,10 +45,12 @@ from autoprune.run.folder_checks import (
 from autoprune.run.ledger import Ledger, Plateau
 from autoprune.run.loop import evaluate_all, search_loop
 from autoprune.run.prepare import check_executor, prepare
+from autoprune.run.rehearsal import named, rehearse_sampler, rehearse_strategy
 from autoprune.run.setting import Setting
 from autoprune.run.summary import Told, summarise
 from autoprune.run.telling import cannot_tell
 from autoprune.samplers import build_sampler, needs
+from autoprune.strategies import uses_table
 
 STAGES = {"table": "sensitivity table", "proxy": "choice of the tier", "seed": "control arms and seeds"}
 """What a stage of the record is called while it runs."""
@@ -76,8 +79,8 @@ def search(
 class Run:
     """A search under way. Iterating drives it to the end; a run that was driven before replays from its record.
 
-    With `alone` nothing but the sampler's own ledger is spent: its seeds count against it, and no control arm is
-    evaluated, for a fair comparison. `shared` is a folder of level databases that several runs use.
+    `alone` is what a comparison has made ready for all its searches. Then nothing but the sampler's own ledger is
+    spent, for a fair comparison: its seeds count against it, and no control arm is evaluated.
     `done` of `total` (full evaluations' worth) measures how far it is; `stage` names what it does.
     """
 
@@ -87,31 +90,30 @@ class Run:
         folder: Path,
         task: Task | None = None,
         fresh: bool = False,
-        alone: bool = False,
-        shared: Path | None = None,
+        alone: Setting | None = None,
     ) -> None:
-        if not fresh:
-            check_same_job(job, folder)
-        check_executor(job)
-        check_storage(job, folder, fresh)
-        self.path, self.stage, self.note, self._alone = folder, "prepare", "", alone
-        with new_folder(folder):
-            self._mirror = None if alone or job.sync_url is None else Mirror(folder, job.sync_url, MIRRORED)
-            if self._mirror is not None and not fresh:
-                go_on_from(self._mirror, job)
-            self._setting: Setting = prepare(
-                job, folder, task, shared, None if fresh else recorded_identity(job, folder)
-            )
-            self._fail_early()
+        self.path, self.stage, self.note, self._alone = folder, "prepare", "", alone is not None
         self.done, self._plan = 0.0, dict[str, float]()
         self._executor: Executor | None = None
-        with locked(folder):
+        self._result: tuple[Front, tuple[Mapping[str, Any], ...]] | None = None
+        with new_folder(folder), locked(folder):  # who uses it already is told now, and not after the preparation
+            if not fresh:
+                check_same_job(job, folder)
+            check_storage(job, folder, fresh)
+            self._mirror = None if self._alone or job.sync_url is None else Mirror(folder, job.sync_url, MIRRORED)
+            if self._mirror is not None and not fresh:
+                go_on_from(self._mirror, job)
+            self._setting = self._ready(job, task, fresh) if alone is None else alone.with_table(None)
+            self._fail_early()
             if fresh:  # not before the new job has proved good
                 forget(folder, self._setting.database_path)
                 forget_study(folder, job.storage_url)
                 self._mirror.forget() if self._mirror is not None else None
             write_whole(folder / "job.yaml", job.dump())
-        self._result: tuple[Front, tuple[Mapping[str, Any], ...]] | None = None
+
+    def _ready(self, job: Job, task: Task | None, fresh: bool) -> Setting:
+        check_executor(job)
+        return prepare(job, self.path, task, recorded={} if fresh else recorded_identity(job, self.path))
 
     def __iter__(self) -> Iterator[Evaluation]:
         """Evaluations as they are told: table, cascade, control arms, search, finalists."""
@@ -206,15 +208,16 @@ class Run:
 
     def _fail_early(self) -> None:
         """What would only be found wrong after minutes of work."""
-        job, problem = self._setting.job, self._setting.problem
-        part, there_will_be = job.search, job.evaluator.sensitivity > 0
-        blank = replace(problem, table=blank_table(problem.structure) if there_will_be else None)
-        build_sampler(part.sampler, blank, np.random.default_rng(0), part.options).ask()
-        seed_asks(problem, job.warm_start)
+        s, part = self._setting, self._setting.job.search
+        rehearse_sampler(part.sampler, s.problem, part.options, tabled=s.job.evaluator.sensitivity > 0)
+        for name in s.controls:
+            with named("compare.controls", name):
+                rehearse_strategy(name, s.problem)
+        seed_asks(s.problem, s.controls, s.job.warm_start)
 
     def _planned(self) -> dict[str, float]:
         """What the stages will roughly cost: right enough for an ETA."""
-        s, arms = self._setting, 0 if self._alone else len(CONTROL_ARMS)
+        s, arms = self._setting, 0 if self._alone else len(self._setting.controls)
         least, trials = s.job.evaluator.tuned_finalists, s.job.search.trials
         n, at = after.n_finalists(least, s.problem, s.prices, trials), len(s.problem.budget.at)
         tune = s.worth([Ask(Policy.dense(s.structure), "tune")])
@@ -270,18 +273,19 @@ class Run:
         self.note = "; ".join(notes)
 
     def _has_table(self) -> bool:
-        """Whether the sampler works from a sensitivity table, and the job lets it be measured."""
-        job = self._setting.job
-        return job.evaluator.sensitivity > 0 and needs(job.search.sampler, job.search.options).table
+        """Whether the sampler or a control arm works from a sensitivity table, and the job lets it be measured."""
+        job, controls = self._setting.job, () if self._alone else self._setting.controls
+        wanted = needs(job.search.sampler, job.search.options).table or any(map(uses_table, controls))
+        return job.evaluator.sensitivity > 0 and wanted
 
     def _seed_asks(self, record: Record) -> Labelled:
         """What the search starts from; alone, only where its sampler wants any, and on its own ledger."""
         s, part = self._setting, self._setting.job.search
         if not self._alone:
-            return seed_asks(s.problem, s.job.warm_start)
+            return seed_asks(s.problem, s.controls, s.job.warm_start)
         if not needs(part.sampler, part.options).seeds:
             return []
-        return seed_asks(s.problem, s.job.warm_start, record.horizon(part.trials))
+        return seed_asks(s.problem, s.controls, s.job.warm_start, record.horizon(part.trials))
 
     def _warn_of_dense(self, seeds: list[Evaluation]) -> None:
         """Say it before the budget is spent where the dense model itself misses a constraint."""
@@ -319,7 +323,7 @@ class Run:
     ) -> Generator[Evaluation, None, _Finals]:
         """Re-rank the front on held-back samples, tune the finalists, score on validation."""
         s, problem, constraints = self._setting, self._setting.problem, self._setting.constraints
-        controls = {} if self._alone else control_policies(problem)
+        controls = {} if self._alone else control_policies(problem, s.controls)
 
         def evaluated(stage: str, asks: Labelled) -> Generator[Evaluation, None, list[Evaluation]]:
             self._begin(stage, asks)

@@ -32,7 +32,8 @@ class Setting:
 
     `lent` is a Task that came from Python and does not travel to other processes; None where the job names it.
     `settings` are the evaluator's, with the precision that `auto` came to on this machine and the loss that it came to
-    for these outputs (`fidelity` says why): workers compute in it too. `said` is what the user ought to know of it.
+    for these outputs (`fidelity` says why): workers compute in it too. `said` is what the user ought to know of it,
+    `controls` are the control arms that the space can take.
     """
 
     job: Job
@@ -46,6 +47,7 @@ class Setting:
     base: Base
     prices: Prices
     fidelity: Fidelity
+    controls: tuple[str, ...] = ()
     constraints: tuple[Constraint, ...] = ()
     latency: LatencyTable | None = None
     built_s: float = 0.0
@@ -80,8 +82,13 @@ class Setting:
         base = replace(self.base, space={**self.base.space, "tier": tier})
         return replace(self, problem=replace(self.problem, tier=tier), base=base)
 
-    def with_table(self, table: Table) -> Setting:
-        """The same with a sensitivity table."""
+    def for_search(self, job: Job) -> Setting:
+        """The same for a job that differs in its search alone: sampler, options, seed."""
+        settings = replace(self.settings, seed=job.search.seed)
+        return replace(self, job=job, settings=settings, problem=replace(self.problem, n_trials=job.search.trials))
+
+    def with_table(self, table: Table | None) -> Setting:
+        """The same with a sensitivity table, or without one."""
         return replace(self, problem=replace(self.problem, table=table))
 
     def worth(self, asks: Iterable[Ask]) -> float:

@@ -45,6 +45,11 @@ def summarise(told: Told, budgets: Sequence[float]) -> tuple[Mapping[str, Any], 
     return tuple(rows)
 
 
+def beat_words(who: str, controls: str, *, beat: bool) -> str:
+    """Whether `who` beat the controls, in the words of `search` and of `compare`."""
+    return f"{who} {'beat' if beat else 'did NOT beat'} {controls}"
+
+
 def _verdict(told: Told, at: float, arms: Mapping[str, Policy]) -> str:
     """Says plainly when the search did not beat a control arm, after the fine-tune where there was one; and the gap."""
     if "search" not in arms:
@@ -60,9 +65,9 @@ def _verdict(told: Told, at: float, arms: Mapping[str, Policy]) -> str:
     gap = ", ".join(f"{name} {e.loss:.4g}" for name, e in seen if e is not None)
     same = [arm for arm in losses if arms[arm] == arms["search"]]
     if same:
-        verdict = f"the search did NOT beat {' and '.join(same)}, whose policy it kept: {ours:.4g}"
+        verdict = f"{beat_words('the search', ' and '.join(same), beat=False)}, whose policy it kept: {ours:.4g}"
     elif better:
-        verdict = f"the search did NOT beat {rest}: it has {ours:.4g}"
+        verdict = f"{beat_words('the search', rest, beat=False)}: it has {ours:.4g}"
     else:
         verdict = f"search {ours:.4g} against {rest}"
     return f"at {at:g}: {verdict} ({what}); {'before fine-tuning, ' if tuned else ''}the search's point: {gap}"

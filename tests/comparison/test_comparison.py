@@ -24,10 +24,12 @@ from autoprune.comparison.arm import Arm, Scored
 from autoprune.comparison.checks import parse_seeds
 from autoprune.comparison.comparison import Comparison, closed_form_asks, compare
 from autoprune.comparison.document import COLUMNS
-from autoprune.comparison.verdict import judge, verdict
+from autoprune.comparison.verdict import Case, judge, verdict
 from autoprune.errors import InputError
+from autoprune.files.job import Job
 from autoprune.policy import Policy
 from autoprune.protocols import Problem
+from autoprune.record.lock import locked
 from autoprune.record.storage import STUDY_NAME
 from autoprune.strategies import uses_table
 from autoprune.strategies.uniform import uniform
@@ -276,10 +278,10 @@ def points(means: list[float], n: int = 400, seed: int = 0) -> list[Scored]:
     rng = np.random.default_rng(seed)
     hard = np.random.default_rng(99).exponential(1.0, n)
     rows = [mean + hard + rng.normal(0, 0.05, n) for mean in means]
-    return [Scored("p", 0.5, float(np.mean(r)), 0.9, None, None, tuple(r)) for r in rows]
+    return [Scored("p", 0.5, 0.5, float(np.mean(r)), 0.9, None, None, tuple(r)) for r in rows]
 
 
-CASE = (0.5, "evolution", "global")
+CASE = Case(0.5, "evolution", "global")
 
 
 def test_a_clear_gain_beats_the_control_and_says_so() -> None:
@@ -316,13 +318,58 @@ def test_without_sample_losses_the_seeds_alone_decide() -> None:
     assert said.text.endswith("(3 seeds alone)")
 
 
+def test_one_seed_is_too_few_to_tell_but_for_two_that_are_the_same_at_every_seed() -> None:
+    said = verdict(CASE, points([0.1]), points([0.2], seed=1))
+    assert (said.outcome, said.low) == ("too few seeds", None)
+    assert "did NOT beat global at 0.5: too few seeds to tell, 1 where it takes 2 or more" in said.text
+    same = replace(CASE, unchanging=True)
+    assert verdict(same, points([0.1]), points([0.2], seed=1)).outcome == "beat"
+    alike = verdict(same, points([0.1]) * 3, points([0.2], seed=1) * 3)
+    assert (alike.outcome, alike.seeds, alike.samples) == ("beat", 1, 400)
+
+
 def test_uniform_is_the_control_where_global_is_not_compared(finished: Comparison) -> None:
     only = {key: arm for key, arm in finished.arms.items() if key[0] != "global"}
-    assert {v.control for v in judge(only, ("uniform", "random"), BUDGETS, SEEDS)} == {"uniform"}
-    assert judge(only, ("random",), BUDGETS, SEEDS) == ()
+    assert {v.control for v in judge(only, BUDGETS, ("uniform",), ())} == {"uniform"}
+    assert {v.strategy for v in judge(finished.arms, BUDGETS, ("uniform", "global"), ())} == {"random"}
+    assert judge(only, BUDGETS, (), ()) == ()
 
 
-def test_a_cell_comes_back_from_its_file_and_one_of_another_key_does_not(finished: Comparison, tmp_path: Path) -> None:
+def test_the_control_arms_of_the_job_stand_in_the_table_and_the_last_is_the_one_to_beat(tmp_path: Path) -> None:
+    job = tiny_job(compare={"controls": ["uniform", NARROW]})
+    found = Comparison(job, ("random",), (0.6,), (0, 1), tmp_path).finish()
+    assert found.strategies == ("uniform", NARROW, "random")
+    assert [(v["strategy"], v["control"]) for v in found.document["verdicts"]] == [("random", NARROW)]
+    assert Comparison(tiny_job(), None, (0.6,), (0,), tmp_path / "other").strategies == (
+        "uniform",
+        "global",
+        "evolution",
+    )
+
+
+def test_a_row_speaks_of_the_budgets_cost_and_the_tasks_first_metric(tmp_path: Path) -> None:
+    params = {"budget": {"params": [0.3, 0.9], "at": [0.6]}, "objectives": {"costs": ["params"]}}
+    plain = {**tiny_job().plain(), **params}
+    document = compare(Job.from_dict(plain), ("uniform", "random"), (0.6,), (0,), tmp_path)
+    with (tmp_path / "compare.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert tuple(rows[0])[-4:] == ("cost", "cost_ratio", "metric", "value")
+    for row in rows:
+        assert row["cost"] == "params"
+        assert float(row["cost_ratio"]) <= 0.6 + 1e-9
+        assert float(row["cost_ratio"]) != float(row["macs_ratio"])
+        assert row["metric"] == next(iter(document["dense"]))
+        assert row["accuracy"] == (row["value"] if row["metric"] == "accuracy" else "")
+    assert document["reference"]["params_ratio"] == 1.0
+
+
+def test_a_folder_in_use_is_told_before_anything_is_prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("autoprune.comparison.comparison.prepare", lambda *_: pytest.fail("it prepared first"))
+    with locked(tmp_path), pytest.raises(InputError, match="is in use by process"):
+        Comparison(tiny_job(), STRATEGIES, BUDGETS, SEEDS, tmp_path)
+
+
+def test_an_arm_comes_back_from_its_file_and_one_of_another_key_does_not(finished: Comparison, tmp_path: Path) -> None:
     arm, path = finished.arms["random", 1], tmp_path / "cell.json"
     arm.save(path)
     assert Arm.load(path, arm.key) == arm

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from autoprune.report.comparison import best_of, build_comparison, comparison_figure, curves, looks_of
+from autoprune.report.comparison import best_of, build_comparison, comparison_figure, curves, in_todays_form, looks_of
 
 BUDGETS, SEEDS = (0.7, 0.5, 0.3), (0, 1, 2)
 QUALITY = {"uniform": 1.6, "global": 1.0, "knapsack": 0.6, "evolution": 0.35, "random": 1.3}
@@ -28,6 +29,7 @@ def document(names: Sequence[str] = tuple(QUALITY), **changes: Any) -> dict[str,
         )
     ]
     facts = {"rule": "the rule & more", "about": {"seconds": "summed"}, "trials": 300, "tier": "refit", "cost": "macs"}
+    facts |= {"metric": "accuracy", "direction": "maximize", "controls": ["uniform", "global"]}
     made = {"cells": cells, "summary": rows, "verdicts": verdicts, "log": True, "dense": {"accuracy": 0.98}, **facts}
     return {**made, **changes}
 
@@ -37,15 +39,15 @@ def cell(name: str, seed: int) -> dict[str, Any]:
     front = []
     for ratio in np.linspace(0.2, 0.9, 15) + (0.0 if name in CLOSED else 0.01 * seed):
         loss = float(QUALITY[name] * np.exp(-7 * ratio + rng.normal(0, 0.12)))
-        point = {"macs_ratio": float(ratio), "loss": loss, "low": loss * 0.85, "high": loss * 1.18}
-        front.append({**point, "policy": "0" * 12, "accuracy": max(0.1, 0.98 - loss + rng.normal(0, 0.004))})
+        point = {"cost_ratio": float(ratio), "loss": loss, "low": loss * 0.85, "high": loss * 1.18}
+        front.append({**point, "policy": "0" * 12, "value": max(0.1, 0.98 - loss + rng.normal(0, 0.004))})
     return {"strategy": name, "seed": seed, "front": front}
 
 
 def summary(name: str, budget: float) -> dict[str, Any]:
     loss = QUALITY[name] * float(np.exp(-7 * budget))
     row: dict[str, Any] = {"strategy": name, "budget": budget, "seeds": 3, "closed_form": name in CLOSED}
-    figures = {"macs_ratio": budget - 0.004, "loss": loss, "accuracy": max(0.1, 0.98 - loss), "hypervolume": 4 - loss}
+    figures = {"cost_ratio": budget - 0.004, "loss": loss, "value": max(0.1, 0.98 - loss), "hypervolume": 4 - loss}
     for field, value in figures.items():
         row |= {field: value, f"{field}_sd": value / 30}
     return {**row, "evaluations": 320.0, "seconds": 41.5}
@@ -59,6 +61,13 @@ def test_the_page_stands_alone_and_says_the_verdicts(tmp_path: Path) -> None:
     assert '<li class="worse"><strong>layer-wise did NOT beat global at 0.3</strong>' in text
     assert "&lt;b&gt;" in text
     assert "the rule &amp; more" in text
+
+
+def test_a_document_of_an_earlier_version_is_read() -> None:
+    text = json.dumps(document()).replace("cost_ratio", "macs_ratio").replace('"value', '"accuracy')
+    old = {k: v for k, v in json.loads(text).items() if k not in ("metric", "direction", "controls")}
+    assert in_todays_form(old)["summary"][0].items() >= document()["summary"][0].items()
+    assert comparison_figure(old) == comparison_figure(document())
 
 
 def test_every_strategy_has_a_line_a_band_and_marks_in_both_panels() -> None:
@@ -78,7 +87,7 @@ def test_the_band_spans_the_seeds_and_the_line_is_their_mean() -> None:
     assert np.all(low <= mean)
     assert np.all(mean <= high)
     nodes = [
-        np.log(np.interp(0.5, *zip(*((p["macs_ratio"], p["loss"]) for p in c["front"]), strict=True))) for c in cells
+        np.log(np.interp(0.5, *zip(*((p["cost_ratio"], p["loss"]) for p in c["front"]), strict=True))) for c in cells
     ]
     assert np.log(np.interp(0.5, grid, mean)) == pytest.approx(np.mean(nodes), abs=0.02)
 
@@ -93,7 +102,7 @@ def test_the_band_of_a_strategy_without_chance_is_its_bootstrap_interval() -> No
 def test_a_seed_without_points_leaves_the_line_out_and_the_page_whole(tmp_path: Path) -> None:
     made = document(("global", "random"))
     made["cells"][-1]["front"] = []
-    made["summary"][-1] |= {"loss": None, "loss_sd": None, "accuracy": None, "accuracy_sd": None, "macs_ratio": None}
+    made["summary"][-1] |= {"loss": None, "loss_sd": None, "value": None, "value_sd": None, "cost_ratio": None}
     assert not len(curves(made["cells"][3:], "loss", log=True)[0])
     assert "<td>-</td>" in build_comparison(tmp_path, made).read_text()
 
@@ -101,7 +110,7 @@ def test_a_seed_without_points_leaves_the_line_out_and_the_page_whole(tmp_path: 
 def test_a_task_without_accuracy_has_one_panel(tmp_path: Path) -> None:
     made = document(("uniform", "evolution"), dense={}, verdicts=[])
     for row in made["summary"]:
-        row |= {"accuracy": None, "accuracy_sd": None}
+        row |= {"value": None, "value_sd": None}
     assert not any(trace.xaxis == "x2" for trace in comparison_figure(made).data)
     text = build_comparison(tmp_path, made).read_text()
     assert "Loss against MACs" in text
@@ -115,6 +124,6 @@ def test_control_arms_keep_their_colours_and_no_two_strategies_look_alike() -> N
 
 
 def test_the_best_is_the_least_loss_and_the_most_of_everything_else() -> None:
-    best = best_of([row for row in document()["summary"] if row["budget"] == 0.5])
+    best = best_of([row for row in document()["summary"] if row["budget"] == 0.5], "maximize")
     assert best["loss"] == summary("evolution", 0.5)["loss"]
-    assert best["accuracy"] == summary("evolution", 0.5)["accuracy"]
+    assert best["value"] == summary("evolution", 0.5)["value"]
