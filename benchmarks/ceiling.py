@@ -21,6 +21,7 @@ from autoprune.errors import InputError
 from autoprune.evaluation import Ask, Evaluation
 from autoprune.files.job import Job
 from autoprune.policy import Policy
+from autoprune.run.prepare import prepare
 from autoprune.run.run import Run
 from autoprune.run.setting import Setting
 from benchmarks.resnet20 import CALIBRATION, on_test
@@ -39,7 +40,7 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=300)
     args = parser.parse_args()
     job = asked(args.trials)
-    run = Run(job, args.out, alone=True)
+    run = Run(job, args.out, alone=prepare(job, args.out))
     found, setting = list(run), run.setting
     on_images = on_test(setting.evaluator_factory())
     print("| policy | on the images searched with | / uniform | on the other test images | / uniform |")

@@ -215,7 +215,8 @@ def searched(args: argparse.Namespace, folder: Path, name: str, seed: int) -> Ar
     sampler, options = SEARCHERS[name]
     before = folder / "policy.json"  # of a finished run: a replay writes it anew, as if measured here
     place = device_of(before) if before.exists() else None
-    run = Run(job(args, sampler, options, seed), folder, alone=True, shared=args.out / "shared").finish()
+    the_job = job(args, sampler, options, seed)
+    run = Run(the_job, folder, alone=prepare(the_job, folder, shared=args.out / "shared")).finish()
     by_id = {p.id: p.policy for p in run.front}
     policies = {row["budget"]: by_id[row["point"]] for row in run.summary if row["point"] is not None}
     trials = [t for t in run.study.get_trials(deepcopy=False) if t.user_attrs["stage"] in ("seed", "search")]

@@ -6,6 +6,7 @@ import contextlib
 import os
 import queue
 import signal
+import socket
 import sys
 import threading
 import time
@@ -14,23 +15,27 @@ from typing import Literal
 
 from autoprune.errors import AutopruneError, InputError, one_line
 from autoprune.evaluation import Ask, Evaluation
-from autoprune.protocols import Evaluator
+from autoprune.protocols import Evaluator, EvaluatorFactory
 
 BOOT = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
-    "from autoprune.executors._worker import main; main(int(sys.argv[2]))"
+    "from autoprune.executors._worker import main; main(sys.argv[2])"
 )
+SHARED = "shared"
+"""The socket comes through stdin, where no descriptor can be passed on."""
 """What the parent passes to `python -c`: never its own main module, so a user's script needs no guard."""
 
 
-def main(descriptor: int) -> None:
-    """Serve the socket `descriptor`: gets the factory, then asks; sends (ready, broken, done or raised, value)."""
+def main(place: str) -> None:
+    """Serve the socket at `place`: gets the factory, then asks; sends (awake, ready, broken, done or raised, value)."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle; it tells us by closing the socket
-    connection = Connection(descriptor)
+    connection = Connection(_handle(place))
     asks: queue.SimpleQueue[Ask] = queue.SimpleQueue()
     with contextlib.suppress(OSError):  # a closed socket: the parent is gone
         try:
-            evaluate: Evaluator = connection.recv()()
+            make: EvaluatorFactory = connection.recv()  # what it needs is imported here
+            connection.send(("awake", None))
+            evaluate = make()
         except EOFError:
             return
         except Exception as error:  # the user's code may fail in any way
@@ -41,6 +46,13 @@ def main(descriptor: int) -> None:
         connection.send(("ready", None))
         while True:
             connection.send(answer(evaluate, asks.get()))
+
+
+def _handle(place: str) -> int:
+    """The socket that the parent passed on: by its descriptor, or (Windows) by what it wrote to stdin."""
+    if sys.platform == "win32":
+        return socket.fromshare(sys.stdin.buffer.read()).detach()
+    return int(place)
 
 
 def answer(evaluate: Evaluator, ask: Ask) -> tuple[Literal["done", "raised"], Evaluation]:

@@ -15,11 +15,12 @@ from typing import Literal
 
 from autoprune.errors import InputError, RunError
 from autoprune.evaluation import Ask, Evaluation
-from autoprune.executors._tasks import Task, Tasks
-from autoprune.executors._worker import BOOT
+from autoprune.executors._asks import Asked, Asks
+from autoprune.executors._worker import BOOT, SHARED
 from autoprune.protocols import EvaluatorFactory, WorkerState
 
 ONE_THREAD = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+IMPORTS_S = 60.0  # how long a worker may import, beside the time for an ask; torch alone takes seconds
 GRACE_S = 2.0  # how long a closing worker may take before it is killed
 
 
@@ -28,8 +29,9 @@ class _Worker:
     process: subprocess.Popen[bytes]
     connection: Connection
     name: str
+    awake: bool = False  # it has imported what it needs and builds its evaluator
     ready: bool = False
-    task: Task | None = None
+    asked: Asked | None = None
     since: float = 0.0
     done: int = 0
     busy_s: float = 0.0
@@ -40,7 +42,7 @@ class Local:
 
     `make_evaluator` is pickled by name, so it must live in an importable module. An ask that takes longer than
     `timeout_s`, whose worker dies, or over which the evaluator raises is tried `retries` times more, then it is a
-    failed evaluation. Workers die with this process, however it ends.
+    failed evaluation. Building the evaluator may take as long. Workers die with this process, however it ends.
     """
 
     def __init__(
@@ -55,7 +57,7 @@ class Local:
         self._make_evaluator = make_evaluator
         self._timeout_s = timeout_s
         self._retries = retries
-        self._tasks = Tasks(retries)
+        self._asks = Asks(retries)
         self._stillborn = self._started = 0
         self._workers: list[_Worker] = []
         for _ in range(workers):
@@ -63,7 +65,7 @@ class Local:
 
     def submit(self, index: int, ask: Ask) -> None:
         """Hand `ask` to an idle worker, or queue it."""
-        self._tasks.submit(index, ask)
+        self._asks.submit(index, ask)
         self._dispatch()
 
     def next_done(self, timeout: float | None = None) -> tuple[int, Evaluation] | None:
@@ -73,25 +75,25 @@ class Local:
             InputError, RunError: the evaluator could not be built.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
-        while not self._tasks.done:
-            if not self._tasks.waiting and all(w.task is None for w in self._workers):
+        while not self._asks.done:
+            if not self._asks.waiting and all(w.asked is None for w in self._workers):
                 return None
             self._turn(deadline)
-            if not self._tasks.done and deadline is not None and time.monotonic() >= deadline:
+            if not self._asks.done and deadline is not None and time.monotonic() >= deadline:
                 return None
-        return self._tasks.done.popleft()
+        return self._asks.done.popleft()
 
     def cancel(self, index: int) -> None:
         """Forget the ask; its result never comes. A worker that is at it is replaced."""
-        self._tasks.forget(index)
+        self._asks.forget(index)
         for worker in list(self._workers):
-            if worker.task is not None and worker.task.index == index:
+            if worker.asked is not None and worker.asked.index == index:
                 self._stop(worker)
         self._dispatch()
 
     def close(self) -> None:
         """Stop all workers."""
-        self._tasks.clear()
+        self._asks.clear()
         for worker in self._workers:
             worker.connection.close()  # they leave when the socket closes
         for worker in list(self._workers):
@@ -104,19 +106,20 @@ class Local:
     @property
     def retried(self) -> int:
         """Asks that had to be tried again so far."""
-        return self._tasks.retried
+        return self._asks.retried
 
     def _turn(self, deadline: float | None) -> None:
         """Wait for one message, death or timeout, and deal with it."""
-        ends = [w.since + self._timeout_s for w in self._workers if w.task is not None]
+        ends = [w.since + self._patience_s(w) for w in self._workers if w.asked is not None or not w.ready]
         ends += [deadline] if deadline is not None else []
         patience = max(0.0, min(ends) - time.monotonic()) if ends else None
         heard = wait([w.connection for w in self._workers], patience)
         for worker in list(self._workers):
             if worker.connection in heard:
                 self._hear(worker)
-            elif worker.task is not None and time.monotonic() - worker.since > self._timeout_s:
-                self._lose(worker, f"no answer within {self._timeout_s:g} s")
+            elif (worker.asked is not None or not worker.ready) and _age(worker) > self._patience_s(worker):
+                what = "answer" if worker.ready else "start (executor.timeout_s bounds that too)"
+                self._lose(worker, f"no {what} within {self._patience_s(worker):g} s")
         self._dispatch()
 
     def _hear(self, worker: _Worker) -> None:
@@ -129,48 +132,46 @@ class Local:
             is_input, message = value
             self.close()
             raise InputError(message) if is_input else RunError(message)
-        if kind == "ready":
+        if kind == "awake":
+            worker.awake, worker.since = True, time.monotonic()
+        elif kind == "ready":
             worker.ready, self._stillborn = True, 0
-        elif worker.task is not None:
-            task, worker.task = worker.task, None
+        elif worker.asked is not None:
+            asked, worker.asked = worker.asked, None
             worker.done, worker.busy_s = worker.done + 1, worker.busy_s + time.monotonic() - worker.since
-            self._tasks.answered(task, kind, value)
+            self._asks.answered(asked, kind, value)
 
     def _lose(self, worker: _Worker, reason: str) -> None:
-        """Drop a dead or hung worker; its task goes first in the queue, or fails after the last retry."""
+        """Drop a dead or hung worker; its asked goes first in the queue, or fails after the last retry."""
         self._stop(worker)
         if not worker.ready:
             self._stillborn += 1
             if self._stillborn > self._retries + self.slots:
                 self.close()
-                raise RunError(f"workers die before they are ready: {reason}; their messages are on stderr")
-        if worker.task is not None:
-            self._tasks.again(worker.task, Evaluation.failed(worker.task.ask, reason))
+                raise RunError(f"workers are lost before they are ready: {reason}; their messages are on stderr")
+        if worker.asked is not None:
+            self._asks.again(worker.asked, Evaluation.failed(worker.asked.ask, reason))
+
+    def _patience_s(self, worker: _Worker) -> float:
+        """How long `worker` may take for what it is at: an ask or its evaluator, before them Python and its imports."""
+        return self._timeout_s if worker.ready or worker.awake else self._timeout_s + IMPORTS_S
 
     def _dispatch(self) -> None:
-        while self._tasks.waiting and len(self._workers) < self.slots:
+        while self._asks.waiting and len(self._workers) < self.slots:
             self._workers.append(self._start())
         for worker in list(self._workers):
-            if self._tasks.waiting and worker.ready and worker.task is None:
-                worker.task, worker.since = self._tasks.waiting.popleft(), time.monotonic()
-                # where it is dead already, the next read says so and the task is tried again
+            if self._asks.waiting and worker.ready and worker.asked is None:
+                worker.asked, worker.since = self._asks.waiting.popleft(), time.monotonic()
+                # where it is dead already, the next read says so and the asked is tried again
                 with contextlib.suppress(OSError):
-                    worker.connection.send(worker.task.ask)
+                    worker.connection.send(worker.asked.ask)
 
     def _start(self) -> _Worker:
         ours, theirs = socket.socketpair()
-        environment = {**os.environ, **dict.fromkeys(ONE_THREAD, "1")}
-        command = [sys.executable, "-c", BOOT, json.dumps(sys.path), str(theirs.fileno())]
         with theirs:
-            process = subprocess.Popen(
-                command,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=2,  # stdout is the caller's, for its tables and JSON
-                pass_fds=[theirs.fileno()],
-            )
+            process = _process(theirs)
         connection = Connection(ours.detach())
-        worker = _Worker(process, connection, f"worker-{self._started}")
+        worker = _Worker(process, connection, f"worker-{self._started}", since=time.monotonic())
         self._started += 1
         try:
             with contextlib.suppress(OSError):  # it died already; the next read says so
@@ -192,10 +193,29 @@ class Local:
         return worker.process.wait()
 
 
+def _process(theirs: socket.socket) -> subprocess.Popen[bytes]:
+    """A worker process at the other end of a socket; its stdout is our stderr, for stdout holds tables and JSON."""
+    environment, command = {**os.environ, **dict.fromkeys(ONE_THREAD, "1")}, [sys.executable, "-c", BOOT]
+    command.append(json.dumps(sys.path))
+    if sys.platform != "win32":
+        descriptor = theirs.fileno()
+        command.append(str(descriptor))
+        return subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=2, pass_fds=[descriptor])
+    process = subprocess.Popen([*command, SHARED], env=environment, stdin=subprocess.PIPE, stdout=2)
+    assert process.stdin is not None
+    with process.stdin as line:  # no descriptor can be passed on there
+        line.write(theirs.share(process.pid))
+    return process
+
+
+def _age(worker: _Worker) -> float:
+    return time.monotonic() - worker.since
+
+
 def _state(worker: _Worker) -> Literal["starting", "idle", "busy"]:
     if not worker.ready:
         return "starting"
-    return "idle" if worker.task is None else "busy"
+    return "idle" if worker.asked is None else "busy"
 
 
 def _exit(code: int) -> str:

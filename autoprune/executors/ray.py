@@ -18,23 +18,25 @@ from ray.util.metrics import Counter
 
 from autoprune.errors import InputError, RunError, one_line
 from autoprune.evaluation import Ask, Evaluation
+from autoprune.executors._asks import Asked, Asks
 from autoprune.executors._ray_cluster import check_room, connect, demand, put
-from autoprune.executors._tasks import Task, Tasks
 from autoprune.executors._worker import answer, broken, one_thread
 from autoprune.protocols import Evaluator, EvaluatorFactory, WorkerState
 
 PATIENCE_S = 60.0
 """After so long without any worker the user is told that the cluster has no room."""
+IMPORTS_S = 60.0
+"""How long a worker may import, beside the time for an ask."""
 _COUNT = count()  # names of actors must differ between the executors of a process
 LOGS = "the workers' own messages are in Ray's logs and its dashboard"
 
 
 @dataclass(frozen=True)
 class _Sent:
-    """What an actor was sent and has not answered: its start (no task), or an ask."""
+    """What an actor was sent and has not answered: its start (no asked), or an ask."""
 
     reference: Any
-    task: Task | None = None
+    asked: Asked | None = None
 
 
 @dataclass(eq=False)
@@ -44,14 +46,15 @@ class _Worker:
     sent: deque[_Sent]  # it is at the first; what follows is there already when that one is answered
     since: float = field(default_factory=time.monotonic)
     node: str = ""
+    awake: bool = False  # it has found room and builds its evaluator
     ready: bool = False
     done: int = 0
     busy_s: float = 0.0
 
     @property
-    def tasks(self) -> list[Task]:
+    def asks(self) -> list[Asked]:
         """The asks it was sent, the one it is at first."""
-        return [s.task for s in self.sent if s.task is not None]
+        return [s.asked for s in self.sent if s.asked is not None]
 
 
 class Ray:
@@ -89,7 +92,7 @@ class Ray:
         Ray.check(address, resources, runtime_env)
         self.slots = workers
         self._timeout_s, self._retries = timeout_s, retries
-        self._tasks = Tasks(retries)
+        self._asks = Asks(retries)
         self._actor, self._demand = ray.remote(_Actor), demand(resources)
         self._stillborn = self._started = 0
         self._since, self._label = time.monotonic(), f"{os.getpid()}.{next(_COUNT)}"
@@ -116,7 +119,7 @@ class Ray:
 
     def submit(self, index: int, ask: Ask) -> None:
         """Send `ask` to an idle actor, or queue it."""
-        self._tasks.submit(index, ask)
+        self._asks.submit(index, ask)
         self._dispatch()
 
     def next_done(self, timeout: float | None = None) -> tuple[int, Evaluation] | None:
@@ -127,31 +130,31 @@ class Ray:
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         try:
-            while not self._tasks.done:
-                if not self._tasks.waiting and not any(w.tasks for w in self._workers):
+            while not self._asks.done:
+                if not self._asks.waiting and not any(w.asks for w in self._workers):
                     return None
                 self._turn(deadline)
-                if not self._tasks.done and deadline is not None and time.monotonic() >= deadline:
+                if not self._asks.done and deadline is not None and time.monotonic() >= deadline:
                     return None
         except (RayError, ConnectionError) as error:
             raise RunError(
                 f"the Ray cluster is lost: {one_line(error)}; what was finished is kept, and the same command goes on"
             ) from error
-        return self._tasks.done.popleft()
+        return self._asks.done.popleft()
 
     def cancel(self, index: int) -> None:
         """Forget the ask; its result never comes. An actor that was sent it is replaced."""
-        self._tasks.forget(index)
+        self._asks.forget(index)
         for worker in list(self._workers):
-            if any(task.index == index for task in worker.tasks):
+            if any(asked.index == index for asked in worker.asks):
                 self._stop(worker)
-                self._tasks.unsend([task for task in worker.tasks if task.index != index])
+                self._asks.unsend([asked for asked in worker.asks if asked.index != index])
                 self._start()
         self._dispatch()
 
     def close(self) -> None:
         """Stop all actors; the connection stays for whoever comes next."""
-        self._tasks.clear()
+        self._asks.clear()
         for worker in list(self._workers):
             self._stop(worker)
         self._parcel = None
@@ -163,11 +166,11 @@ class Ray:
     @property
     def retried(self) -> int:
         """Asks that had to be tried again so far."""
-        return self._tasks.retried
+        return self._asks.retried
 
     def _turn(self, deadline: float | None) -> None:
         """Wait for an answer, a start, a death or a timeout, and deal with all that have come."""
-        ends = [w.since + self._timeout_s for w in self._workers if w.tasks]
+        ends = [w.since + self._patience_s(w) for w in self._workers if w.asks or (w.awake and not w.ready)]
         ends += [deadline] if deadline is not None else []
         ends += [self._since + PATIENCE_S] if not ends else []
         at = {w.sent[0].reference: w for w in self._workers if w.sent}
@@ -178,8 +181,10 @@ class Ray:
         for reference in heard:
             self._hear(at[reference])
         for worker in list(self._workers):
-            if worker.tasks and time.monotonic() - worker.since > self._timeout_s:
-                self._lose(worker, f"no answer within {self._timeout_s:g} s")
+            busy = worker.asks or (worker.awake and not worker.ready)
+            if busy and time.monotonic() - worker.since > self._patience_s(worker):
+                what = "answer" if worker.ready else "start (executor.timeout_s bounds that too)"
+                self._lose(worker, f"no {what} within {self._patience_s(worker):g} s")
         if not any(w.ready for w in self._workers) and time.monotonic() - self._since > PATIENCE_S:
             self._since = time.monotonic()
             warnings.warn(f"the Ray cluster has had no room for a worker in {PATIENCE_S:g} s; waiting", stacklevel=2)
@@ -198,16 +203,19 @@ class Ray:
             is_input, message = value
             self.close()
             raise InputError(message) if is_input else RunError(message)
-        task, spent_s = worker.sent.popleft().task, time.monotonic() - worker.since
+        asked, spent_s = worker.sent.popleft().asked, time.monotonic() - worker.since
         worker.since = time.monotonic()
-        if task is None:
+        if kind == "awake":
+            worker.awake, worker.node = True, value
+            return
+        if asked is None:
             worker.ready, worker.node, self._stillborn = True, value, 0
             return
         worker.done, worker.busy_s = worker.done + 1, worker.busy_s + spent_s
         self._metrics.answered(worker.name, spent_s)
         if kind == "raised":
             self._metrics.lost(worker.name)
-        self._tasks.answered(task, kind, value)
+        self._asks.answered(asked, kind, value)
 
     def _lose(self, worker: _Worker, reason: str) -> None:
         """Replace a dead or hung actor; its ask goes first in the queue, or fails after the last retry."""
@@ -216,41 +224,45 @@ class Ray:
             self._stillborn += 1
             if self._stillborn > self._retries + self.slots:
                 self.close()
-                raise RunError(f"workers die before they are ready: {reason}; {LOGS}")
-        self._tasks.unsend(worker.tasks[1:])  # it had not begun these
-        for task in worker.tasks[:1]:
+                raise RunError(f"workers are lost before they are ready: {reason}; {LOGS}")
+        self._asks.unsend(worker.asks[1:])  # it had not begun these
+        for asked in worker.asks[:1]:
             self._metrics.lost(worker.name)
-            self._tasks.again(task, Evaluation.failed(task.ask, reason))
+            self._asks.again(asked, Evaluation.failed(asked.ask, reason))
         self._start()
+
+    def _patience_s(self, worker: _Worker) -> float:
+        """How long `worker` may take for what it is at: an ask, or its evaluator and the imports of that."""
+        return self._timeout_s if worker.ready else self._timeout_s + IMPORTS_S
 
     def _dispatch(self) -> None:
         ready = [w for w in self._workers if w.ready]
         for worker in ready:
-            if self._tasks.waiting and not worker.sent:
+            if self._asks.waiting and not worker.sent:
                 worker.since = time.monotonic()
-                self._send(worker, self._tasks.waiting.popleft())
+                self._send(worker, self._asks.waiting.popleft())
         for worker in ready:
             if len(worker.sent) == 1 and self._can_send_ahead(worker):
-                self._send(worker, self._tasks.waiting.popleft())
+                self._send(worker, self._asks.waiting.popleft())
 
     def _can_send_ahead(self, worker: _Worker) -> bool:
         """Whether `worker` may have its next ask before it has answered the last.
 
         So many must wait that whoever runs dry still finds one, and none may wait behind a long fine-tune.
         """
-        waiting = self._tasks.waiting
-        return len(waiting) >= self.slots and all(t.ask.tier != "tune" for t in (*worker.tasks, waiting[0]))
+        waiting = self._asks.waiting
+        return len(waiting) >= self.slots and all(t.ask.tier != "tune" for t in (*worker.asks, waiting[0]))
 
-    def _send(self, worker: _Worker, task: Task) -> None:
-        reference = worker.actor.answer.options(name=f"ask {task.index}").remote(task.ask)
-        worker.sent.append(_Sent(reference, task))
+    def _send(self, worker: _Worker, asked: Asked) -> None:
+        reference = worker.actor.answer.options(name=f"ask {asked.index}").remote(asked.ask)
+        worker.sent.append(_Sent(reference, asked))
 
     def _start(self) -> None:
         name = f"autoprune-{self._label}-{self._started}"
         self._started += 1
         actor = self._actor.options(name=name, max_restarts=0, max_task_retries=0, **self._demand).remote(name)
-        begun = _Sent(actor.build.remote([self._parcel], sys.path))
-        self._workers.append(_Worker(actor, name, deque([begun])))
+        begun = (actor.awake.remote(), actor.build.remote([self._parcel], sys.path))
+        self._workers.append(_Worker(actor, name, deque(map(_Sent, begun))))
 
     def _stop(self, worker: _Worker) -> None:
         self._workers.remove(worker)
@@ -283,6 +295,10 @@ class _Actor:
 
     def __repr__(self) -> str:
         return self._name
+
+    def awake(self) -> tuple[str, str]:
+        """("awake", this node's address): there is room for the actor, which may take long in a full cluster."""
+        return "awake", ray.util.get_node_ip_address()
 
     def build(self, parcel: Sequence[Any], paths: Sequence[str]) -> tuple[str, Any]:
         """("ready", this node's address), or ("broken", why). What the driver imports is looked for at its `paths`."""

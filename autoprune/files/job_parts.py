@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -335,7 +336,7 @@ class ExecutorPart(Part):
     @property
     def n_workers(self) -> int:
         """Workers to start: the cores that this process may use where the job says auto."""
-        return self.workers if isinstance(self.workers, int) else len(os.sched_getaffinity(0))
+        return self.workers if isinstance(self.workers, int) else usable_cores()
 
 
 class RecoveryPart(Part):
@@ -372,6 +373,14 @@ class FinetunePart(Part):
         if self.samples < self.points:
             raise ValueError(f"samples must be at least points, a recipe for each: {self.samples} < {self.points}")
         return self
+
+
+def usable_cores() -> int:
+    """The cores that this process may use, or those of the machine where the system does not say (macOS, Windows)."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    count: Callable[[], int | None] = getattr(os, "process_cpu_count", os.cpu_count)
+    return count() or 1
 
 
 def check_plugin(folder: plugins.Folder, name: str) -> None:

@@ -199,7 +199,7 @@ def test_only_the_ask_that_lost_its_worker_is_blamed(build_workers: Build, tmp_p
 
 
 def test_workers_that_never_get_ready_are_a_run_error(build_workers: Build) -> None:
-    with pytest.raises(RunError, match="die before they are ready"):
+    with pytest.raises(RunError, match="are lost before they are ready"):
         answer(build_workers(die, workers=1, retries=1))
 
 

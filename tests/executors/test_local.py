@@ -6,15 +6,17 @@ import contextlib
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from autoprune.errors import InputError
+from autoprune.errors import InputError, RunError
 from autoprune.evaluation import Ask, Evaluation
 from autoprune.executors.local import Local
+from autoprune.files.job_parts import ExecutorPart
 from autoprune.policy import Policy
 from autoprune.protocols import Evaluator
 from tests.conftest import until
@@ -101,3 +103,24 @@ def _alive(pid: int) -> bool:
     except (FileNotFoundError, ProcessLookupError):
         return False
     return state != "Z"
+
+
+def hanging() -> Evaluator:
+    time.sleep(60)
+    raise AssertionError
+
+
+def test_a_worker_that_hangs_while_it_builds_is_tried_again_and_then_told_in_one_line() -> None:
+    with closing(Local(hanging, workers=1, timeout_s=0.3, retries=0)) as executor:
+        executor.submit(0, ASK)
+        with pytest.raises(
+            RunError, match=r"lost before they are ready: no start \(executor\.timeout_s .*within 0\.3 s"
+        ):
+            executor.next_done(timeout=60)
+
+
+def test_auto_takes_the_machines_cores_where_the_system_does_not_say_which(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 7)
+    monkeypatch.delattr(os, "process_cpu_count", raising=False)
+    assert ExecutorPart().n_workers == 7

@@ -10,7 +10,7 @@ from autoprune.evaluation import Ask, Evaluation
 
 
 @dataclass
-class Task:
+class Asked:
     """An ask under its index; `losses` counts the workers that died, hung or raised over it."""
 
     index: int
@@ -18,47 +18,47 @@ class Task:
     losses: int = 0
 
 
-class Tasks:
+class Asks:
     """Asks that wait for a worker and results that wait to be fetched; `retries` bounds the tries after the first."""
 
     def __init__(self, retries: int) -> None:
-        self.waiting: deque[Task] = deque()
+        self.waiting: deque[Asked] = deque()
         self.done: deque[tuple[int, Evaluation]] = deque()
         self.retried = 0
         self._retries = retries
 
     def submit(self, index: int, ask: Ask) -> None:
         """Queue `ask`."""
-        self.waiting.append(Task(index, ask))
+        self.waiting.append(Asked(index, ask))
 
-    def finish(self, task: Task, evaluation: Evaluation) -> None:
+    def finish(self, asked: Asked, evaluation: Evaluation) -> None:
         """Keep a result to be fetched."""
-        self.done.append((task.index, replace(evaluation, ask=task.ask)))
+        self.done.append((asked.index, replace(evaluation, ask=asked.ask)))
 
-    def answered(self, task: Task, kind: str, evaluation: Evaluation) -> None:
+    def answered(self, asked: Asked, kind: str, evaluation: Evaluation) -> None:
         """Take what `_worker.answer` gave: a result, or a failure that is worth another try ("raised")."""
         if kind == "raised":
-            self.again(task, evaluation, times=False)
+            self.again(asked, evaluation, times=False)
         else:
-            self.finish(task, evaluation)
+            self.finish(asked, evaluation)
 
-    def again(self, task: Task, failure: Evaluation, times: bool = True) -> None:
+    def again(self, asked: Asked, failure: Evaluation, times: bool = True) -> None:
         """Put a lost or failed ask first in the queue, or after the last try keep `failure` as its answer.
 
         With `times` the error says how many workers were lost over it.
         """
-        task.losses += 1
-        if task.losses <= self._retries:
+        asked.losses += 1
+        if asked.losses <= self._retries:
             self.retried += 1
-            self.waiting.appendleft(task)
-        elif times and task.losses > 1:
-            self.finish(task, replace(failure, error=f"{failure.error}, {task.losses} times"))
+            self.waiting.appendleft(asked)
+        elif times and asked.losses > 1:
+            self.finish(asked, replace(failure, error=f"{failure.error}, {asked.losses} times"))
         else:
-            self.finish(task, failure)
+            self.finish(asked, failure)
 
-    def unsend(self, tasks: Sequence[Task]) -> None:
+    def unsend(self, asks: Sequence[Asked]) -> None:
         """Put asks that no worker has begun first in the queue again."""
-        self.waiting.extendleft(reversed(tasks))
+        self.waiting.extendleft(reversed(asks))
 
     def forget(self, index: int) -> None:
         """Drop an ask that waits, or its result."""
