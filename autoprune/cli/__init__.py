@@ -51,6 +51,7 @@ FINETUNE_HELP = (
     "proxy repeats what trained the point in the search (nothing where nothing did), so that the model is what the "
     "front promises; none repairs only; full is the job's recovery. By default proxy."
 )
+EXPORT_HELP = f"Also write, with commas: {', '.join(plugins.names('exports'))}; or your own module:Class."
 INTERRUPTED = "interrupted; the same command goes on where it stopped"
 TOO_EARLY = "interrupted while the run was prepared, before its first evaluation; the same command starts it"
 JobPath = Annotated[Path, typer.Argument(metavar="JOB.yaml", help="The job file.")]
@@ -290,7 +291,7 @@ def apply(  # noqa: PLR0913  # the options of the command line
     criterion: Annotated[
         str | None, typer.Option(metavar="MODULE:CLASS", help="Your own criterion, where atoms are ranked anew.")
     ] = None,
-    export: Annotated[str, typer.Option(help="Also write onnx, pt2 (with commas).")] = "",
+    export: Annotated[str, typer.Option(help=EXPORT_HELP)] = "",
     json_: JsonFlag = False,
 ) -> dict[str, Any] | None:
     """Prune the model as a point of a front says, repair, train as the point was, verify and save it."""
