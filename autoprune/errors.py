@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
@@ -26,6 +27,14 @@ def one_line(error: BaseException, most: int = 300) -> str:
     """Type and message of an exception in one line of at most `most` characters."""
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text}"[:most] if text else type(error).__name__
+
+
+def root_line(error: BaseException, most: int = 300) -> str:
+    """The first line of what a compiler or exporter stumbled over, below its own wrappings and colours."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"[:most]
 
 
 def did_you_mean(name: str, allowed: Iterable[str]) -> str:

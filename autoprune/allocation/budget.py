@@ -169,7 +169,12 @@ class Projector:
 
     def _ranges(self, limits: Limits) -> str:
         ranges = {name: self._reach(name) for name in limits}
-        return ", ".join(f"{n} can be between {_up(low)} and {high:.4g} of dense" for n, (low, high) in ranges.items())
+        return ", ".join(
+            f"{n} can be between {_up(low)} and {high:.4g} of dense"
+            if self.costs[n].monotone
+            else f"{n} is {low:.4g} of dense at the narrowest widths, and not monotone"
+            for n, (low, high) in ranges.items()
+        )
 
     def _ratios(self, positions: IntArray, limits: Limits) -> dict[str, FloatArray]:
         widths = self.codec.widths(positions)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import re
 import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from autoprune import plugins
-from autoprune.errors import InputError, RunError
+from autoprune.errors import InputError, RunError, root_line
 from autoprune.protocols import Export
 from autoprune.tracing.copies import float_tensors
 from autoprune.tracing.eval_mode import evaluating
@@ -109,7 +108,7 @@ def _written(name: str, model: nn.Module, inputs: tuple[Any, ...], wanted: Any, 
         try:
             got = made(model, inputs, draft)
         except Exception as error:  # exporters fail in many ways; each means that this model cannot be exported
-            raise RunError(f"cannot export to {name}: {_reason(error)}") from error
+            raise RunError(f"cannot export to {name}: {root_line(error)}") from error
         if got is None:
             warnings.warn(f"{target} is written, but nothing here can run it, so it is not compared", stacklevel=3)
         else:
@@ -142,11 +141,3 @@ def _beside(target: Path) -> Iterator[Path]:
         for file in Path(folder).iterdir():
             file.chmod(mode)
             os.replace(file, target.with_name(file.name))
-
-
-def _reason(error: BaseException) -> str:
-    """The first line of what an exporter stumbled over, below its own wrappings and colours."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    lines = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from autoprune import plugins
-from autoprune.errors import InputError, one_line
+from autoprune.errors import InputError, root_line
 from autoprune.latency.timing import Clock, Runner, clock_of
 from autoprune.protocols import Runtime
 
@@ -59,7 +59,7 @@ class RuntimeHere:
             run()
         except Exception as error:  # exporters and compilers fail in many ways; each means not this model, not here
             hint = "set latency.runtime: eager" if self.name != "eager" else "latency needs a model that runs"
-            message = f"latency.runtime: {self.name} cannot run this model ({one_line(error, 200)}); {hint}"
+            message = f"latency.runtime: {self.name} cannot run this model ({root_line(error, 200)}); {hint}"
             raise InputError(message) from error
         return run
 
