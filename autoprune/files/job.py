@@ -218,6 +218,13 @@ class Job(Part):
             raise InputError(f"task {self.task.target!r} failed: {type(error).__name__}: {_flat(error)}") from error
         return checked_task(task, f"task {self.task.target!r} returned")
 
+    def continuing(self, old: Job) -> Job:
+        """This job with the loss that `old` began with, where it names none: the default was kl once."""
+        if "loss" in self.objectives.model_fields_set:
+            return self
+        objectives = self.objectives.model_copy(update={"loss": old.objectives.loss})
+        return self.model_copy(update={"objectives": objectives})
+
     def search_space(self) -> Space:
         """The same as the core's Space."""
         from autoprune.space import Space

@@ -17,11 +17,20 @@ MIRRORED = (*RUN_FILES, JOURNAL)
 RUN_FOLDERS = ("tune", "finetuned")
 
 
-def check_same_job(job: Job, folder: Path) -> None:
-    """What may change between calls: trials upwards, the executor; InputError names the rest."""
+def same_job(job: Job, folder: Path) -> Job:
+    """The job as the run in `folder` goes on with it.
+
+    What may change between calls: trials upwards, the executor.
+
+    Raises:
+        InputError: something else differs (names the keys).
+    """
     if not (folder / "job.yaml").exists():
-        return
-    _refuse(changed_keys(Job.load(folder / "job.yaml"), job), str(folder))
+        return job
+    before = Job.load(folder / "job.yaml")
+    job = job.continuing(before)
+    _refuse(changed_keys(before, job), str(folder))
+    return job
 
 
 def check_storage(job: Job, folder: Path, fresh: bool) -> None:

@@ -35,12 +35,12 @@ from autoprune.run.constraints import Constrained, penalised
 from autoprune.run.exported import Finding, measured_on, points_of, provenance, scored_base, volume_facts
 from autoprune.run.folder_checks import (
     MIRRORED,
-    check_same_job,
     check_storage,
     forget,
     go_on_from,
     recorded_identity,
     refuse_other,
+    same_job,
 )
 from autoprune.run.ledger import Ledger, Plateau
 from autoprune.run.loop import evaluate_all, search_loop
@@ -98,7 +98,7 @@ class Run:
         self._result: tuple[Front, tuple[Mapping[str, Any], ...]] | None = None
         with new_folder(folder), locked(folder):  # who uses it already is told now, and not after the preparation
             if not fresh:
-                check_same_job(job, folder)
+                job = same_job(job, folder)
             check_storage(job, folder, fresh)
             self._mirror = None if self._alone or job.sync_url is None else Mirror(folder, job.sync_url, MIRRORED)
             if self._mirror is not None and not fresh:

@@ -180,6 +180,16 @@ def test_paths_of_a_task_are_relative_to_the_job_file_wherever_it_is_dumped(tmp_
     assert Job.loads(job.dump(), base=tmp_path / "elsewhere").build_task().directions["accuracy"] == "maximize"
 
 
+def test_a_job_that_names_no_loss_goes_on_with_that_of_its_run(tmp_path: Path) -> None:
+    begun = Job.from_dict({"task": {"name": "digits"}, "objectives": {"loss": "kl"}})
+    job = Job.from_dict({"task": {"name": "digits"}}, base=tmp_path, source="mine.yaml")
+    assert job.objectives.loss == "auto"
+    assert not changed_keys(begun, job.continuing(begun))
+    assert (job.continuing(begun).name, job.continuing(begun).objectives.costs) == ("mine", ("macs",))
+    named = Job.from_dict({"task": {"name": "digits"}, "objectives": {"loss": "mse"}})
+    assert changed_keys(begun, named.continuing(begun)) == ("objectives.loss",)
+
+
 @pytest.mark.parametrize(
     ("task", "message"),
     [
