@@ -34,7 +34,7 @@ from autoprune.evaluator.keep_best import (
     restore,
     scorings,
 )
-from autoprune.evaluator.memory import trim_heap, with_room
+from autoprune.evaluator.memory import is_out_of_memory, trim_heap, with_room
 from autoprune.evaluator.one_pass import Once, replaying
 from autoprune.evaluator.precision import computing
 from autoprune.evaluator.prepared import prepared_model, prepared_parts, resolved_fidelity, resolved_precision
@@ -286,7 +286,9 @@ class TieredEvaluator:
             restore(model, start)
             try:
                 self._course(steps, rate).advance(short)
-            except ArithmeticError:
+            except (ArithmeticError, RuntimeError) as error:  # a model may run in eval mode alone once it is narrow
+                if is_out_of_memory(error):
+                    raise
                 return math.inf
             loss = self.fidelity(self.samples.batches("heldback"), "heldback")
             return loss if math.isfinite(loss) else math.inf

@@ -110,3 +110,26 @@ def test_it_is_searched_tuned_and_applied(model: type[Body], batch: Any, tmp_pat
     assert sum(p.numel() for p in small.parameters()) == point.costs["params"]
     whole = list(task.split("validation"))
     assert task.metrics(small, whole)["accuracy"] == pytest.approx(point.metrics["finetuned"]["accuracy"], abs=1e-4)
+
+
+class Auxiliary(Body):
+    """A second head, on the first layer, in training only: where nobody narrows it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.other = nn.Linear(12, CLASSES)
+
+    def forward(self, x: Tensor) -> Any:
+        logits = self.scores(x)
+        return (logits, self.other(F.relu(self.a(x)))) if self.training else logits
+
+
+def test_a_head_that_is_there_in_training_only_does_not_end_the_search(tmp_path: Path) -> None:
+    loaders = {}
+    for seed, name in enumerate(SPLITS):
+        x = torch.randn(32, 5, generator=torch.Generator().manual_seed(seed))
+        loaders[name] = [(x, classes(x[:, 0]))]
+    task = autoprune.task(Auxiliary().eval(), loaders, cross_entropy, accuracy)
+    run = autoprune.search(JOB, task=task, out=tmp_path / "run").finish()
+    small = autoprune.apply(run.front[0], task.build(), task.example_inputs(), task=task)
+    assert sum(p.numel() for p in small.parameters()) == run.front[0].costs["params"]
