@@ -17,16 +17,14 @@ def pareto_front(evaluations: Iterable[Evaluation], costs: Sequence[str]) -> tup
 
     Of equals (the same loss and costs) the first told stays, so the front does not depend on chance.
     """
+    import moocore
+
     alive = [e for e in evaluations if e.ok]
     if not alive:
         return ()
     values = np.array([[e.costs[c] for c in costs] + [e.loss] for e in alive])
-    order = np.lexsort((np.arange(len(alive)), *values.T[::-1]))
-    kept: list[int] = []
-    for i in order:
-        if not any(bool(np.all(values[j] <= values[i])) for j in kept):
-            kept.append(int(i))
-    return tuple(alive[i] for i in kept)
+    standing = moocore.is_nondominated(values, keep_weakly=False)  # of equals the first
+    return tuple(alive[i] for i in np.lexsort(values.T[::-1]) if standing[i])
 
 
 def hypervolume(points: npt.NDArray[np.float64], reference: npt.NDArray[np.float64]) -> float:

@@ -80,6 +80,25 @@ def test_of_equals_one_stays_and_who_is_no_better_in_anything_goes() -> None:
     assert front[0] is best
 
 
+@pytest.mark.parametrize("n_costs", [1, 2, 3])
+def test_a_front_is_what_a_pairwise_search_for_dominators_leaves(n_costs: int) -> None:
+    rng, costs = np.random.default_rng(n_costs), tuple("abc"[:n_costs])
+    for n in (1, 2, 40):
+        values = rng.integers(0, 5, size=(n, n_costs + 1)) / 4
+        told = [
+            Evaluation(Ask(Policy.of({"g": i + 1}), "refit"), float(row[-1]), dict(zip(costs, row, strict=False)))
+            for i, row in enumerate(values)
+        ]
+        beaten = [
+            any((v <= row).all() and ((v < row).any() or j < i) for j, v in enumerate(values) if j != i)
+            for i, row in enumerate(values)
+        ]
+        expected = [e for e, out in zip(told, beaten, strict=True) if not out]
+        front = pareto_front(told, costs)
+        assert set(e.ask for e in front) == {e.ask for e in expected}
+        assert [e.costs["a"] for e in front] == sorted(e.costs["a"] for e in front)
+
+
 def test_within_a_limit_the_least_loss_wins() -> None:
     front = synthetic_front()
     within = [p for p in front if p.ratio("macs") <= 0.5]
