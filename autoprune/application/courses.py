@@ -34,7 +34,7 @@ WEIGHTS, STATE = "model.safetensors", "course.pt"
 
 
 @dataclass(frozen=True)
-class Trial:
+class Attempt:
     """One recipe for one point of the front."""
 
     point: str
@@ -53,11 +53,11 @@ class Trial:
 
 @dataclass(frozen=True)
 class Plan:
-    """What the stage does: `trials` on the points' policies. `key` names it: the same key means the same work."""
+    """What the stage does: `attempts` on the points' policies. `key` names it: the same key means the same work."""
 
     key: str
     policies: Mapping[str, Policy]
-    trials: tuple[Trial, ...]
+    attempts: tuple[Attempt, ...]
 
 
 def planned(
@@ -101,14 +101,16 @@ def chosen_points(front: Front, budget: Budget, n: int) -> list[Point]:
     return chosen[:n]
 
 
-def recipes(point: str, section: FinetunePart, rate: tuple[float, float], n: int, seed: tuple[int, int]) -> list[Trial]:
+def recipes(
+    point: str, section: FinetunePart, rate: tuple[float, float], n: int, seed: tuple[int, int]
+) -> list[Attempt]:
     """`n` recipes for a point, a Latin hypercube over the three ranges; rates on a logarithmic scale."""
     rng = np.random.default_rng(seed)
     cells = np.stack([rng.permutation(n) for _ in range(3)], axis=1)
     unit = (cells + rng.random((n, 3))) / n
     (few, many), (low, high), (little, much) = section.epochs, rate, section.distillation
     return [
-        Trial(
+        Attempt(
             point,
             min(many, few + int(u * (many - few + 1))),
             float(f"{low * (high / low) ** v:.4g}"),
@@ -119,10 +121,10 @@ def recipes(point: str, section: FinetunePart, rate: tuple[float, float], n: int
 
 
 class Tuition:
-    """The course of one trial on the evaluator's resident model, an epoch at a time, from the repaired model on."""
+    """The course of one attempt on the evaluator's resident model, an epoch at a time, from the repaired model on."""
 
-    def __init__(self, evaluator: TieredEvaluator, policy: Policy, trial: Trial) -> None:
-        self._evaluator, self._policy, self._trial = evaluator, policy, trial
+    def __init__(self, evaluator: TieredEvaluator, policy: Policy, attempt: Attempt) -> None:
+        self._evaluator, self._policy, self._attempt = evaluator, policy, attempt
         self._per_epoch = epoch_steps(evaluator)
         self._course: Course | None = None
 
@@ -133,7 +135,7 @@ class Tuition:
 
     @property
     def done(self) -> bool:
-        return self.epoch >= self._trial.epochs
+        return self.epoch >= self._attempt.epochs
 
     def advance(self) -> float:
         """Train for one epoch; returns the loss on the held-back samples.
@@ -166,10 +168,10 @@ class Tuition:
         self._course.load_state_dict(torch.load(folder / STATE, weights_only=True))
 
     def _made(self) -> Course:
-        e, steps = self._evaluator, self._trial.epochs * self._per_epoch
+        e, steps = self._evaluator, self._attempt.epochs * self._per_epoch
         e.stitcher.mark_dirty()  # before the first step: whatever happens in it
         lesson, at_once = e.lesson(math.ceil(_n_train(e) / BATCH_SIZE)), min(BATCH_SIZE, e.samples.batch_size)
-        return Course(e.stitcher.model, lesson, steps, e.settings.seed, at_once, self._trial.recipe)
+        return Course(e.stitcher.model, lesson, steps, e.settings.seed, at_once, self._attempt.recipe)
 
 
 def untrained(evaluator: TieredEvaluator, policy: Policy) -> float:
@@ -233,12 +235,12 @@ def conclusion(
     }
 
 
-def course_recipe(trial: Trial, steps: int, seed: int) -> dict[str, Any]:
+def course_recipe(attempt: Attempt, steps: int, seed: int) -> dict[str, Any]:
     """What a point says of the course that trained it; `steps` of it were taken."""
     return {
         "recipe": "course",
         "steps": steps,
-        **{k: v for k, v in asdict(trial).items() if k != "point"},
+        **{k: v for k, v in asdict(attempt).items() if k != "point"},
         "seed": seed,
     }
 

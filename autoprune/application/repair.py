@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from autoprune import plugins
-from autoprune.application.courses import Trial, Tuition, epoch_steps
+from autoprune.application.courses import Attempt, Tuition, epoch_steps
 from autoprune.application.training import Recipe, Training, stored_recipe
 from autoprune.database.batches import StatisticsOnly, in_format, size
 from autoprune.database.store import build_database
@@ -114,10 +114,10 @@ def _taken(evaluator: TieredEvaluator, policy: Policy, recipe: Recipe) -> None:
     """As much of a course of the stage `finetune` as its point took."""
     try:
         rate, weight = float(recipe.facts["learning_rate"]), float(recipe.facts["distillation"])
-        trial = Trial("", int(recipe.facts["epochs"]), rate, weight)
+        attempt = Attempt("", int(recipe.facts["epochs"]), rate, weight)
     except (KeyError, TypeError, ValueError):
         raise InputError(f"a course needs epochs, learning_rate and distillation, not {dict(recipe.facts)}") from None
-    course = Tuition(evaluator, policy, trial)
+    course = Tuition(evaluator, policy, attempt)
     while not course.done and course.epoch * epoch_steps(evaluator) < recipe.steps:
         course.advance()
 

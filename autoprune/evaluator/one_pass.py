@@ -16,7 +16,7 @@ from autoprune.protocols import Batch
 PLAIN = (bool, int, float, str, type(None))
 
 
-class Replay:
+class Repeat:
     """Stands for the forward of a model: a call that equals the one before gets its outputs, once.
 
     Equal are the same values, in the same mode, so that the answer is what the model would compute. `calls` counts
@@ -40,12 +40,12 @@ class Replay:
 
 
 @contextmanager
-def replaying(model: nn.Module) -> Iterator[Replay]:
-    """Inside, the model's forward is a Replay."""
-    own, replay = vars(model).get("forward"), Replay(model)
-    model.forward = replay.forward
+def repeating(model: nn.Module) -> Iterator[Repeat]:
+    """Inside, the model's forward is a Repeat."""
+    own, repeat = vars(model).get("forward"), Repeat(model)
+    model.forward = repeat.forward
     try:
-        yield replay
+        yield repeat
     finally:
         del model.forward
         if own is not None:
@@ -55,8 +55,8 @@ def replaying(model: nn.Module) -> Iterator[Replay]:
 class Once:
     """Batches that are scored by `score(index, batch)` before they are handed out for the first time."""
 
-    def __init__(self, batches: Sequence[Batch], score: Callable[[int, Batch], None], replay: Replay) -> None:
-        self._batches, self._score, self._replay = batches, score, replay
+    def __init__(self, batches: Sequence[Batch], score: Callable[[int, Batch], None], repeat: Repeat) -> None:
+        self._batches, self._score, self._repeat = batches, score, repeat
         self._scored = self._calls = 0
 
     def __len__(self) -> int:
@@ -65,10 +65,10 @@ class Once:
     def __iter__(self) -> Iterator[Batch]:
         for i, batch in enumerate(self._batches):
             if i == self._scored:
-                calls = self._replay.calls
+                calls = self._repeat.calls
                 self._score(i, batch)
                 self._scored += 1
-                self._calls += self._replay.calls - calls
+                self._calls += self._repeat.calls - calls
             yield batch
 
     def finish(self) -> float:
@@ -77,7 +77,7 @@ class Once:
             pass
         if self._calls == 0:  # the task goes round the model's forward, where nothing can be kept
             return 1.0
-        return (self._replay.calls - self._calls) / self._calls
+        return (self._repeat.calls - self._calls) / self._calls
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ from autoprune.evaluator.keep_best import (
     scorings,
 )
 from autoprune.evaluator.memory import is_out_of_memory, trim_heap, with_room
-from autoprune.evaluator.one_pass import Once, replaying
+from autoprune.evaluator.one_pass import Once, repeating
 from autoprune.evaluator.precision import computing
 from autoprune.evaluator.prepared import prepared_model, prepared_parts, resolved_fidelity, resolved_precision
 from autoprune.evaluator.repair import FixedPoint, Folded, Refit
@@ -222,8 +222,8 @@ class TieredEvaluator:
             tally.add(self.measure(outputs, references[i]), size(batch))
 
         precision = self.samples.precision_on(split)
-        with torch.no_grad(), computing(model, precision), self._forward_mode(), replaying(model) as replay:
-            once = Once(batches, score, replay)
+        with torch.no_grad(), computing(model, precision), self._forward_mode(), repeating(model) as repeat:
+            once = Once(batches, score, repeat)
             metrics = {k: float(v) for k, v in self.task.metrics(model, once).items()}
             again = once.finish()
         return tally.loss, metrics, again

@@ -20,8 +20,8 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 
 from autoprune.application.courses import (
+    Attempt,
     Plan,
-    Trial,
     Tuition,
     conclusion,
     course_recipe,
@@ -113,13 +113,13 @@ class FinetuneTrial(tune.Trainable):  # type: ignore[misc]  # Ray has no types f
 
     def reset_config(self, new_config: Mapping[str, Any]) -> bool:
         assert isinstance(self._evaluator, TieredEvaluator)
-        self._trial = Trial(**new_config["trial"])
-        self._tuition = Tuition(self._evaluator, self._policies[self._trial.point], self._trial)
+        self._attempt = Attempt(**new_config["trial"])
+        self._tuition = Tuition(self._evaluator, self._policies[self._attempt.point], self._attempt)
         return True
 
     def step(self) -> dict[str, Any]:
         loss, t = self._tuition.advance(), self._tuition
-        return {"loss": loss, "epoch": t.epoch, "progress": 100.0 * t.epoch / self._trial.epochs, "done": t.done}
+        return {"loss": loss, "epoch": t.epoch, "progress": 100.0 * t.epoch / self._attempt.epochs, "done": t.done}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         self._tuition.save(Path(checkpoint_dir))
@@ -174,7 +174,7 @@ class Progress(tune.Callback):  # type: ignore[misc]  # Ray has no types for it
 
     def _line(self, trials: Any, trial: Any, what: str) -> None:
         ended = 1 + sum(t.is_finished() for t in trials if t is not trial)
-        _ALOUD.get()(f"fine-tuning {ended}/{len(trials)}: {Trial(**trial.config['trial'])}: {what}")
+        _ALOUD.get()(f"fine-tuning {ended}/{len(trials)}: {Attempt(**trial.config['trial'])}: {what}")
 
 
 def _aloud(say: Say) -> Say:
@@ -207,7 +207,7 @@ def _tuned(run: Run, plan: Plan, say: Say) -> Any:
         results = tuner.fit()
     if all(not r.best_checkpoints for r in results):
         reasons = [_reason(r.error) for r in results if r.error is not None]
-        raise RunError(f"all {len(plan.trials)} fine-tuning trials failed; the first: {(reasons or ['unknown'])[0]}")
+        raise RunError(f"all {len(plan.attempts)} fine-tuning trials failed; the first: {(reasons or ['unknown'])[0]}")
     return results
 
 
@@ -216,7 +216,7 @@ def _experiment(plan: Plan, folder: Path) -> dict[str, Any]:
         num_to_keep=1, checkpoint_score_attribute="loss", checkpoint_score_order="min", checkpoint_frequency=1
     )
     return {
-        "param_space": {"trial": tune.grid_search([asdict(trial) for trial in plan.trials])},
+        "param_space": {"trial": tune.grid_search([asdict(attempt) for attempt in plan.attempts])},
         "tune_config": tune.TuneConfig(scheduler=ByPoint(), reuse_actors=True, trial_dirname_creator=_folder_name),
         "run_config": tune.RunConfig(
             name=plan.key,
@@ -241,7 +241,7 @@ def _concluded(run: Run, plan: Plan, results: Any) -> dict[str, Any]:
         best = min(_checkpoints(results, point.id), key=lambda found: float(found[2]["loss"]), default=None)
         if best is None:
             continue  # not chosen, or every recipe failed, and finetune.json says why
-        trial, checkpoint, report = best
+        attempt, checkpoint, report = best
         heldback = untrained(evaluator, point.policy)
         helped = float(report["loss"]) < heldback
         if helped:
@@ -251,7 +251,7 @@ def _concluded(run: Run, plan: Plan, results: Any) -> dict[str, Any]:
         found = _validated(evaluator, point.policy)
         keep_weights(evaluator, run.path / WEIGHTS / f"{point.id}.safetensors")
         steps = int(report["epoch"]) * epoch_steps(evaluator) if helped else 0
-        recipe = course_recipe(trial, steps, evaluator.settings.seed)
+        recipe = course_recipe(attempt, steps, evaluator.settings.seed)
         loss = told_loss(found, evaluator.settings.objective)
         rows.append(conclusion(point, recipe, heldback, loss, found.metrics))
     return {"key": plan.key, "points": rows, "trials": [_record(r) for r in results]}
@@ -263,11 +263,11 @@ def _validated(evaluator: TieredEvaluator, policy: Policy) -> Evaluation:
     return Evaluation(ask, score.loss, {}, score.metrics, sample_losses=score.single)
 
 
-def _checkpoints(results: Any, point: str) -> Iterator[tuple[Trial, Any, Mapping[str, Any]]]:
+def _checkpoints(results: Any, point: str) -> Iterator[tuple[Attempt, Any, Mapping[str, Any]]]:
     for result in results:
-        trial = Trial(**result.config["trial"])
-        if trial.point == point:
-            yield from ((trial, checkpoint, report) for checkpoint, report in result.best_checkpoints)
+        attempt = Attempt(**result.config["trial"])
+        if attempt.point == point:
+            yield from ((attempt, checkpoint, report) for checkpoint, report in result.best_checkpoints)
 
 
 def _record(result: Any) -> dict[str, Any]:

@@ -32,7 +32,7 @@ from autoprune.evaluator.tiers import TieredEvaluator
 from autoprune.files.job import Job
 from autoprune.files.whole import write_whole
 from autoprune.front import Base
-from autoprune.latency.calibrate import fit_latency, table_key
+from autoprune.latency.whole_models import fit_latency, table_key
 from autoprune.protocols import Problem, Task
 from autoprune.run.before import usable
 from autoprune.run.constraints import parse_constraints

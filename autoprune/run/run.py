@@ -21,7 +21,7 @@ from autoprune.files.job import Job, checked_task
 from autoprune.files.policy_file import save_csv, save_front
 from autoprune.files.whole import write_whole
 from autoprune.front import Front
-from autoprune.latency.calibrate import remeasure
+from autoprune.latency.whole_models import remeasure
 from autoprune.policy import Policy
 from autoprune.protocols import Executor, Task, WorkerState
 from autoprune.record.folder import new_folder, write_event

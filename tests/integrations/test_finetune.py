@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from autoprune.application.courses import Plan, Trial, Tuition, planned, recipes
+from autoprune.application.courses import Attempt, Plan, Tuition, planned, recipes
 from autoprune.errors import InputError, RunError
 from autoprune.evaluation import Ask
 from autoprune.files.job import Job
@@ -131,7 +131,7 @@ def _states(folder: Path) -> list[Path]:
 
 
 def test_a_tuition_goes_on_from_its_checkpoint_to_the_bit(finished: Run, tmp_path: Path) -> None:
-    trial, policy = Trial("p00", 2, 0.01, 0.7), finished.front[0].policy
+    trial, policy = Attempt("p00", 2, 0.01, 0.7), finished.front[0].policy
     whole, broken = (finished.setting.evaluator_factory()() for _ in range(2))
     uninterrupted = Tuition(whole, policy, trial)
     losses = [uninterrupted.advance(), uninterrupted.advance()]
@@ -159,7 +159,7 @@ def test_recipes_spread_over_their_ranges_and_points_take_turns(finished: Run) -
     assert sorted(t.epochs for t in row) == [1, 2, 3, 4]
     assert all(0.01 <= t.learning_rate <= 0.1 and 0.5 <= t.distillation <= 1.0 for t in row)
     plan = planned_of(finished, section)
-    turns = [t.point for t in plan.trials]
+    turns = [t.point for t in plan.attempts]
     assert len(set(turns[:2])) == 2
     assert turns == [turns[0], turns[1]] * 4 + [turns[0]]
     assert plan == planned_of(finished, section)

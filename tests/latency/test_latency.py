@@ -18,11 +18,11 @@ from autoprune.costs._latency_features import Features
 from autoprune.costs._latency_table import LatencyTable, nearest_levels, thinned
 from autoprune.costs.latency import Latency
 from autoprune.errors import InputError
-from autoprune.latency.calibrate import fit_latency, remeasure, sample_policies, table_key
 from autoprune.latency.fit import fit, solve
 from autoprune.latency.probes import combinations, filled, knots, load_operation, narrowed, probes
 from autoprune.latency.runtime_here import batched, resolve
 from autoprune.latency.timing import measure_ratios, summarise
+from autoprune.latency.whole_models import fit_latency, remeasure, sample_policies, table_key
 from autoprune.policy import Policy
 from autoprune.runtimes._onnx_models import OnnxFamily
 from autoprune.space import Space, restrict
@@ -358,7 +358,7 @@ def test_a_table_is_kept_under_all_that_decides_it(monkeypatch: pytest.MonkeyPat
         table_key(model, INPUTS, structure, "eager", n_models=25),
         table_key(model, INPUTS, structure, "eager", seed=1),
     }
-    monkeypatch.setattr("autoprune.latency.calibrate.device_name", lambda device: "another machine")
+    monkeypatch.setattr("autoprune.latency.whole_models.device_name", lambda device: "another machine")
     others.add(table_key(model, INPUTS, structure, "eager"))
     monkeypatch.setattr("importlib.metadata.version", lambda package: "99")
     others.add(table_key(model, INPUTS, structure, "eager"))
