@@ -377,3 +377,25 @@ def test_an_arm_comes_back_from_its_file_and_one_of_another_key_does_not(finishe
     path.write_text(path.read_text()[:-40])
     assert Arm.load(path, arm.key) is None
     assert Arm.load(tmp_path / "none.json", arm.key) is None
+
+
+def test_ctrl_c_while_it_is_prepared_says_that_the_same_command_starts_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    (tmp_path / "job.yaml").write_text(tiny_job().dump())
+    for verb, module in (("search", "run.run"), ("compare", "comparison.comparison")):
+        monkeypatch.setattr(f"autoprune.{module}.prepare", interrupted)
+        assert run([verb, str(tmp_path / "job.yaml"), "--out", str(tmp_path / verb)]) == 130
+        assert "before its first evaluation; the same command starts it" in capsys.readouterr().err
+        assert not (tmp_path / verb).exists()
+
+
+def test_workers_and_a_time_limit_may_change_when_it_goes_on(tmp_path: Path) -> None:
+    (tmp_path / "job.yaml").write_text(tiny_job().dump())
+    arguments = ["compare", str(tmp_path / "job.yaml"), "--strategies", "uniform", "--budgets", "0.6", "--seeds", "0,"]
+    out = ["--out", str(tmp_path / "out")]
+    assert run([*arguments, *out]) == 0
+    assert run([*arguments, *out, "--workers", "1", "--time-limit", "60s"]) == 0
