@@ -59,9 +59,8 @@ SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the job: --set search.trials=100; repeatable."),
 ]
-OutOption = Annotated[
-    Path | None, typer.Option("--out", metavar="DIR", help="The folder to write to; by default one named in runs/.")
-]
+OUT_HELP = "The folder to write to; runs/<job's name> by default, of a comparison runs/<job's name>-compare."
+OutOption = Annotated[Path | None, typer.Option("--out", metavar="DIR", help=OUT_HELP)]
 WorkersOption = Annotated[int | None, typer.Option(help="Workers that evaluate side by side.")]
 RayOption = Annotated[
     str | None, typer.Option(metavar="ADDRESS", help="Evaluate on a Ray cluster: auto, host:port or local.")

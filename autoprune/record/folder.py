@@ -29,10 +29,11 @@ def new_folder(folder: Path) -> Iterator[None]:
     """
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     make_folder(folder)
+    held_before = (folder / LOCK).exists()
     try:
         yield
     except BaseException:
-        if made and not any(p.is_file() and p.name != LOCK for p in folder.rglob("*")):
+        if not held_before:
             (folder / LOCK).unlink(missing_ok=True)
         inside = sorted((p for p in folder.rglob("*") if p.is_dir()), reverse=True) if made else []
         for path in (*inside, *made):  # from within outwards

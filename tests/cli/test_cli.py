@@ -74,9 +74,9 @@ def test_help_is_instant_and_loads_no_torch() -> None:
 @pytest.mark.parametrize(
     ("command", "words"),
     [
-        ("inspect", ["Where --sensitivity writes; runs/<job's name> by default", "--set search.trials=100"]),
+        ("inspect", ["runs/<job's name> by default", "--set search.trials=100"]),
         ("search", ["runs/<job's name> by default", "--set search.trials=100", f"or {SearchPart().trials}."]),
-        ("compare", ["runs/<job's name>-compare by default", "equal ledger", f"{100 * LEVEL:g} % interval"]),
+        ("compare", ["runs/<job's name>-compare", "equal ledger", f"{100 * LEVEL:g} % interval"]),
         ("compare", [*plugins.names("strategies"), *plugins.names("samplers")]),
     ],
 )

@@ -230,7 +230,7 @@ def test_a_dense_model_that_misses_a_constraint_is_said_before_the_budget_is_spe
 def test_a_small_ledger_keeps_the_seeds_at_the_asked_budgets(tmp_path: Path) -> None:
     setting = prepare(job(search={"trials": 9}), tmp_path)
     setting = replace(setting, problem=replace(setting.problem, table=blank_table(setting.structure)))
-    labels = [label for label, _ in seed_asks(setting.problem, ledger=9)]
+    labels = [label for label, _ in seed_asks(setting.problem, setting.controls, ledger=9)]
     assert len(labels) == 3
     assert {"knapsack@0.6", "knapsack@0.3"} < set(labels)
 
