@@ -34,7 +34,6 @@ MOVED = {
     "job": ("files.job",),
     "precision": ("evaluator.precision",),
     "reference": ("evaluator.dense_reference",),
-    "losses": ("losses.kl", "losses.mse", "losses.cosine", "evaluator.fidelity"),
     "budget": ("allocation.budget",),
     "bootstrap": ("estimates",),
 }

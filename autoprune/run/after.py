@@ -129,14 +129,6 @@ def tuned_asks(chosen: Mapping[float, Policy], controls: Controls) -> Labelled:
     return [(label, Ask(p, "tune", split="validation")) for label, p in policies.items()]
 
 
-def idle(scored: Sequence[Evaluation], tuned: Sequence[Evaluation]) -> str:
-    """One sentence where the brief fine-tune made policies no better on validation; else nothing."""
-    plain = {e.ask.policy: e.loss for e in scored if e.ok}
-    both = [(e.loss, plain[e.ask.policy]) for e in tuned if e.ok and e.ask.policy in plain]
-    n = sum(after >= before for after, before in both)
-    return f"the brief fine-tune made {n} of {len(both)} policies no better on validation" if n else ""
-
-
 def exported(
     scored: Sequence[Evaluation],
     tuned: Sequence[Evaluation],

@@ -342,7 +342,6 @@ class Run:
         scored = yield from evaluated("validation", after.validation_asks(ranked, winners, controls, problem))
         tunes = s.job.evaluator.tuned_finalists > 0
         tuned = yield from evaluated("fine-tuned", after.tuned_asks(winners, controls) if tunes else [])
-        self.note = after.idle(scored, tuned) or self.note
         return _Finals(held, scored, tuned, winners, controls)
 
     def _export(self, told: list[Evaluation], finals: _Finals) -> None:

@@ -70,7 +70,15 @@ def _verdict(told: Told, at: float, arms: Mapping[str, Policy]) -> str:
         verdict = f"{beat_words('the search', rest, beat=False)}: it has {ours:.4g}"
     else:
         verdict = f"search {ours:.4g} against {rest}"
-    return f"at {at:g}: {verdict} ({what}); {'before fine-tuning, ' if tuned else ''}the search's point: {gap}"
+    said = f"at {at:g}: {verdict} ({what}); {'before fine-tuning, ' if tuned else ''}the search's point: {gap}"
+    return said + _idle(told, arms)
+
+
+def _idle(told: Told, arms: Mapping[str, Policy]) -> str:
+    """Which arms the brief fine-tune made no better on validation."""
+    both = {arm: (told.find(p, "validation", told.tier), told.find(p, "validation", "tune")) for arm, p in arms.items()}
+    idle = [arm for arm, (plain, fine) in both.items() if plain and fine and fine.loss >= plain.loss]
+    return f"; the brief fine-tune made {' and '.join(idle)} no better" if idle and told.tier != "tune" else ""
 
 
 def _row(plain: Evaluation | None, fine: Evaluation | None) -> dict[str, Any]:
