@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
+from scipy.stats import qmc
 from torch import Tensor
 
 from autoprune.database.batches import size
@@ -105,9 +106,7 @@ def recipes(
     point: str, section: FinetunePart, rate: tuple[float, float], n: int, seed: tuple[int, int]
 ) -> list[Attempt]:
     """`n` recipes for a point, a Latin hypercube over the three ranges; rates on a logarithmic scale."""
-    rng = np.random.default_rng(seed)
-    cells = np.stack([rng.permutation(n) for _ in range(3)], axis=1)
-    unit = (cells + rng.random((n, 3))) / n
+    unit = qmc.LatinHypercube(3, rng=np.random.default_rng(seed)).random(n)
     (few, many), (low, high), (little, much) = section.epochs, rate, section.distillation
     return [
         Attempt(

@@ -10,14 +10,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.stats import qmc
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
+from autoprune import plugins
 from autoprune.allocation.budget import Projector, reachable
 from autoprune.codec import Codec
 from autoprune.costs._latency_features import Features
 from autoprune.costs._latency_table import LatencyTable
-from autoprune.costs.macs import Macs
 from autoprune.database.batches import in_format
 from autoprune.errors import InputError
 from autoprune.estimates import spearman
@@ -125,14 +126,12 @@ def sample_policies(structure: Structure, n: int, rng: np.random.Generator) -> l
 
     Fewer where the grids hold fewer.
     """
-    codec, macs = Codec(structure), Macs(structure)
+    codec, macs = Codec(structure), plugins.load("costs", "macs")(structure)
     projector = Projector(structure, {"macs": macs})
     low, high = reachable(structure, macs)
     targets = np.linspace(low, high, n // 2 + 2)[1:-1] if high > low else np.array([])
     found = [projector.project(rng.random(len(structure)), {"macs": float(t)}) for t in targets]
-    rows = n - len(found)
-    strata = rng.permuted(np.tile(np.arange(rows), (len(structure), 1)), axis=1).T
-    cube = (strata + rng.random(strata.shape)) / rows
+    cube = qmc.LatinHypercube(len(structure), rng=rng).random(n - len(found))
     found += [codec.policy(np.floor(line * (codec.last + 1)).astype(np.int64)) for line in cube]
     return [p for p in dict.fromkeys(found) if p != Policy.dense(structure)]
 
