@@ -150,8 +150,19 @@ class TieredEvaluator:
         if self._lesson is None or self._lesson[0] != steps:
             samples = training_samples(self.task, steps, self.settings.seed, self.device, self.parts.layout)
             teacher = taught(self.task, self.dense, samples, self.samples.batch_size, self.precision)
-            how = (self._all_sites, self.precision, self.task.loss, self._patterned)
-            self._lesson = steps, Lesson(samples, teacher, partial(faithful, self.task), self.measure, *how)
+            self._lesson = (
+                steps,
+                Lesson(
+                    samples,
+                    teacher,
+                    partial(faithful, self.task),
+                    self.measure,
+                    sites=self._all_sites,
+                    precision=self.precision,
+                    task_loss=self.task.loss,
+                    patterned=self._patterned,
+                ),
+            )
         return self._lesson[1]
 
     @one_thread()

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -17,10 +18,11 @@ from autoprune.allocation.budget import Projector
 from autoprune.costs import build_cost
 from autoprune.costs._latency_table import LatencyTable
 from autoprune.criteria import build_criterion, criterion_identity
-from autoprune.database.batches import StatisticsOnly, digest, size
+from autoprune.database.batches import Parts, StatisticsOnly, digest, size
 from autoprune.database.store import LevelDatabase, build_database, database_key
 from autoprune.database.zeros import said_of
 from autoprune.errors import InputError, did_you_mean
+from autoprune.evaluation import Tier
 from autoprune.evaluator.checks import check_data
 from autoprune.evaluator.fidelity import AUTO
 from autoprune.evaluator.finetune import BATCH_SIZE
@@ -33,7 +35,7 @@ from autoprune.files.job import Job
 from autoprune.files.whole import write_whole
 from autoprune.front import Base
 from autoprune.latency.whole_models import fit_latency, table_key
-from autoprune.protocols import Problem, Task
+from autoprune.protocols import Criterion, Problem, Task
 from autoprune.run.before import usable
 from autoprune.run.constraints import parse_constraints
 from autoprune.run.ledger import Prices
@@ -78,28 +80,22 @@ def prepare(
     """
     lent, task = task, task or job.build_task()
     settings = as_recorded(settings_of(job), recorded or {}, job.executor.kind)
-    if settings.metric is not None and settings.metric not in task.directions:
-        hint = did_you_mean(settings.metric, task.directions)
-        raise InputError(f"objectives.loss.metric: the task has no metric {settings.metric!r}; {hint}")
+    _check_metric(settings, task)
     criterion = build_criterion(job.criterion.plain())
     constraints = parse_constraints(job.constraints, task.directions)
     model = prepared_model(task, settings.torch_device)
     whole = analyze(task.build(), task.example_inputs())
     structure = restrict(whole, job.search_space())
-    made = (shared or folder).resolve() / "database"  # workers may stand in other folders
-    latency = _latency(job, structure, model, task, made) if "latency" in settings.costs else None
+    place = (shared or folder).resolve() / "database"  # workers may stand in other folders
+    latency = _latency(job, structure, model, task, place) if "latency" in settings.costs else None
     problem = _problem(job, structure, latency)
     parts = prepared_parts(task, settings, model)
     samples = Samples(task, model, parts, settings.torch_device, settings.batch_size, settings.validation)
     fidelity = resolved_fidelity(task, model, settings, samples)
     said = check_data(task, model, settings, samples)
-    seen = StatisticsOnly(task, parts.statistics)
-    path = made / f"{database_key(model, structure, seen, criterion_identity(job.criterion.plain()))}.safetensors"
-    built_s = 0.0
-    if not path.exists():
-        started = time.perf_counter()
-        build_database(model, structure, seen, criterion).save(path)
-        built_s = time.perf_counter() - started
+    seen, named = StatisticsOnly(task, parts.statistics), criterion_identity(job.criterion.plain())
+    path = place / f"{database_key(model, structure, seen, named)}.safetensors"
+    built_s = 0.0 if path.exists() else _built(model, structure, seen, criterion, path)
     database = LevelDatabase.open(path)
     precision, _ = resolved_precision(task, model, structure, settings, samples, fidelity)
     settings = replace(settings, loss=fidelity.name, classes=fidelity.classes, precision=precision)
@@ -115,28 +111,12 @@ def prepare(
         costs={name: cost.dense for name, cost in problem.costs.items() if name != "latency"},
         metrics={},
         groups=structure.groups,
-        space={
-            "granularity": job.space.granularity,
-            "criterion": job.criterion.plain(),
-            "multiple_of": job.space.multiple_of,
-            "calibration": parts.total,
-            "tier": problem.tier,
-            "finetune_steps": job.evaluator.finetune_steps,
-            "precision": settings.precision,
-            "loss": settings.loss,
-            "validation": settings.validation,
-        },
+        space=_space(job, settings, parts.total, problem.tier),
         data=data,
         directions=dict(task.directions),
         shapes={name: tuple(t.shape) for name, t in named_tensors(model).items()},
         task={} if lent is not None else job.plain()["task"],
     )
-    problem = replace(problem, scores=database.scores(structure))
-    fitness, heldback = (sum(size(b) for b in part) for part in (parts.fitness, parts.heldback))
-    lesson = job.evaluator.finetune_steps * BATCH_SIZE
-    splits = (size(parts.statistics), fitness, heldback, settings.validation)
-    n_scorings = scorings(job.evaluator.finetune_steps)
-    prices = Prices(*splits, lesson, settings.metrics_on_fitness, settings.metric is not None, n_scorings)
     return Setting(
         job=job,
         task=task,
@@ -145,15 +125,58 @@ def prepare(
         structure=structure,
         database=database,
         database_path=path,
-        problem=problem,
+        problem=replace(problem, scores=database.scores(structure)),
         base=base,
-        prices=prices,
+        prices=_prices(parts, settings),
         constraints=constraints,
         controls=usable(job.compare.controls, structure),
         latency=latency,
         built_s=built_s,
         fidelity=fidelity,
         said=(*said, *filter(None, [said_of(model)])),
+    )
+
+
+def _check_metric(settings: Settings, task: Task) -> None:
+    if settings.metric is not None and settings.metric not in task.directions:
+        hint = did_you_mean(settings.metric, task.directions)
+        raise InputError(f"objectives.loss.metric: the task has no metric {settings.metric!r}; {hint}")
+
+
+def _built(model: nn.Module, structure: Structure, seen: StatisticsOnly, criterion: Criterion, path: Path) -> float:
+    """Build the level database into `path`; the seconds that it took."""
+    started = time.perf_counter()
+    build_database(model, structure, seen, criterion).save(path)
+    return time.perf_counter() - started
+
+
+def _space(job: Job, settings: Settings, calibration: int, tier: Tier) -> dict[str, Any]:
+    """What policy.json says of the space and of how the search evaluated."""
+    return {
+        "granularity": job.space.granularity,
+        "criterion": job.criterion.plain(),
+        "multiple_of": job.space.multiple_of,
+        "calibration": calibration,
+        "tier": tier,
+        "finetune_steps": settings.finetune_steps,
+        "precision": settings.precision,
+        "loss": settings.loss,
+        "validation": settings.validation,
+    }
+
+
+def _prices(parts: Parts, settings: Settings) -> Prices:
+    """What asks cost on these samples."""
+    fitness, heldback = (sum(size(b) for b in part) for part in (parts.fitness, parts.heldback))
+    return Prices(
+        statistics=size(parts.statistics),
+        fitness=fitness,
+        heldback=heldback,
+        validation=settings.validation,
+        lesson=settings.finetune_steps * BATCH_SIZE,
+        watched=settings.metrics_on_fitness,
+        by_metric=settings.metric is not None,
+        scorings=scorings(settings.finetune_steps),
     )
 
 
@@ -239,8 +262,16 @@ def _problem(job: Job, structure: Structure, latency: LatencyTable | None) -> Pr
     tier = "refit" if job.evaluator.fitness == "auto" else job.evaluator.fitness
     if tier == "tune" and job.evaluator.finetune_steps == 0:
         raise InputError("evaluator.fitness: tune needs evaluator.finetune_steps of 1 or more, not 0")
-    parts = (job.objectives.costs, job.search.trials, tier)
-    return Problem(structure, {}, costs, budget, *parts, logarithmic=job.objectives.logarithmic)
+    return Problem(
+        structure,
+        {},
+        costs,
+        budget,
+        objectives=job.objectives.costs,
+        n_trials=job.search.trials,
+        tier=tier,
+        logarithmic=job.objectives.logarithmic,
+    )
 
 
 def _model_name(job: Job, model: object) -> str:

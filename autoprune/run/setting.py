@@ -107,10 +107,12 @@ class Setting:
     def evaluator_factory(self) -> Callable[[], TieredEvaluator]:
         """What builds an evaluator, here or in a worker."""
         if self.lent is not None:
-            mine = (self.lent, self.structure, self.database, self.settings)
-            return partial(TieredEvaluator, *mine, latency=self.latency)
-        told = (self.job.dump(), self.settings, self.structure, self.database_path)
-        return partial(make_evaluator, *told, latency=self.latency)
+            return partial(
+                TieredEvaluator, self.lent, self.structure, self.database, self.settings, latency=self.latency
+            )
+        return partial(
+            make_evaluator, self.job.dump(), self.settings, self.structure, self.database_path, latency=self.latency
+        )
 
     def shipment(self) -> EvaluatorFactory:
         """The same for workers that share no files with this process."""
