@@ -30,7 +30,7 @@ from autoprune.evaluator.keep_best import scorings
 from autoprune.evaluator.prepared import prepared_model, prepared_parts, resolved_fidelity, resolved_precision
 from autoprune.evaluator.samples import Samples
 from autoprune.evaluator.settings import COSTS, Settings
-from autoprune.evaluator.tiers import TieredEvaluator
+from autoprune.evaluator.tiers import PROBED_SHARE, TieredEvaluator
 from autoprune.files.job import Job
 from autoprune.files.whole import write_whole
 from autoprune.front import Base
@@ -212,7 +212,7 @@ def _tunes(job: Job) -> bool:
 def _peak_rate(settings: Settings, data: str, database: Path, make: Callable[[], TieredEvaluator]) -> float:
     """The peak rate of the brief fine-tune, the same for all workers: from its file or probed now."""
     s = settings
-    what = (s.loss, s.classes, s.calibration, s.finetune_steps, s.seed, s.precision, data)
+    what = (s.loss, s.classes, s.calibration, s.finetune_steps, s.seed, s.precision, data, PROBED_SHARE)
     key = hashlib.sha256(repr(what).encode()).hexdigest()[:8]
     path = database.with_name(f"{database.stem}-{key}.rate.json")
     if path.exists():
