@@ -329,11 +329,11 @@ def test_a_path_is_relative_to_the_job_file_and_may_change_between_calls(tmp_pat
     assert Job.from_dict({**given, "sync_to": "~/run"}, base=tmp_path).sync_url == str(Path("~/run").expanduser())
 
 
-def test_cells_of_a_comparison_are_not_mirrored(tmp_path: Path) -> None:
+def test_arms_of_a_comparison_are_not_mirrored(tmp_path: Path) -> None:
     job = tiny_job(sync_to=str(tmp_path / "shared"))
     compared = Comparison(job, ("uniform", "random"), (0.6,), (0,), tmp_path / "compare")
     assert len(compared.document["rows"]) == 2
     assert not (tmp_path / "shared").exists()
     elsewhere = tiny_job(sync_to=str(tmp_path / "other"))
     again = Comparison(elsewhere, ("uniform", "random"), (0.6,), (0,), tmp_path / "compare").finish()
-    assert again.kept == again.n_cells
+    assert again.kept == again.n_arms

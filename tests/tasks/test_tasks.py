@@ -163,7 +163,7 @@ def cut_in_half(path: Path) -> None:
             lambda p: save_file(CifarResNet(8, planes=(4, 4, 8)).state_dict(), p),
             r"layer3.0.conv1.weight is \[8",
         ),
-        ("weights", lambda p: save_file({**tiny().state_dict(), "x": torch.zeros(1)}, p), "holds a tensor 'x'"),
+        ("weights", lambda p: save_file({**tiny().state_dict(), "x": torch.zeros(1)}, p), "holds 'x', which the model"),
     ],
 )
 def test_missing_or_damaged_files_are_named(arrays: dict[str, Any], key: str, spoil: Any, message: str) -> None:
