@@ -163,6 +163,11 @@ def test_the_best_of_the_atoms_that_are_gone_comes_back_first() -> None:
     room = {"macs": 1.3 * float(costs["macs"](projector.codec.widths(start)))}
     widths = projector.codec.policy(projector.give_back(start, room)).as_dict()
     assert widths["cheap"] > widths["dear"]
+    steep = np.array([8.0, 8.0, 8.0, 8.0, 0.1, 0.1, 0.1, 0.1])
+    projector = Projector(structure, costs, {"dear": steep, "cheap": even})
+    start = projector.codec.floor(np.array([0.25, 0.25]))  # here the best that is gone of it scores most
+    room = {"macs": 1.5 * float(costs["macs"](projector.codec.widths(start)))}
+    assert projector.codec.policy(projector.give_back(start, room)).as_dict() == {"dear": 4, "cheap": 2}
 
 
 def two_layers(cheap_positions: int, dear_positions: int) -> Structure:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from autoprune.allocation.budget import reachable
@@ -157,6 +157,8 @@ def test_without_a_table_or_a_row_of_it_there_is_one_clear_line() -> None:
 
 
 @settings(max_examples=60, deadline=None)
+@example(n=5, seed=6, share=0.5, smooth=False)  # prices and exchanges alone end 2.3 times above it
+@example(n=6, seed=6, share=0.5, smooth=True)
 @given(n=st.integers(1, 6), seed=st.integers(0, 10_000), share=st.floats(0, 1), smooth=st.booleans())
 def test_where_the_cost_adds_up_the_allocation_is_the_best_there_is(
     n: int, seed: int, share: float, smooth: bool
