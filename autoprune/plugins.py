@@ -82,6 +82,27 @@ def check_options(make: Callable[..., Any], options: Mapping[str, Any], given: i
             raise InputError(f"{where}: unknown option {option!r}; {did_you_mean(option, allowed)}")
 
 
+def build(folder: Folder, name: str, options: Mapping[str, Any], where: str) -> Any:
+    """An instance, which can be called, of the class called `name` in `folder`, or of a user's "module:Class".
+
+    `where` is the section of the job that the options stand in.
+
+    Raises:
+        InputError: no such plug-in, it is no class, or it does not take these options or their values.
+    """
+    made = load(folder, name)
+    if not isinstance(made, type) or not hasattr(made, "__call__"):  # noqa: B004  # of its instances
+        what = SINGULAR.get(folder, folder.removesuffix("s"))
+        raise InputError(f"{what} {name!r} must be a class whose instances can be called, not {made!r:.80}")
+    check_options(made, options, 0, where)
+    try:
+        return made(**options)
+    except (TypeError, ValueError) as error:
+        if not options:  # then nothing that the user wrote is wrong
+            raise
+        raise InputError(f"{where}: {name} refuses {dict(options)}: {error}") from error
+
+
 def source_digest(plugin: Any) -> str:
     """12 hex digits of the source that `plugin` was written in, helpers of its file included."""
     try:

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from autoprune import plugins
-from autoprune.errors import InputError
 from autoprune.protocols import Criterion
 
 Named = str | Mapping[str, Any]
@@ -21,16 +20,7 @@ def build_criterion(given: Named) -> Criterion:
         InputError: no such criterion, it is no class, or it does not take these options or their values.
     """
     name, options = _parts(given)
-    made = plugins.load("criteria", name)
-    if not isinstance(made, type) or not hasattr(made, "__call__"):  # noqa: B004  # of its instances
-        raise InputError(f"criterion {name!r} must be a class whose instances can be called, not {made!r:.80}")
-    plugins.check_options(made, options, 0, "criterion.options")
-    try:
-        criterion: Criterion = made(**options)
-    except (TypeError, ValueError) as error:
-        if not options:  # then nothing that the user wrote is wrong
-            raise
-        raise InputError(f"criterion.options: {name} refuses {options}: {error}") from error
+    criterion: Criterion = plugins.build("criteria", name, options, "criterion.options")
     return criterion
 
 
