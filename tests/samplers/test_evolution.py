@@ -8,6 +8,8 @@ from functools import partial
 import numpy as np
 import pytest
 
+from autoprune.allocation.budget import Projector
+from autoprune.codec import Codec
 from autoprune.errors import InputError
 from autoprune.evaluation import Ask, Evaluation
 from autoprune.samplers.evolution import Evolution
@@ -68,6 +70,21 @@ def test_the_whole_budget_range_is_searched() -> None:
     assert np.all(np.histogram(costs, bins=6, range=(0.29, 0.9))[0] >= 10)
     for target in PROBLEM.budget.at:  # many sit right below each budget of the finalists
         assert np.sum((costs <= target) & (costs > target - 0.01)) >= 10
+
+
+def test_a_difference_goes_on_from_the_worse_of_two_elites_to_the_better() -> None:
+    codec = Codec(STRUCTURE)
+    one, two = np.tile([1.0, 0.5], 6), np.tile([0.5, 1.0], 6)
+    projector = Projector(STRUCTURE, PROBLEM.costs)
+    policies = [codec.policy(projector.positions(ratios, {"macs": 0.5})) for ratios in (one, two)]
+    better, worse = (codec.ratios(codec.widths(codec.positions(p.array(STRUCTURE)))) for p in policies)
+    seeds = tuple(replace(Hills(STRUCTURE)(Ask(p, "refit")), loss=x) for p, x in zip(policies, (0.1, 0.4), strict=True))
+    sampler = Evolution(replace(PROBLEM, seeds=seeds), np.random.default_rng(0))
+    start = projector.positions(np.full(12, 0.75), {"macs": 0.5})
+    moved = [codec.ratios(codec.widths(sampler._difference(start, {"macs": 0.5}))) for _ in range(40)]
+    went = (np.array(moved) - codec.ratios(codec.widths(start))) @ (better - worse)
+    assert np.all(went >= -0.01)  # a pair of the same elite goes nowhere
+    assert np.mean(went > 0.1) > 0.3
 
 
 def test_a_tiny_space_runs_dry_without_hanging() -> None:

@@ -88,6 +88,22 @@ def test_a_table_that_is_wrong_about_half_the_groups_is_mended(window: int) -> N
     assert at_half < 0.8 * evaluate(Ask(knapsack(problem, 0.5), "refit")).loss
 
 
+def test_what_every_policy_of_a_budget_loses_does_not_count() -> None:
+    problem, evaluate = replace(PROBLEM, seeds=()), Hills(STRUCTURE)
+    ends = [evaluate(Ask(knapsack(problem, target), "refit")).costs["macs"] for target in (0.3, 0.9)]
+
+    def asked(rise: float) -> list[Ask]:
+        """The asks where the log loss of all policies rises by `rise` from the narrowest knapsack to the widest."""
+        sampler, asks = spdy(problem), list[Ask]()
+        for _ in range(N_FIRST + 40):
+            asks.append(sampler.ask())
+            e = evaluate(asks[-1])
+            sampler.tell(replace(e, loss=e.loss * np.exp(np.interp(e.costs["macs"], ends, [0.0, rise]))))
+        return asks
+
+    assert asked(rise=0.0) == asked(rise=10.0)
+
+
 def test_one_group_alone_is_a_problem_too() -> None:
     structure = chain(1)
     sampler, evaluate = spdy(make_problem(structure)), Hills(structure)
