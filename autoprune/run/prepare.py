@@ -93,30 +93,17 @@ def prepare(
     samples = Samples(task, model, parts, settings.torch_device, settings.batch_size, settings.validation)
     fidelity = resolved_fidelity(task, model, settings, samples)
     said = check_data(task, model, settings, samples)
-    seen, named = StatisticsOnly(task, parts.statistics), criterion_identity(job.criterion.plain())
-    path = place / f"{database_key(model, structure, seen, named)}.safetensors"
-    built_s = 0.0 if path.exists() else _built(model, structure, seen, criterion, path)
-    database = LevelDatabase.open(path)
+    seen, identity = StatisticsOnly(task, parts.statistics), criterion_identity(job.criterion.plain())
+    database, path, built_s = _opened(model, structure, seen, criterion, identity, place)
     precision, _ = resolved_precision(task, model, structure, settings, samples, fidelity)
     settings = replace(settings, loss=fidelity.name, classes=fidelity.classes, precision=precision)
     data = digest([parts.statistics, *parts.fitness, *parts.heldback])
     if _tunes(job) and settings.learning_rate is None:
         made_here = partial(TieredEvaluator, task, structure, database, replace(settings, costs=()), model, parts=parts)
         settings = replace(settings, learning_rate=_peak_rate(settings, data, path, made_here))
-    base = Base(
-        structure_fingerprint=whole.fingerprint,
-        weights_fingerprint=weights_fingerprint(model),
-        model=_model_name(job, model),
-        inputs=described(task.example_inputs()),
-        costs={name: cost.dense for name, cost in problem.costs.items() if name != "latency"},
-        metrics={},
-        groups=structure.groups,
-        space=_space(job, settings, parts.total, problem.tier),
-        data=data,
-        directions=dict(task.directions),
-        shapes={name: tuple(t.shape) for name, t in named_tensors(model).items()},
-        task={} if lent is not None else job.plain()["task"],
-    )
+    named = {} if lent is not None else job.plain()["task"]
+    space = _space(job, settings, parts.total, problem.tier)
+    base = _base(job, task, named, model, whole, problem, space, data)
     return Setting(
         job=job,
         task=task,
@@ -143,11 +130,44 @@ def _check_metric(settings: Settings, task: Task) -> None:
         raise InputError(f"objectives.loss.metric: the task has no metric {settings.metric!r}; {hint}")
 
 
-def _built(model: nn.Module, structure: Structure, seen: StatisticsOnly, criterion: Criterion, path: Path) -> float:
-    """Build the level database into `path`; the seconds that it took."""
-    started = time.perf_counter()
-    build_database(model, structure, seen, criterion).save(path)
-    return time.perf_counter() - started
+def _opened(
+    model: nn.Module, structure: Structure, seen: StatisticsOnly, criterion: Criterion, identity: str, place: Path
+) -> tuple[LevelDatabase, Path, float]:
+    """The level database of `place`, built where there is none; its file, and the seconds that building it took."""
+    path = place / f"{database_key(model, structure, seen, identity)}.safetensors"
+    built_s = 0.0
+    if not path.exists():
+        started = time.perf_counter()
+        build_database(model, structure, seen, criterion).save(path)
+        built_s = time.perf_counter() - started
+    return LevelDatabase.open(path), path, built_s
+
+
+def _base(
+    job: Job,
+    task: Task,
+    named: Mapping[str, Any],
+    model: nn.Module,
+    whole: Structure,
+    problem: Problem,
+    space: Mapping[str, Any],
+    data: str,
+) -> Base:
+    """The dense model as a policy file identifies it; `named` is its task's section of the job, if it has one."""
+    return Base(
+        structure_fingerprint=whole.fingerprint,
+        weights_fingerprint=weights_fingerprint(model),
+        model=_model_name(job, model),
+        inputs=described(task.example_inputs()),
+        costs={name: cost.dense for name, cost in problem.costs.items() if name != "latency"},
+        metrics={},
+        groups=problem.structure.groups,
+        space=space,
+        data=data,
+        directions=dict(task.directions),
+        shapes={name: tuple(t.shape) for name, t in named_tensors(model).items()},
+        task=named,
+    )
 
 
 def _space(job: Job, settings: Settings, calibration: int, tier: Tier) -> dict[str, Any]:
