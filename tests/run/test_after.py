@@ -19,7 +19,8 @@ def setting(tmp_path_factory: pytest.TempPathFactory) -> Setting:
     from autoprune.files.job import Job
     from autoprune.run.prepare import prepare
 
-    return prepare(Job.load(ROOT / "search_spaces" / "digits.yaml"), tmp_path_factory.mktemp("run"))
+    untuned = ("evaluator.finalists=0", "evaluator.finetune_steps=0")  # or the rate of a fine-tune is probed, in vain
+    return prepare(Job.load(ROOT / "search_spaces" / "digits.yaml", untuned), tmp_path_factory.mktemp("run"))
 
 
 def measured(setting: Setting, share: float, split: Split, loss: float, fraction: float = 1.0) -> Evaluation:
