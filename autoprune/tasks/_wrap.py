@@ -18,9 +18,11 @@ from autoprune.protocols import SPLITS, Batch, Direction
 from autoprune.tasks._trees import RaggedError, cat_trees
 from autoprune.tracing.copies import private_copy
 from autoprune.tracing.eval_mode import evaluating
-from autoprune.tracing.inputs import call_model
+from autoprune.tracing.inputs import arguments, call_model
 from autoprune.tracing.outputs import Wanted, pick_output, said_output
 
+TARGETS = ("labels", "label", "targets", "target")
+"""The key of a dict batch that holds what the loss and the metric compare with."""
 LossFn = Callable[[Any, Any], Tensor]
 MetricFn = Callable[[Any, Any], Mapping[str, float]]
 
@@ -37,6 +39,7 @@ def task(
 ) -> WrappedTask:
     """A Task from a trained model and loaders of (inputs, targets) pairs for each of the four splits.
 
+    A batch may also be one dict: `labels`, `label`, `targets` or `target` in it are the targets, the rest the inputs.
     `inputs` are what the model is called with: a tensor, a tuple of them, or a dict (keywords where `forward` has
     parameters of these names, else one argument); a list is several arguments where `forward` takes as many, else one.
     numpy arrays become tensors. `loss_fn(outputs, targets)` returns a scalar for training, `metric_fn` of the same
@@ -143,9 +146,32 @@ class Pairs:
     spread: bool
 
     def __iter__(self) -> Iterator[Batch]:
-        for inputs, targets in self.loader:
+        for batch in self.loader:
+            inputs, targets = pair_of(batch)
             given = as_tensors(inputs)
             yield (tuple(given) if self.spread and isinstance(given, list) else given), as_tensors(targets)
+
+
+def pair_of(batch: Any) -> tuple[Any, Any]:
+    """(inputs, targets) of what a loader yields: a pair, or a dict in which the targets have one of their names.
+
+    Raises:
+        InputError: it is neither.
+    """
+    if isinstance(batch, Mapping):
+        held = [key for key in TARGETS if key in batch]
+        inputs = {key: value for key, value in batch.items() if key not in held}
+        if len(held) == 1 and inputs:
+            return inputs, batch[held[0]]
+        shown = f"a dict of {', '.join(map(repr, batch))}"
+    elif isinstance(batch, tuple | list) and len(batch) == 2:
+        return batch[0], batch[1]
+    else:
+        shown = f"a {type(batch).__name__}" + (f" of {len(batch)}" if isinstance(batch, tuple | list) else "")
+    raise InputError(
+        f"a batch must be an (inputs, targets) pair, or a dict of the inputs with the targets under one of "
+        f"{', '.join(TARGETS)}, not {shown}"
+    )
 
 
 def arguments_of(inputs: Any) -> tuple[Any, ...]:
@@ -208,10 +234,10 @@ def _first_batch(name: str, loader: Iterable[Any]) -> Batch:
         first, again = (next(iter(loader), None) for _ in range(2))
     if first is None or again is None:
         raise InputError(f"loaders[{name!r}] is empty or can be read once only; pass a list or a DataLoader")
-    if not isinstance(first, tuple | list) or len(first) != 2:
-        shown = f"a dict of {', '.join(map(repr, first))}" if isinstance(first, Mapping) else type(first).__name__
-        raise InputError(f"loaders[{name!r}] must yield (inputs, targets) pairs, not {shown}")
-    pair, twin = ((as_tensors(x), as_tensors(y)) for x, y in (first, again))
+    try:
+        pair, twin = ((as_tensors(x), as_tensors(y)) for x, y in map(pair_of, (first, again)))
+    except InputError as error:
+        raise InputError(f"loaders[{name!r}]: {error}") from None
     alike = [_equal(a, b) for a, b in zip(tensors_of(pair), tensors_of(twin), strict=True)]
     if name != "train" and not all(alike):
         raise InputError(
@@ -245,7 +271,12 @@ def _called_first(model: nn.Module, batch: Batch, spread: bool) -> Any:
         raise
     except Exception as error:  # a user's model may fail in any way
         shapes = ", ".join(f"{str(t.dtype).removeprefix('torch.')} {list(t.shape)}" for t in tensors_of(inputs))
-        raise InputError(f"the model fails on the first batch of its loader ({shapes}): {one_line(error)}") from error
+        said = f"the model fails on the first batch of its loader ({shapes}): {one_line(error)}"
+        if isinstance(inputs, dict) and arguments(model, inputs)[0]:
+            said += (
+                f"; forward has no parameters {', '.join(map(repr, inputs))}, so it was given the dict as one argument"
+            )
+        raise InputError(said) from error
 
 
 def _check_loss(loss_fn: LossFn, returned: Any, targets: Any) -> None:

@@ -237,7 +237,7 @@ def test_wrapping_a_model_leaves_global_chance_alone() -> None:
         ({"tests": []}, "unknown split 'tests' in loaders; did you mean 'test'"),
         ({"train": iter([])}, r"loaders\['train'\] is empty"),
         ({"calibration": (x for x in [(torch.zeros(2, 5), torch.zeros(2))])}, "can be read once only"),
-        ({"validation": [torch.zeros(2, 5)]}, "must yield .inputs, targets. pairs"),
+        ({"validation": [torch.zeros(2, 5)]}, "loaders..validation..: a batch must be an .inputs, targets. pair"),
     ],
 )
 def test_wrong_loaders_are_named(change: dict[str, Any], message: str) -> None:

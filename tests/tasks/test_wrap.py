@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import UserDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -93,12 +94,34 @@ EXPECTED = float((REFERENCE(rows(SPLITS.index("test"))[0]).argmax(-1) == rows(SP
         ("plain", lambda x, y: ({"x": x, "y": 0 * x}, y)),
         ("record", lambda x, y: ({"x": x, "other": x}, y)),
         ("images", lambda x, y: (list(x), y)),
+        ("plain", lambda x, y: {"x": x, "y": 0 * x, "labels": y}),
+        ("plain", lambda x, y: {"x": x, "label": y}),
+        ("plain", lambda x, y: UserDict(targets=y, x=x.numpy())),
+        ("record", lambda x, y: {"x": x, "other": x, "target": y}),
     ],
 )
 def test_inputs_of_any_form_give_what_the_plain_ones_give(kind: str, made: Any) -> None:
     outputs, found = whole_pass(wrap(Net(kind), loaders(made), F.cross_entropy, accuracy))
     assert torch.allclose(outputs, REFERENCE(X[:8]))
     assert found == pytest.approx(EXPECTED)
+
+
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [
+        (
+            lambda x, y: {"x": x, "y": y},
+            "the targets under one of labels, label, targets, target, not a dict of 'x', 'y'$",
+        ),
+        (lambda x, y: {"x": x, "labels": y, "label": y}, "not a dict of 'x', 'labels', 'label'$"),
+        (lambda x, y: {"labels": y}, "not a dict of 'labels'$"),
+        (lambda x, y: (x, y, y), "not a tuple of 3$"),
+        (lambda x, y: {"image": x, "label": y}, "no parameters 'image', so it was given the dict as one argument$"),
+    ],
+)
+def test_batches_without_inputs_and_targets_are_refused_with_what_is_allowed(made: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        wrap(Net(), loaders(made), F.cross_entropy, accuracy)
 
 
 @pytest.mark.parametrize(
@@ -199,7 +222,6 @@ def _nothing(outputs: Any, targets: Any) -> Mapping[str, float]:
     ("change", "words"),
     [
         ({"loaders": [(X, Y)]}, "loaders must map calibration, .* to loaders each, not be a list"),
-        ({"loaders": loaders(lambda x, y: {"x": x, "labels": y})}, "not a dict of 'x', 'labels'"),
         (
             {"loaders": loaders(lambda x, y: (x[:, :4], y))},
             r"fails on the first batch .* .float32 \[8, 4\].",
