@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 import warnings
 from collections.abc import Mapping, Sequence
@@ -71,7 +70,7 @@ def repaired(
     evaluator = TieredEvaluator(task, structure, database, as_searched, dense)
     told = _trained(evaluator, point, recipe, training)
     score = evaluator.standing("validation")
-    small = in_format(copy.deepcopy(evaluator.stitcher.model), torch.contiguous_format)
+    small = in_format(copied(evaluator.stitcher.model), torch.contiguous_format)
     loss = {"name": point.losses.get("validation", {}).get("name", settings.objective), "loss": score.loss}
     return Repaired(
         small.to(next(model.parameters()).device),

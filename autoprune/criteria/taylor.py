@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -12,6 +11,7 @@ from autoprune.criteria._atoms import atom_sums, produced_weights
 from autoprune.errors import InputError
 from autoprune.protocols import Task
 from autoprune.structure import Group
+from autoprune.tracing.copies import copied
 from autoprune.tracing.sound_gradients import SoundGradients
 
 
@@ -19,7 +19,7 @@ class Taylor:
     """Mean over batches of (sum of w * dL/dw over the producing rows)^2, on the task's own loss."""
 
     def __call__(self, model: nn.Module, groups: Sequence[Group], task: Task) -> Mapping[str, Tensor]:
-        work = copy.deepcopy(model).eval().requires_grad_(True)
+        work = copied(model).eval().requires_grad_(True)
         scores = {g.name: torch.zeros(g.width, dtype=torch.float64) for g in groups}
         batches = list(task.split("calibration"))
         for batch in batches:

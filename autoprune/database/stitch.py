@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from autoprune.database.store import LevelDatabase
 from autoprune.policy import Policy
 from autoprune.structure import Structure
+from autoprune.tracing.copies import copied
 from autoprune.tracing.slim import named_tensors, set_attributes
 
 
@@ -34,7 +34,7 @@ class Stitcher:
 
     def __init__(self, model: nn.Module, structure: Structure, database: LevelDatabase) -> None:
         self.structure, self.database = structure, database
-        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        self.model = copied(model).eval().requires_grad_(False)
         # by their first names alone: under a second one (an alias, a tied weight) a tensor would be renewed twice
         self.dense: dict[str, Tensor] = {n: t.detach() for n, t in named_tensors(model).items()}
         self.live: Mapping[str, Tensor] = named_tensors(self.model)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from dataclasses import replace
 
@@ -20,6 +19,7 @@ from autoprune.evaluator.samples import Samples
 from autoprune.evaluator.settings import Settings
 from autoprune.protocols import Task
 from autoprune.structure import Structure
+from autoprune.tracing.copies import copied
 from autoprune.tracing.inputs import call_model
 
 LOOKED_AT = 64
@@ -44,7 +44,7 @@ def fast_format(task: Task, model: nn.Module) -> torch.memory_format:
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     try:
         with torch.no_grad():
-            twin = in_format(copy.deepcopy(model), torch.channels_last)
+            twin = in_format(copied(model), torch.channels_last)
             call_model(twin, prepare(task.example_inputs(), device, torch.channels_last))
     except RuntimeError:
         return torch.contiguous_format

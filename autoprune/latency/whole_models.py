@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import warnings
 from collections.abc import Sequence
@@ -28,6 +27,7 @@ from autoprune.latency.runtime_here import batched, device_name, resolve
 from autoprune.latency.timing import Runner, Timing, measure_ratios
 from autoprune.policy import Policy
 from autoprune.structure import Structure
+from autoprune.tracing.copies import copied
 from autoprune.tracing.one_thread import one_thread
 from autoprune.tracing.slim import slim
 
@@ -175,10 +175,10 @@ class _Bench:
         return timings
 
     def _slim(self, policy: Policy) -> nn.Module:
-        small = copy.deepcopy(self.dense)
+        small = copied(self.dense)
         slim(small, self.structure, {name: range(width) for name, width in policy.widths})
         return small
 
     def _copy(self, model: nn.Module) -> nn.Module:
-        twin = copy.deepcopy(model).eval().requires_grad_(False).to(self.runtime.device)
+        twin = copied(model).eval().requires_grad_(False).to(self.runtime.device)
         return in_format(twin, torch.contiguous_format)  # what `apply` hands back

@@ -6,7 +6,6 @@ trials below remove every atom at least once, shift every position, and leave on
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,7 +19,7 @@ from autoprune.allocation.polynomial import macs_polynomial
 from autoprune.errors import InputError, one_line
 from autoprune.policy import Policy
 from autoprune.structure import Group, Op, Structure
-from autoprune.tracing.copies import flat_output, private_copy, quiet_random_state, to_double
+from autoprune.tracing.copies import copied, flat_output, private_copy, quiet_random_state, to_double
 from autoprune.tracing.inputs import Example, call_model
 from autoprune.tracing.ops import count_macs
 from autoprune.tracing.scramble import noisy, scramble
@@ -81,7 +80,7 @@ class Certifier:
         plain = private_copy(model)
         tries = [(True, True, True), (True, True, False), (False, True, False), (True, False, False)]
         for scrambled, double, noise in [*tries, (False, False, False)]:
-            twin, inputs = copy.deepcopy(plain), example.inputs
+            twin, inputs = copied(plain), example.inputs
             if double:
                 twin, inputs = twin.double(), to_double(inputs)
             given = replace(example, inputs=noisy(inputs) if noise else inputs)

@@ -46,11 +46,18 @@ def copied(model: nn.Module) -> nn.Module:
             if isinstance(value, Tensor) and value.grad_fn is not None:
                 memo[id(value)] = value.detach().clone()
     try:
-        return copy.deepcopy(model, memo)
+        with torch.no_grad():  # TorchScript copies its parameters as if they were computed
+            twin = copy.deepcopy(model, memo)
     except Exception as error:  # a user's module may refuse in any way
         raise InputError(
             f"{type(model).__name__} cannot be copied: {one_line(error)}; it must survive copy.deepcopy"
         ) from error
+    lent = dict(model.named_parameters(remove_duplicate=False))
+    for name, parameter in twin.named_parameters(remove_duplicate=False):
+        if not isinstance(parameter, nn.Parameter):  # TorchScript's have become plain tensors
+            parameter._is_param = True
+            parameter.requires_grad_(lent[name].requires_grad)
+    return twin
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -72,11 +79,11 @@ def _refuse_closed(model: nn.Module) -> None:
             raise InputError(f"{what} is wrapped in DistributedDataParallel: pass the model inside, its `.module`")
         if any(nn.parameter.is_lazy(p) for p in module.parameters(recurse=False)):
             raise InputError(f"{what} is lazy and was never run: run the model once, then its layers know their sizes")
-        if isinstance(module, torch.jit.ScriptModule):
-            raise InputError(
-                f"{what} is TorchScript (torch.jit.script or trace), which is compiled and cannot be cut: "
-                f"use the plain nn.Module that it was made of"
-            )
+    if isinstance(unwrapped(model), torch.jit.ScriptModule):
+        raise InputError(
+            "the model is TorchScript (torch.jit.script or trace), which is compiled and cannot be cut: "
+            "use the plain nn.Module that it was made of"
+        )
 
 
 def to_double(value: Any) -> Any:

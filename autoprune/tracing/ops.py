@@ -95,7 +95,7 @@ def _op(
         stride=use.stride,
         spatial=use.spatial,
         tensors=tuple(
-            TensorSpec(names[id(t)], tuple(t.shape), t.element_size(), isinstance(t, nn.Parameter)) for t in tensors
+            TensorSpec(names[id(t)], tuple(t.shape), t.element_size(), id(t) in trace.owners) for t in tensors
         ),
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
@@ -15,6 +16,7 @@ OUTPUT = "its channels are the model's output"
 RECURRENT = "recurrent layers are not pruned"
 NO_READER = "what reads its channels is no layer that the trace knows (a raw weight, a reshape or a product of them)"
 ATTENTION = "attention is not pruned by channels"
+SCRIPT = "TorchScript is compiled and cannot be cut: use the plain nn.Module that it was made of"
 
 
 def module_reasons(model: nn.Module, trace: Trace) -> dict[str, str]:
@@ -70,7 +72,7 @@ def _neighbour(candidate: Candidate, trace: Trace, modules: Mapping[str, str]) -
             if name in modules:
                 return modules[name] if name in candidate.producers else f"it meets {name!r}: {modules[name]}"
     for name, reason in modules.items():
-        if reason.startswith((RECURRENT, ATTENTION)) and _feeds(candidate, trace, trace.inputs.get(name, ())):
+        if reason.startswith((RECURRENT, ATTENTION, SCRIPT)) and _feeds(candidate, trace, trace.inputs.get(name, ())):
             return f"it feeds {name!r}: {reason}"
     return ""
 
@@ -83,6 +85,8 @@ def lost_reason(name: str, module: nn.Module, trace: Trace) -> str:
 
 
 def _module_reason(name: str, module: nn.Module, trace: Trace) -> str:
+    if isinstance(module, torch.jit.ScriptModule):
+        return SCRIPT
     own = list(module.parameters(recurse=False))
     if parametrize.is_parametrized(module) or _computes_weight(module):
         return "its weight is computed from other tensors (weight_norm, spectral_norm or another parametrization)"

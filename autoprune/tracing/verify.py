@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 
 from autoprune.errors import RunError, one_line
 from autoprune.structure import Group, Structure
-from autoprune.tracing.copies import flat_output, private_copy, quiet_random_state, to_double
+from autoprune.tracing.copies import copied, flat_output, private_copy, quiet_random_state, to_double
 from autoprune.tracing.inputs import call_model, few_samples
 from autoprune.tracing.slim import Keep, expected_attributes, kept_positions, named_tensors, removed_positions
 from autoprune.tracing.sound_gradients import SoundGradients
@@ -110,7 +109,7 @@ def random_keep(groups: Sequence[Group], rng: np.random.Generator) -> dict[str, 
 
 def _run_exactly(model: nn.Module, inputs: tuple[Any, ...]) -> Tensor:
     try:
-        return run(copy.deepcopy(model).double(), to_double(inputs))
+        return run(copied(model).double(), to_double(inputs))
     except RuntimeError:  # a model that builds its own fp32 constants does not run in fp64
         return run(model, inputs)
 

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -20,7 +21,7 @@ from autoprune.tracing.suspects import DECISIONS, Seen, suspicion
 Node = Any
 """A node of the autograd graph."""
 
-OPAQUE = (nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention)
+OPAQUE = (nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention, torch.jit.ScriptModule)
 """Modules whose inside is not looked into; whatever feeds them is frozen."""
 
 
@@ -115,15 +116,36 @@ def is_depthwise(module: nn.Module) -> bool:
 
 @contextmanager
 def _hooks(model: nn.Module, trace: Trace, stack: list[str]) -> Iterator[None]:
-    handles = []
+    handles, closed = [], []
     for name, module in model.named_modules():
-        handles.append(module.register_forward_pre_hook(_enter(name, trace, stack), with_kwargs=True))
-        handles.append(module.register_forward_hook(_leave(name, trace, stack, is_producer(module))))
+        enter, leave = _enter(name, trace, stack), _leave(name, trace, stack, is_producer(module))
+        if isinstance(module, torch.jit.ScriptModule):  # takes no hooks
+            closed.append(module)
+            module.__dict__["forward"] = _between(module, module.forward, enter, leave)
+            continue
+        handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
+        handles.append(module.register_forward_hook(leave))
     try:
         yield
     finally:
         for handle in handles:
             handle.remove()
+        for module in closed:
+            del module.__dict__["forward"]
+
+
+def _between(
+    module: nn.Module, forward: Callable[..., Any], enter: Callable[..., None], leave: Callable[..., None]
+) -> Callable[..., Any]:
+    """`forward` with what hooks would do before and after it."""
+
+    def called(*args: Any, **kwargs: Any) -> Any:
+        enter(module, args, kwargs)
+        output = forward(*args, **kwargs)
+        leave(module, args, output)
+        return output
+
+    return called
 
 
 def _enter(name: str, trace: Trace, stack: list[str]) -> Callable[..., None]:

@@ -77,7 +77,6 @@ def scripted() -> nn.Module:
     ("build", "words"),
     [
         (scripted, "the model is TorchScript .* use the plain nn.Module"),
-        (lambda: nn.Sequential(scripted(), nn.Linear(3, 2)), "the module '0' is TorchScript"),
         (Lazy, "'first' is lazy and was never run: run the model once"),
     ],
 )
@@ -118,3 +117,41 @@ def test_reentrant_checkpoints_pass_the_verification() -> None:
     small = private_copy(model)
     slim(small, structure, keep)
     assert verify(small, model, structure, keep, X) <= 1e-5
+
+
+class Closed(nn.Module):
+    """`a` -> `b` -> `middle` -> `c` -> `d`; only `middle` is compiled, or nothing."""
+
+    def __init__(self, compiled: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b, self.c, self.d = nn.Linear(5, 8), nn.Linear(8, 5), nn.Linear(3, 7), nn.Linear(7, 2)
+        self.middle = scripted() if compiled else net()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.d(self.c(self.middle(self.b(self.a(x).relu()))).relu())
+        return y
+
+
+def test_torchscript_inside_a_model_freezes_what_it_touches_and_nothing_else() -> None:
+    model = Closed(compiled=True)
+    structure, plain = analyze(model, X), analyze(Closed(compiled=False), X)
+    assert structure.names == ("a", "c")
+    assert "it feeds 'middle': TorchScript is compiled" in structure.frozen["b"]
+    assert "use the plain nn.Module" in structure.frozen["middle"]
+    sizes = [{t.name: (t.shape, t.is_parameter) for op in s.ops for t in op.tensors} for s in (structure, plain)]
+    assert sizes[0] == sizes[1]
+    small = private_copy(model)
+    keep = {"a": (0, 3, 5), "c": (1, 2)}
+    slim(small, structure, keep)
+    assert verify(small, model, structure, keep, X) < 1e-6
+
+
+def test_a_copy_of_torchscript_trains_as_the_original_does() -> None:
+    twin = copied(Closed(compiled=True))
+    assert all(p.is_leaf and p.requires_grad and isinstance(p, nn.Parameter) for p in twin.parameters())
+    before = [p.detach().clone() for p in twin.middle.parameters()]
+    optimizer = torch.optim.SGD(twin.parameters(), 0.1)
+    twin(X[0]).square().sum().backward()
+    optimizer.step()
+    assert all(not torch.equal(b, p) for b, p in zip(before, twin.middle.parameters(), strict=True))
