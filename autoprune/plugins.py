@@ -82,6 +82,21 @@ def check_options(make: Callable[..., Any], options: Mapping[str, Any], given: i
             raise InputError(f"{where}: unknown option {option!r}; {did_you_mean(option, allowed)}")
 
 
+def path_parameters(make: Callable[..., Any]) -> frozenset[str]:
+    """Names of the parameters that `make` annotates as a Path: what a job gives for them is relative to its file."""
+    try:
+        parameters = inspect.signature(make).parameters.values()
+    except (TypeError, ValueError):
+        return frozenset()
+    return frozenset(p.name for p in parameters if "Path" in str(p.annotation).replace("pathlib.", ""))
+
+
+def with_paths(make: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """`options` with a Path where `make` asks for one."""
+    paths = path_parameters(make)
+    return {name: Path(v) if name in paths and isinstance(v, str) else v for name, v in options.items()}
+
+
 def build(folder: Folder, name: str, options: Mapping[str, Any], where: str) -> Any:
     """An instance, which can be called, of the class called `name` in `folder`, or of a user's "module:Class".
 
@@ -96,7 +111,7 @@ def build(folder: Folder, name: str, options: Mapping[str, Any], where: str) -> 
         raise InputError(f"{what} {name!r} must be a class whose instances can be called, not {made!r:.80}")
     check_options(made, options, 0, where)
     try:
-        return made(**options)
+        return made(**with_paths(made, options))
     except (TypeError, ValueError) as error:
         if not options:  # then nothing that the user wrote is wrong
             raise

@@ -106,7 +106,7 @@ def apply_file(
     check_formats(export)
     check_free(out)
     point = load_front(policy_path).select(at)
-    trusted = trusted_criterion(point, (criterion, job.criterion.plain()))
+    trusted = trusted_criterion(point, (criterion, job.criterion_named))
     task = job.build_task()
     model = task.build()
     if weights is not None:
@@ -114,7 +114,7 @@ def apply_file(
     example = task.example_inputs()
     if export:
         check_inputs(example)
-    asked = replace(training or Training(), schedule=job.recovery.schedule, options=job.recovery.options)
+    asked = replace(training or Training(), schedule=job.recovery.schedule, options=job.options("recovery"))
     applied = _applied(point, model, example, task, searched_settings(point, settings_of(job)), trusted, asked)
     test = [prepare(b, torch.device("cpu")) for b in task.split("test")]
     scores = {n: dict(task.metrics(m, test)) for n, m in (("dense", model), ("pruned", applied.model))}

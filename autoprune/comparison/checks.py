@@ -135,7 +135,7 @@ def at_seed(job: Job, seed: int, sampler: str | None = None) -> Job:
 
 def options_of(job: Job, sampler: str) -> dict[str, Any]:
     """The job's options where they are this sampler's."""
-    return dict(job.search.options) if sampler == job.search.sampler else {}
+    return job.options("search") if sampler == job.search.sampler else {}
 
 
 def _again(job: Job, plain: Mapping[str, Any]) -> Job:

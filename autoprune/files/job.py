@@ -41,6 +41,14 @@ if TYPE_CHECKING:
 
 MAY_CHANGE = ("executor.", "search.time_limit_s", "sync_to", "finetune", "recovery")
 DEFAULT_BUDGET = {"macs": [0.3, 0.9], "at": [0.7, 0.5, 0.3]}
+Plugged = Literal["criterion", "executor", "search", "recovery"]
+PLUGGED: Mapping[Plugged, tuple[plugins.Folder, str]] = {
+    "criterion": ("criteria", "name"),
+    "executor": ("executors", "kind"),
+    "search": ("samplers", "sampler"),
+    "recovery": ("recovery", "schedule"),
+}
+"""The sections with options of their own: the folder of their plug-in, and the key that names it."""
 TASK_MEMBERS = ("build", "example_inputs", "split", "loss", "metrics", "directions")
 
 
@@ -141,9 +149,10 @@ class Job(Part):
     def plain(self) -> dict[str, Any]:
         """All settings as plain values; file arguments of the task are absolute, so the result stands anywhere."""
         data: dict[str, Any] = self.model_dump(mode="json", exclude_none=True)
-        paths = _path_arguments(_task_factory(self.task))
-        args = {k: _absolute(self._base, v) if k in paths else v for k, v in self.task.args.items()}
-        data["task"]["args"] = args
+        data["task"]["args"] = self._placed(_task_factory(self.task), self.task.args)
+        for section in PLUGGED:
+            if options := self.options(section):
+                data[section]["options"] = options
         if self.storage is not None:
             data["storage"] = self.storage_url
         if self.search.warm_start is not None:
@@ -167,7 +176,25 @@ class Job(Part):
     @property
     def executor_options(self) -> dict[str, Any]:
         """What the executor takes beside workers, timeout and retries; folders of your code are absolute."""
-        return {**self._ray_options, **self.executor.options}
+        return {**self._ray_options, **self.options("executor")}
+
+    @property
+    def criterion_named(self) -> str | dict[str, Any]:
+        """The criterion by its name, with its options where there are any."""
+        options = self.options("criterion")
+        return {"name": self.criterion.name, "options": options} if options else self.criterion.name
+
+    def options(self, section: Plugged) -> dict[str, Any]:
+        """The options in a section of the job; those that its plug-in annotates as a Path are absolute."""
+        part, (folder, named_by) = getattr(self, section), PLUGGED[section]
+        if not any(isinstance(value, str) for value in part.options.values()):
+            return dict(part.options)
+        return self._placed(plugins.load(folder, getattr(part, named_by)), part.options)
+
+    def _placed(self, make: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Arguments of `make`, paths among them absolute."""
+        paths = plugins.path_parameters(make)
+        return {k: _absolute(self._base, v) if k in paths else v for k, v in given.items()}
 
     @property
     def _ray_options(self) -> dict[str, Any]:
@@ -208,10 +235,9 @@ class Job(Part):
         """
         factory = _task_factory(self.task)
         args = self.plain()["task"]["args"]
-        paths = _path_arguments(factory)
         _check_arguments(factory, args, self.task.target)
         try:
-            task = factory(**{k: Path(v) if k in paths and isinstance(v, str) else v for k, v in args.items()})
+            task = factory(**plugins.with_paths(factory, args))
         except AutopruneError:
             raise
         except Exception as error:  # a user's factory may fail in any way
@@ -259,15 +285,6 @@ def changed_since(held: Mapping[str, Any], job: Job) -> tuple[str, ...]:
 
 def _task_factory(part: TaskPart) -> Any:
     return plugins.load("tasks", part.name) if part.name is not None else plugins.load_object(part.target)
-
-
-def _path_arguments(factory: Any) -> frozenset[str]:
-    """Names of the parameters that the factory annotates as a Path: these are relative to the job file."""
-    try:
-        parameters = inspect.signature(factory).parameters.values()
-    except (TypeError, ValueError):
-        return frozenset()
-    return frozenset(p.name for p in parameters if "Path" in str(p.annotation).replace("pathlib.", ""))
 
 
 def _absolute(base: Path, value: object) -> object:

@@ -290,8 +290,7 @@ class LatencyPart(Part):
 
     @model_validator(mode="after")
     def _known_runtime(self) -> LatencyPart:
-        if self.runtime != "auto":
-            check_plugin("runtimes", self.runtime)
+        check_plugin("runtimes", self.runtime, "auto")
         return self
 
 
@@ -383,11 +382,12 @@ def usable_cores() -> int:
     return count() or 1
 
 
-def check_plugin(folder: plugins.Folder, name: str) -> None:
-    """A ValueError with the nearest name unless `name` is a plug-in of `folder` or a user's module:attribute."""
-    if ":" not in name and name not in plugins.names(folder):
+def check_plugin(folder: plugins.Folder, name: str, *others: str) -> None:
+    """A ValueError with the nearest name unless `name` is of `folder` or `others`, or a user's module:attribute."""
+    known = (*others, *plugins.names(folder))
+    if ":" not in name and name not in known:
         what = plugins.SINGULAR.get(folder, folder.removesuffix("s"))
-        raise ValueError(f"unknown {what} {name!r}; {did_you_mean(name, plugins.names(folder))}")
+        raise ValueError(f"unknown {what} {name!r}; {did_you_mean(name, known)}")
 
 
 def _check_ratio(name: str, value: object) -> None:

@@ -59,7 +59,7 @@ def check_executor(job: Job) -> None:
     given = 2 if job.executor.kind == "inline" else 4  # the factory and what every executor is told
     plugins.check_options(make, job.executor_options, given, "executor.options")
     if hasattr(make, "check"):
-        make.check(**job.executor_options)
+        make.check(**plugins.with_paths(make, job.executor_options))
 
 
 @one_thread()
@@ -81,7 +81,7 @@ def prepare(
     lent, task = task, task or job.build_task()
     settings = as_recorded(settings_of(job), recorded or {}, job.executor.kind)
     _check_metric(settings, task)
-    criterion = build_criterion(job.criterion.plain())
+    criterion = build_criterion(job.criterion_named)
     constraints = parse_constraints(job.constraints, task.directions)
     model = prepared_model(task, settings.torch_device)
     whole = analyze(task.build(), task.example_inputs())
@@ -93,7 +93,7 @@ def prepare(
     samples = Samples(task, model, parts, settings.torch_device, settings.batch_size, settings.validation)
     fidelity = resolved_fidelity(task, model, settings, samples)
     said = check_data(task, model, settings, samples)
-    seen, identity = StatisticsOnly(task, parts.statistics), criterion_identity(job.criterion.plain())
+    seen, identity = StatisticsOnly(task, parts.statistics), criterion_identity(job.criterion_named)
     database, path, built_s = _opened(model, structure, seen, criterion, identity, place)
     precision, _ = resolved_precision(task, model, structure, settings, samples, fidelity)
     settings = replace(settings, loss=fidelity.name, classes=fidelity.classes, precision=precision)
@@ -174,7 +174,7 @@ def _space(job: Job, settings: Settings, calibration: int, tier: Tier) -> dict[s
     """What policy.json says of the space and of how the search evaluated."""
     return {
         "granularity": job.space.granularity,
-        "criterion": job.criterion.plain(),
+        "criterion": job.criterion_named,
         "multiple_of": job.space.multiple_of,
         "calibration": calibration,
         "tier": tier,

@@ -209,7 +209,7 @@ class Run:
     def _fail_early(self) -> None:
         """What would only be found wrong after minutes of work."""
         s, part = self._setting, self._setting.job.search
-        rehearse_sampler(part.sampler, s.problem, part.options, tabled=s.job.evaluator.sensitivity > 0)
+        rehearse_sampler(part.sampler, s.problem, s.job.options("search"), tabled=s.job.evaluator.sensitivity > 0)
         for name in s.controls:
             with named("compare.controls", name):
                 rehearse_strategy(name, s.problem)
@@ -275,7 +275,7 @@ class Run:
     def _has_table(self) -> bool:
         """Whether the sampler or a control arm works from a sensitivity table, and the job lets it be measured."""
         job, controls = self._setting.job, () if self._alone else self._setting.controls
-        wanted = needs(job.search.sampler, job.search.options).table or any(map(uses_table, controls))
+        wanted = needs(job.search.sampler, job.options("search")).table or any(map(uses_table, controls))
         return job.evaluator.sensitivity > 0 and wanted
 
     def _seed_asks(self, record: Record) -> Labelled:
@@ -283,7 +283,7 @@ class Run:
         s, part = self._setting, self._setting.job.search
         if not self._alone:
             return seed_asks(s.problem, s.controls, s.job.warm_start)
-        if not needs(part.sampler, part.options).seeds:
+        if not needs(part.sampler, s.job.options("search")).seeds:
             return []
         return seed_asks(s.problem, s.controls, s.job.warm_start, record.horizon(part.trials))
 
@@ -301,7 +301,7 @@ class Run:
         dense = Policy.dense(s.structure)  # its loss is 0: no start for a search, and no logarithm
         usable = tuple(penalised(s.constraints, e) for e in seeds if e.ok and e.ask.policy != dense)
         problem = replace(s.problem, seeds=usable, n_trials=record.horizon(part.trials))
-        sampler = build_sampler(part.sampler, problem, np.random.default_rng(part.seed), part.options)
+        sampler = build_sampler(part.sampler, problem, np.random.default_rng(part.seed), s.job.options("search"))
         ledger = Ledger(
             max(0.0, part.trials - (s.worth(e.ask for e in seeds) if self._alone else 0.0)),
             lambda ask: s.prices.full(ask, s.tier),

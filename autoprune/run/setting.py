@@ -133,7 +133,8 @@ class Setting:
             warnings.warn(f"{workers} workers, but search.window keeps {window} asks in flight", stacklevel=2)
             workers = window
         factory = self.shipment() if travels(make) else self.evaluator_factory()
-        executor: Executor = make(factory, workers, part.timeout_s, part.retries, **self.job.executor_options)
+        options = plugins.with_paths(make, self.job.executor_options)
+        executor: Executor = make(factory, workers, part.timeout_s, part.retries, **options)
         return executor
 
 

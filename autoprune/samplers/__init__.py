@@ -34,7 +34,7 @@ def build_sampler(name: str, problem: Problem, rng: np.random.Generator, options
 
             return bridged(make, problem, rng, options)
         plugins.check_options(make, options, 2, "search.options")
-        return cast(Sampler, make(problem, rng, **options))
+        return cast(Sampler, make(problem, rng, **plugins.with_paths(make, options)))
     except (TypeError, ValueError) as error:
         if not options and not optunas:  # then nothing that the user wrote is wrong; Optuna's may lack an option
             raise

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from autoprune.criteria import build_criterion
 from autoprune.errors import InputError
 from autoprune.files.job import Job, changed_keys
 from autoprune.protocols import Budget
@@ -88,6 +89,9 @@ def test_every_published_job_loads_and_survives_being_dumped(path: Path) -> None
         ("space.granularity=chanel", "unknown granularity 'chanel'; did you mean 'channel'"),
         ("space.overrides={a: {max_sparsty: 0.1}}", "max_sparsty'; did you mean 'max_sparsity'"),
         ("evaluator.device=cpuu", "evaluator.device"),
+        ("latency.runtime=onnx", "unknown runtime 'onnx'; did you mean 'onnxruntime'"),
+        ("latency.runtime=aut", "unknown runtime 'aut'; did you mean 'auto'"),
+        ("latency.runtime=tensorrt", "unknown runtime 'tensorrt'; allowed: auto, compile, eager, onnxruntime"),
         ("executor.kind=locl", "unknown executor 'locl'; did you mean 'local'"),
         ("executor.workers=0", "workers must be auto or a whole number from 1, not 0"),
         ("version=2", "version: Input should be 1, not 2"),
@@ -161,6 +165,16 @@ def good(data: Path, size: int = 3):
     assert data.is_absolute() and data.name == "x.npy", data
     return Digits()
 
+class Scores:
+    def __init__(self, table: Path | None = None, kind: str = "sum"):
+        self.table, self.kind = table, kind
+    def __call__(self, model, groups, task):
+        return {}
+
+class Remote:
+    def __init__(self, factory, workers, timeout_s, retries, *, keys: Path, host: str):
+        self.keys, self.host = keys, host
+
 def bad(): return 3
 def ill(): raise RuntimeError("no disk")
 """
@@ -178,6 +192,27 @@ def test_paths_of_a_task_are_relative_to_the_job_file_wherever_it_is_dumped(tmp_
     job = Job.load(write(tmp_path, {"task": {"factory": f"{module}:good", "args": {"data": "sub/../x.npy"}}}))
     assert job.plain()["task"]["args"] == {"data": str(tmp_path / "x.npy")}
     assert Job.loads(job.dump(), base=tmp_path / "elsewhere").build_task().directions["accuracy"] == "maximize"
+
+
+def test_paths_among_the_options_of_a_plug_in_are_relative_to_the_job_file(tmp_path: Path, module: str) -> None:
+    options = {"table": "sub/../scores.npy", "kind": "sum"}
+    given = {
+        **MINIMAL,
+        "criterion": {"name": f"{module}:Scores", "options": options},
+        "executor": {"kind": f"{module}:Remote", "options": {"keys": "keys", "host": "keys"}},
+    }
+    job = Job.load(write(tmp_path, given))
+    assert job.criterion_named == {
+        "name": f"{module}:Scores",
+        "options": {**options, "table": f"{tmp_path}/scores.npy"},
+    }
+    assert job.executor_options == {"keys": f"{tmp_path}/keys", "host": "keys"}
+    again = Job.loads(job.dump(), base=tmp_path / "elsewhere")
+    assert again.plain() == job.plain()
+    assert job.portable()["criterion"]["options"] == options
+    assert build_criterion(again.criterion_named).table == tmp_path / "scores.npy"
+    with pytest.raises(InputError, match="has no 'Remoto'; did you mean 'Remote'"):
+        Job.load(write(tmp_path, {**given, "executor": {"kind": "users_module:Remoto", "options": {"a": "b"}}})).plain()
 
 
 def test_a_job_that_names_no_loss_goes_on_with_that_of_its_run(tmp_path: Path) -> None:
