@@ -263,9 +263,12 @@ def settings_of(job: Job) -> Settings:
 
 
 def _latency(job: Job, structure: Structure, model: nn.Module, task: Task, folder: Path) -> LatencyTable:
-    """The latency table of the job's runtime, from its file or measured now."""
+    """The latency table of the job's runtime, from its file or measured now.
+
+    The job's seed has no part in it: searches that differ by chance alone are compared by one clock.
+    """
     part = job.latency
-    asked = (part.runtime, part.batch_size, part.models, job.search.seed)
+    asked = (part.runtime, part.batch_size, part.models)
     inputs = task.example_inputs()
     path = folder / f"latency-{table_key(model, inputs, structure, *asked)}.json"
     if path.exists():

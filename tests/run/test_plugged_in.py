@@ -15,6 +15,7 @@ from autoprune.costs import build_cost
 from autoprune.errors import InputError
 from autoprune.files.job import Job
 from autoprune.files.policy_file import load_front
+from autoprune.run.prepare import prepare
 from tests import plugged
 from tests.synthetic import chain
 
@@ -136,3 +137,19 @@ def test_a_plugged_in_runtime_measures_and_points_of_a_latency_job_are_applied(t
     fastest = min(point.ratio("latency") for point in front)
     at = f"latency={fastest + 1e-6}"
     assert run(["apply", f"{out}/policy.json", "--task", job, "--at", at, "--out", str(tmp_path / "small")]) == 0
+
+
+def test_one_latency_table_serves_the_same_job_at_every_seed(tmp_path: Path) -> None:
+    given = {
+        **{key: JOB[key] for key in ("task", "evaluator")},
+        "criterion": "l1_norm",
+        "objectives": {"costs": ["latency"]},
+        "budget": {"latency": [0.1, 1.0], "at": [0.6]},
+        "latency": {"runtime": "tests.plugged:stopwatch", "models": 20},
+        "executor": {"kind": "inline"},
+    }
+    tables = [
+        prepare(Job.from_dict({**given, "search": {"trials": 6, "seed": seed}}), tmp_path).latency for seed in (0, 1)
+    ]
+    assert tables[0] == tables[1]
+    assert len(list(tmp_path.glob("**/latency-*.json"))) == 1
