@@ -28,6 +28,7 @@ from autoprune.tracing.sound_gradients import SoundGradients
 from autoprune.tracing.verify import relative_error, run
 
 DEAD = "removing its channels changes nothing in the output, so nothing can be proved"
+CRASH = "the model does not run once its channels are removed"
 LEAST_CHANGE = 1e-12
 """Relative change of the output below which it is rounding."""
 
@@ -150,7 +151,7 @@ class Certifier:
                 slim(self.model, structure, keep)
                 got = run(self.model, self.example.inputs)
             except Exception as crash:  # wrong coupling shows as a shape error anywhere in the user's forward
-                return f"the model does not run once its channels are removed ({one_line(crash)})"
+                return f"{CRASH} ({one_line(crash)})"
             wrong = self._wrong_macs(structure, keep) if count else ""
         with _borrowed(self.model):
             _zero_consumers(self.model, structure, keep)

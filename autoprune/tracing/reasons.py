@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from autoprune.tracing.atoms import NORMS, Candidate, axis_size
+from autoprune.tracing.certify import CRASH
 from autoprune.tracing.slim import expected_attributes
 from autoprune.tracing.watch import Trace, is_producer
 
@@ -16,7 +17,10 @@ OUTPUT = "its channels are the model's output"
 RECURRENT = "recurrent layers are not pruned"
 NO_READER = "what reads its channels is no layer that the trace knows (a raw weight, a reshape or a product of them)"
 ATTENTION = "attention is not pruned by channels"
+QUANTISED = "a quantised layer keeps its weight packed, and that is not narrowed: prune first, quantise afterwards"
 SCRIPT = "TorchScript is compiled and cannot be cut: use the plain nn.Module that it was made of"
+
+CLOSED = (RECURRENT, ATTENTION, SCRIPT, QUANTISED)
 
 
 def module_reasons(model: nn.Module, trace: Trace) -> dict[str, str]:
@@ -53,7 +57,8 @@ def explain(candidate: Candidate, trace: Trace, complaint: str) -> str:
             if not trace.sources(nodes).isdisjoint(producers)
         ]
         if seen:
-            return f"{min(seen)[2]}; {complaint}"
+            plain = CRASH if complaint.startswith(CRASH) else complaint  # the reason says more than its sizes
+            return f"{min(seen)[2]}; {plain}"
     return complaint
 
 
@@ -72,7 +77,7 @@ def _neighbour(candidate: Candidate, trace: Trace, modules: Mapping[str, str]) -
             if name in modules:
                 return modules[name] if name in candidate.producers else f"it meets {name!r}: {modules[name]}"
     for name, reason in modules.items():
-        if reason.startswith((RECURRENT, ATTENTION, SCRIPT)) and _feeds(candidate, trace, trace.inputs.get(name, ())):
+        if reason.startswith(CLOSED) and _feeds(candidate, trace, trace.inputs.get(name, ())):
             return f"it feeds {name!r}: {reason}"
     return ""
 
@@ -85,15 +90,11 @@ def lost_reason(name: str, module: nn.Module, trace: Trace) -> str:
 
 
 def _module_reason(name: str, module: nn.Module, trace: Trace) -> str:
-    if isinstance(module, torch.jit.ScriptModule):
-        return SCRIPT
+    if reason := _closed(module):
+        return reason
     own = list(module.parameters(recurse=False))
     if parametrize.is_parametrized(module) or _computes_weight(module):
         return "its weight is computed from other tensors (weight_norm, spectral_norm or another parametrization)"
-    if isinstance(module, nn.RNNBase | nn.RNNCellBase):
-        return f"{RECURRENT} ({type(module).__name__})"
-    if isinstance(module, nn.MultiheadAttention):
-        return f"{ATTENTION} (MultiheadAttention)"
     if isinstance(module, nn.GroupNorm) and module.num_groups > 1:
         share = module.num_channels // module.num_groups
         over = f"each {share} neighbouring channels" if share > 1 else "each channel by itself"
@@ -108,6 +109,17 @@ def _module_reason(name: str, module: nn.Module, trace: Trace) -> str:
         return _unreached(own, trace)
     known = axis_size(module, "out") or not own or not type(module).__module__.startswith("torch.")
     return "" if known else f"autoprune does not know how to narrow {type(module).__name__}"
+
+
+def _closed(module: nn.Module) -> str:
+    """Why nothing that feeds a module may be narrowed, for it cannot be looked into."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return SCRIPT
+    if type(module).__module__.startswith("torch.ao.nn.") and ".quantized." in type(module).__module__:
+        return QUANTISED
+    if isinstance(module, nn.RNNBase | nn.RNNCellBase):
+        return f"{RECURRENT} ({type(module).__name__})"
+    return f"{ATTENTION} (MultiheadAttention)" if isinstance(module, nn.MultiheadAttention) else ""
 
 
 def _used_elsewhere(name: str, own: Sequence[nn.Parameter], trace: Trace) -> str:

@@ -36,6 +36,15 @@ def suspicion(seen: Seen) -> tuple[int, str] | None:
     return None
 
 
+def along_channels(name: str, x: Tensor, other: Tensor) -> bool:
+    """Whether the function `name` can lay `other` along the channels of `x`: broadcast there, or else as wide."""
+    channels = {d for d in _channel_dims(x) if d < x.dim() and x.shape[d] > 1}
+    if name.strip("_").removeprefix("r").removeprefix("i") in _BROADCAST:
+        shift = x.dim() - other.dim()
+        return any(d >= shift and other.shape[d - shift] == x.shape[d] for d in channels)
+    return any(x.shape[d] in other.shape for d in channels)
+
+
 def _always(seen: Seen) -> bool:
     return True
 
@@ -82,10 +91,17 @@ def _indexes_channels(seen: Seen) -> bool:
 
 
 def _channels(seen: Seen) -> set[int]:
+    return _channel_dims(seen.x)
+
+
+def _channel_dims(x: Tensor) -> set[int]:
     """Dimensions that may hold channels: of [N, T, C] and [N, C, L] one does not know."""
-    return {1, 2} if seen.x.dim() == 3 else {1}
+    return {1, 2} if x.dim() == 3 else {1}
 
 
+LIKE = frozenset({"to", "type_as", "expand_as", "view_as", "reshape_as"})
+"""Torch functions that take no values of their second tensor."""
+_BROADCAST = {"add", "sub", "mul", "div", "truediv", "true_divide", "pow", "maximum", "minimum", "where", "lerp"}
 _CAT = "cat concat concatenate"
 _SHUFFLE = "pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle fold unfold"
 _NORM = "layer_norm group_norm local_response_norm rms_norm"

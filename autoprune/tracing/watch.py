@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 from autoprune.errors import InputError, one_line
 from autoprune.tracing.calls import CONVS, TRANSPOSED
 from autoprune.tracing.inputs import call_model
-from autoprune.tracing.suspects import DECISIONS, Seen, suspicion
+from autoprune.tracing.suspects import DECISIONS, LIKE, Seen, along_channels, suspicion
 
 Node = Any
 """A node of the autograd graph."""
@@ -89,7 +89,7 @@ def watch(model: nn.Module, inputs: Sequence[Any]) -> Trace:
             others.append(name)
     with _hooks(model, trace, stack):
         try:
-            with _Watcher(trace, stack, inputs):
+            with _Watcher(model, trace, stack, inputs):
                 output = call_model(model, inputs)
         except Exception as error:  # the user's forward may fail in any way
             where = f" in {stack[-1]!r}" if stack and stack[-1] else ""
@@ -169,9 +169,13 @@ def _leave(name: str, trace: Trace, stack: list[str], producer: bool) -> Callabl
 class _Watcher(TorchFunctionMode):
     """Sees every torch function of the pass; `tainted` holds tensors that depend on the inputs (by id, kept alive)."""
 
-    def __init__(self, trace: Trace, stack: list[str], inputs: Sequence[Any]) -> None:
+    def __init__(self, model: nn.Module, trace: Trace, stack: list[str], inputs: Sequence[Any]) -> None:
         super().__init__()
         self._trace, self._stack = trace, stack
+        self._names = {id(t): n for n, t in (*model.named_parameters(), *model.named_buffers())}
+        self._layers = {
+            id(t) for m in model.modules() if _is_layer(m) for t in (*m.parameters(False), *m.buffers(False))
+        }
         self._tainted: dict[int, Tensor] = {id(t): t for t in _tensors(tuple(inputs))}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -183,13 +187,28 @@ class _Watcher(TorchFunctionMode):
             self._trace.decisions.setdefault(here, name)
         result = func(*args, **kwargs)
         self._trace.touched.update(id(t) for t in _tensors((args, kwargs)) if isinstance(t, nn.Parameter))
-        if given:
+        if given and not (name in LIKE and id(args[0]) not in self._tainted):
             self._tainted.update({id(t): t for t in _tensors(result)})
             found = suspicion(Seen(name, given[0], args, kwargs, result, lambda t: id(t) in self._tainted))
+            found = found or self._own_tensor(func, args, kwargs, given[0], here)
             if found is not None:
-                self._trace.suspects.append((*found, _nodes(given)))
+                self._trace.suspects.append((*found, _nodes((given, result))))
         self._record_weight(func, args, kwargs, result, here)
         return result
+
+    def _own_tensor(self, func: Any, args: Any, kwargs: Any, x: Tensor, here: str) -> tuple[int, str] | None:
+        """(rank, words) where a forward brings a tensor of its own that no layer narrows along with the channels."""
+        place = repr(here) if here else "the model's forward"
+        if func is F.linear or func in CONVS or func in TRANSPOSED:
+            weight = args[1] if len(args) > 1 else kwargs["weight"]
+            if id(weight) not in self._names and id(weight) not in self._tainted:
+                return 1, f"{place} computes a weight in every forward, which is not narrowed with its channels"
+        for other in _tensors((args, kwargs)):
+            known = id(other) in self._tainted or id(other) in self._layers
+            if not known and along_channels(getattr(func, "__name__", ""), x, other):
+                shown = f"{self._names.get(id(other), 'a tensor')} {list(other.shape)}"
+                return 3, f"{place} lays {shown} along its channels, which is not narrowed with them"
+        return None
 
     def _record_weight(self, func: Any, args: Any, kwargs: Any, result: Any, here: str) -> None:
         if func is not F.linear and func not in CONVS and func not in TRANSPOSED:
@@ -210,6 +229,11 @@ class _Watcher(TorchFunctionMode):
             stride = args[3] if len(args) > 3 else kwargs.get("stride", 1)
             use.spatial = tuple(result.shape[-spatial:])
             use.stride = (stride,) * spatial if isinstance(stride, int) else tuple(stride)
+
+
+def _is_layer(module: nn.Module) -> bool:
+    """Whether the trace knows what a module's own tensors do to its channels."""
+    return is_producer(module) or type(module).__module__.startswith("torch.nn.modules.")
 
 
 def _nodes(tree: Any) -> list[Node]:

@@ -224,3 +224,65 @@ def test_a_reason_is_one_readable_line() -> None:
             assert "\n" not in reason
             assert "Backward" not in reason
             assert len(reason) < 400
+
+
+class Blur(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("kernel", torch.ones(8, 1, 3, 3) / 9)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.kernel, padding=1, groups=8)
+
+
+class Scaled(nn.Module):
+    """By a tensor that is no buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = torch.rand(1, 8, 1, 1) + 0.5
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.scale.to(x)
+
+
+class Mixed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(8, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.einsum("nchw,dc->ndhw", x, self.weight)
+
+
+class Equalised(nn.Conv2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.weight / 9, self.bias, padding=1)
+
+
+@pytest.mark.parametrize(
+    ("middle", "words"),
+    [
+        (Blur(), "'middle' lays middle.kernel [8, 1, 3, 3] along its channels, which is not narrowed with them"),
+        (Scaled(), "'middle' lays a tensor [1, 8, 1, 1] along its channels, which is not narrowed with them"),
+        (Mixed(), "'middle' lays middle.weight [8, 8] along its channels, which is not narrowed with them"),
+        (Equalised(8, 8, 3), "'middle' computes a weight in every forward, which is not narrowed with its channels"),
+    ],
+)
+def test_a_tensor_of_a_forwards_own_is_named_instead_of_the_sizes_it_breaks_at(middle: nn.Module, words: str) -> None:
+    torch.manual_seed(0)
+    structure = analyze(between(middle), (torch.randn(2, 3, 9, 9),))
+    assert structure.names[0] == "free"
+    assert structure.frozen["a"].startswith(words)
+    assert "RuntimeError" not in structure.frozen["a"]
+
+
+def test_what_feeds_a_quantised_layer_is_told_so() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 3)).eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        quantised = torch.ao.quantization.quantize_dynamic(model, {"4"}, dtype=torch.qint8)
+        structure = analyze(quantised, (torch.randn(2, 5),))
+    assert structure.names == ("0",)
+    assert structure.frozen["2"].startswith("it feeds '4': a quantised layer keeps its weight packed")
