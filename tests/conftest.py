@@ -24,7 +24,8 @@ ROOT = Path(__file__).parents[1]
 RAY = pytest.mark.xdist_group("ray")
 """Tests that start Ray run one after the other: agents of two Rays on one machine claim the same ports."""
 SMALL = ("calibration=160", "validation=100", "sensitivity=2", "finetune_steps=5", "finalists=2")
-SHORT = ("--trials", "16", "--workers", "1", *(word for part in SMALL for word in ("--set", f"evaluator.{part}")))
+SETTINGS = ("executor.kind=inline", *(f"evaluator.{part}" for part in SMALL))
+SHORT = ("--trials", "16", *(word for setting in SETTINGS for word in ("--set", setting)))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -51,7 +52,8 @@ def autoprune_process(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
     """The command line in a process of its own, as a user starts it."""
     command = [sys.executable, "-m", "autoprune.cli", *arguments]
     pipe = subprocess.PIPE
-    return subprocess.Popen(command, cwd=cwd, stdout=pipe, stderr=pipe, text=True, preexec_fn=hear_interrupts)
+    own = {"cwd": cwd, "env": importing_alike(), "preexec_fn": hear_interrupts}
+    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, **own)
 
 
 def importing_alike() -> dict[str, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,13 @@ from autoprune.files.policy_file import load_front
 from autoprune.front import Front
 from autoprune.losses.kl import kl
 from autoprune.run.prepare import settings_of
-from autoprune.run.run import Run, search
+from autoprune.run.run import search
 from autoprune.tasks.digits import Digits
+from tests.conftest import SMALL
+from tests.killable_compare import tiny
 from tests.run.test_run import job
 
+VALIDATION = int(dict(part.split("=") for part in SMALL)["validation"])
 KEYS = set(
     [
         "point",
@@ -43,14 +46,23 @@ KEYS = set(
 )
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    return search(job(search={"trials": 8}), out=tmp_path_factory.mktemp("run")).finish()
+@dataclass(frozen=True)
+class Found:
+    """A search that ended elsewhere: its folder and its front."""
+
+    path: Path
+    front: Front
 
 
 @pytest.fixture(scope="module")
-def the_job() -> Job:
-    return job(search={"trials": 8})
+def run(finished_run: Path) -> Found:
+    path = finished_run / "runs" / "digits"
+    return Found(path, load_front(path / "policy.json"))
+
+
+@pytest.fixture(scope="module")
+def the_job(run: Found) -> Job:
+    return Job.load(run.path / "job.yaml")
 
 
 @pytest.fixture(scope="module")
@@ -63,8 +75,8 @@ def _validation(digits: Digits, count: int) -> tuple[torch.Tensor, torch.Tensor]
     return torch.cat([x for x, _ in pairs])[:count], torch.cat([y for _, y in pairs])[:count]
 
 
-def test_the_applied_model_scores_what_the_file_says(run: Run, the_job: Job, digits: Digits) -> None:
-    x, y = _validation(digits, 80)
+def test_the_applied_model_scores_what_the_file_says(run: Found, the_job: Job, digits: Digits) -> None:
+    x, y = _validation(digits, VALIDATION)
     model = digits.build()
     for point in (run.front[0], run.front[-1]):
         before = copy.deepcopy(model.state_dict())
@@ -80,19 +92,18 @@ def test_the_applied_model_scores_what_the_file_says(run: Run, the_job: Job, dig
 
 
 @pytest.mark.parametrize("tier", ["stitch", "tune"])
-def test_the_applied_model_scores_what_the_file_says_at_every_tier(tier: str, digits: Digits, tmp_path: Path) -> None:
-    the_job = job(search={"trials": 2}, evaluator={"fitness": tier, "finalists": 0, "sensitivity": 0})
+def test_the_applied_model_scores_what_the_file_says_at_every_tier(tier: str, tmp_path: Path) -> None:
+    the_job, task = job(search={"trials": 2}, evaluator={"fitness": tier, "finalists": 0, "sensitivity": 0}), tiny()
     point = search(the_job, out=tmp_path).front[0]
-    x, _ = _validation(digits, 80)
-    model = digits.build()
-    small = autoprune.apply(point, model, digits.example_inputs(), task=digits, settings=settings_of(the_job))
+    x, model = torch.cat([x for x, _ in task.split("validation")])[:32], task.build().eval()
+    small = autoprune.apply(point, model, task.example_inputs(), task=task, settings=settings_of(the_job))
     with torch.no_grad():
-        loss = float(kl(small.eval()(x), model.eval()(x), classes=-1).mean())
+        loss = float(kl(small.eval()(x), model(x), classes=-1).mean())
     assert loss == pytest.approx(point.loss(), rel=1e-3, abs=1e-6)
 
 
 def test_the_precision_of_the_search_is_in_the_file_and_repairs_alike_unless_another_is_asked_for(
-    run: Run, the_job: Job, digits: Digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Found, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert run.front.base.space["precision"] == "fp32"
     rounded = job(search={"trials": 2}, evaluator={"precision": "bf16", "finalists": 0, "sensitivity": 0})
@@ -106,21 +117,21 @@ def test_the_precision_of_the_search_is_in_the_file_and_repairs_alike_unless_ano
             used.append(self.precision)
 
     monkeypatch.setattr("autoprune.application.repair.TieredEvaluator", Spy)
-    plain, model = settings_of(the_job), digits.build()
+    plain, task = settings_of(job()), tiny()
     foreign = replace(front[0], base=replace(front.base, space={**front.base.space, "precision": "fp4"}))
     for point, wish in ((front[0], "auto"), (front[0], "fp32"), (foreign, "auto")):
         settings = replace(plain, precision=wish)  # type: ignore[arg-type]
-        autoprune.apply(point, model, digits.example_inputs(), task=digits, settings=settings)
+        autoprune.apply(point, task.build(), task.example_inputs(), task=task, settings=settings)
     assert used == ["bf16", "fp32", "fp32"]
 
 
-def test_without_a_task_it_slices_only_and_says_so(run: Run, digits: Digits) -> None:
+def test_without_a_task_it_slices_only_and_says_so(run: Found, digits: Digits) -> None:
     with pytest.warns(UserWarning, match="only slices: nothing is compensated"):
         small = autoprune.apply(run.front[0], digits.build(), digits.example_inputs())
     assert sum(p.numel() for p in small.parameters()) == run.front[0].costs["params"]
 
 
-def test_other_weights_get_their_own_ranking(run: Run, the_job: Job, digits: Digits) -> None:
+def test_other_weights_get_their_own_ranking(run: Found, the_job: Job, digits: Digits) -> None:
     model = digits.build()
     with torch.no_grad():
         for p in model.parameters():
@@ -131,14 +142,14 @@ def test_other_weights_get_their_own_ranking(run: Run, the_job: Job, digits: Dig
         autoprune.apply(run.front[0], model, digits.example_inputs())
 
 
-def test_a_second_apply_is_refused(run: Run, the_job: Job, digits: Digits) -> None:
+def test_a_second_apply_is_refused(run: Found, the_job: Job, digits: Digits) -> None:
     settings = settings_of(the_job)
     small = autoprune.apply(run.front[0], digits.build(), digits.example_inputs(), task=digits, settings=settings)
     with pytest.raises(InputError, match="was applied to this model before"):
         autoprune.apply(run.front[0], small, digits.example_inputs(), task=digits, settings=settings)
 
 
-def test_another_structure_is_refused_with_the_layers_named(run: Run, digits: Digits) -> None:
+def test_another_structure_is_refused_with_the_layers_named(run: Found, digits: Digits) -> None:
     group = run.front[0].base.groups[0]
     wider = replace(group, width=group.width + 4, grid=(*group.grid[:-1], group.width + 4))
     base = replace(run.front.base, groups=(wider, *run.front.base.groups[1:]), structure_fingerprint="sha256:other")
@@ -152,7 +163,7 @@ def test_another_structure_is_refused_with_the_layers_named(run: Run, digits: Di
 
 
 def test_the_verb_saves_a_model_that_loads_again_and_scores_the_same(
-    run: Run, the_job: Job, digits: Digits, tmp_path: Path
+    run: Found, the_job: Job, digits: Digits, tmp_path: Path
 ) -> None:
     full = Training.of(None, 0.2)
     report = apply_file(run.path / "policy.json", the_job, "macs=0.6", tmp_path, training=full, export=("pt2",))
@@ -171,7 +182,7 @@ def test_the_verb_saves_a_model_that_loads_again_and_scores_the_same(
 
 @pytest.mark.parametrize("word", ["none", "proxy"])
 def test_what_the_front_promises_is_what_apply_gives(
-    word: str, run: Run, the_job: Job, digits: Digits, tmp_path: Path
+    word: str, run: Found, the_job: Job, digits: Digits, tmp_path: Path
 ) -> None:
     tuned = next(p for p in run.front if p.finetuned)
     training = Training.of(word, None)
@@ -189,7 +200,7 @@ def test_what_the_front_promises_is_what_apply_gives(
     assert all(torch.equal(value, saved[name]) for name, value in loaded.items())
 
 
-def test_proxy_trains_nothing_where_the_search_trained_nothing(run: Run, the_job: Job, tmp_path: Path) -> None:
+def test_proxy_trains_nothing_where_the_search_trained_nothing(run: Found, the_job: Job, tmp_path: Path) -> None:
     plain = next(p for p in run.front if not p.finetuned)
     report = apply_file(run.path / "policy.json", the_job, plain.id, tmp_path)
     assert report["recipe"] == {"recipe": "none"}
@@ -211,7 +222,7 @@ def test_a_pair_of_training_words_that_contradicts_itself_is_refused(
     assert Training.of(None, None) == Training("proxy")
 
 
-def test_a_recipe_that_this_version_does_not_know_is_refused(run: Run, digits: Digits) -> None:
+def test_a_recipe_that_this_version_does_not_know_is_refused(run: Found, digits: Digits) -> None:
     odd = replace(run.front[0], finetuned={"recipe": "sparse", "steps": 3, "seed": 0})
     with pytest.raises(InputError, match="trained by the recipe 'sparse', which this version does not know"):
         autoprune.apply(odd, digits.build(), digits.example_inputs(), task=digits)
@@ -221,7 +232,7 @@ def test_a_recipe_that_this_version_does_not_know_is_refused(run: Run, digits: D
 
 
 def test_a_criterion_that_the_file_alone_names_is_not_imported(
-    run: Run, the_job: Job, digits: Digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Found, the_job: Job, digits: Digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'owned')!r}, 'w')\n")
     monkeypatch.syspath_prepend(tmp_path)
