@@ -24,8 +24,8 @@ ROOT = Path(__file__).parents[1]
 RAY = pytest.mark.xdist_group("ray")
 """Tests that start Ray run one after the other: agents of two Rays on one machine claim the same ports."""
 SMALL = ("calibration=160", "validation=100", "sensitivity=2", "finetune_steps=5", "finalists=2")
-SETTINGS = ("executor.kind=inline", *(f"evaluator.{part}" for part in SMALL))
-SHORT = ("--trials", "16", *(word for setting in SETTINGS for word in ("--set", setting)))
+SETTINGS = ("search.trials=16", "executor.kind=inline", *(f"evaluator.{part}" for part in SMALL))
+SHORT = tuple(word for setting in SETTINGS for word in ("--set", setting))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

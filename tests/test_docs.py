@@ -3,24 +3,49 @@
 from __future__ import annotations
 
 import re
+import runpy
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import RAY, ROOT, SMALL
+from autoprune.cli import run
+from autoprune.files.policy_file import load_front
+from tests.conftest import RAY, ROOT, SETTINGS
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-SETTINGS = [f"evaluator.{part}" for part in SMALL]
 SNIPPETS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
+def shorter(text: str) -> str:
+    """The same program; a search that is in it gets few trials and few steps."""
+    few = '{"trials": 4}, "evaluator": {"finalists": 1, "finetune_steps": 5}'
+    found, n = re.subn(r'\{"trials": \d+\}', few, text)
+    assert n == text.count(".search(")
+    return found
+
+
 def python(cwd: Path, *arguments: str) -> str:
+    """What a program prints in a process of its own."""
     command = [sys.executable, *arguments]
     done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """What a script prints, run from its first line to its last in this process, where torch is imported already."""
+
+    def printed(cwd: Path, path: Path, *arguments: str) -> str:
+        monkeypatch.chdir(cwd)
+        monkeypatch.setattr(sys, "argv", [str(path), *arguments])
+        runpy.run_path(str(path), run_name="__main__")
+        return capsys.readouterr().out
+
+    return printed
 
 
 def test_the_readme_fits_one_screen_or_so_and_shows_a_picture_that_exists() -> None:
@@ -36,44 +61,54 @@ def test_ci_runs_the_test_command_of_the_readme() -> None:
 
 
 @pytest.mark.parametrize("index", range(len(SNIPPETS)))
-def test_every_python_snippet_of_the_readme_runs(index: int, finished_run: Path, tmp_path: Path) -> None:
+def test_every_python_snippet_of_the_readme_runs(
+    index: int, own_run: Path, tmp_path: Path, script: Callable[..., str]
+) -> None:
     snippet = tmp_path / "snippet.py"
-    snippet.write_text(SNIPPETS[index])
-    assert python(finished_run, str(snippet)).strip()
+    snippet.write_text(shorter(SNIPPETS[index]))
+    assert script(own_run, snippet).strip()
 
 
-def test_every_command_of_the_readme_is_understood(finished_run: Path) -> None:
+def test_every_command_of_the_readme_is_understood(
+    own_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(own_run)
     commands = re.findall(r"^autoprune (.*)$", README, re.MULTILINE)
     assert commands
     for command in commands:
         arguments = command.replace("search_spaces/", f"{ROOT}/search_spaces/").split()
-        assert "test:" in python(finished_run, "-m", "autoprune.cli", *arguments)
+        assert run(arguments) == 0
+        assert "test:" in capsys.readouterr().out
 
 
-def test_the_quickstart_prints_the_front(tmp_path: Path) -> None:
-    output = python(tmp_path, str(ROOT / "examples" / "quickstart.py"), "run", "search.trials=8", *SETTINGS)
-    assert re.search(r"^p\d+: 0\.\d+ of the MACs, kl ", output, re.MULTILINE)
+def test_the_quickstart_goes_on_with_a_run_and_prints_its_front(own_run: Path, script: Callable[..., str]) -> None:
+    output = script(own_run, ROOT / "examples" / "quickstart.py", "runs/digits", *SETTINGS)
+    assert re.search(r"^search [\d.]+/[\d.]+: loss ", output, re.MULTILINE)
+    points = re.findall(r"^(p\d+): 0\.\d+ of the MACs, kl ", output, re.MULTILINE)
+    assert points == [point.id for point in load_front(own_run / "runs" / "digits" / "policy.json")]
 
 
-def test_a_users_own_model_gets_smaller(tmp_path: Path) -> None:
-    output = python(tmp_path, str(ROOT / "examples" / "own_model.py"), "run")
+def test_a_users_own_model_gets_smaller(tmp_path: Path, script: Callable[..., str]) -> None:
+    example = tmp_path / "own_model.py"
+    example.write_text(shorter((ROOT / "examples" / example.name).read_text(encoding="utf-8")), encoding="utf-8")
+    output = script(tmp_path, example, "run")
     assert "at 50% of the MACs" in output
     assert "Linear(in_features=64, out_features=128" not in output
 
 
-def test_points_of_a_run_are_applied_from_python(finished_run: Path) -> None:
-    output = python(finished_run, str(ROOT / "examples" / "apply_policy.py"), "runs/digits")
+def test_points_of_a_run_are_applied_from_python(own_run: Path, script: Callable[..., str]) -> None:
+    output = script(own_run, ROOT / "examples" / "apply_policy.py", "runs/digits")
     assert output.startswith("macs=0.5: point p")
-    assert (finished_run / "runs" / "digits" / "small" / "model.safetensors").exists()
+    assert (own_run / "runs" / "digits" / "small" / "model.safetensors").exists()
 
 
-def test_a_stock_agent_searches_in_the_environment(tmp_path: Path) -> None:
-    output = python(tmp_path, str(ROOT / "examples" / "amc_agent.py"), str(ROOT / "search_spaces" / "digits.yaml"), "8")
+def test_a_stock_agent_searches_in_the_environment(tmp_path: Path, script: Callable[..., str]) -> None:
+    output = script(tmp_path, ROOT / "examples" / "amc_agent.py", str(ROOT / "search_spaces" / "digits.yaml"), "8")
     assert "of the MACs, KL " in output
 
 
-def test_global_and_layerwise_pruning_are_compared_from_python(tmp_path: Path) -> None:
-    output = python(tmp_path, str(ROOT / "examples" / "global_or_layerwise.py"), "run", "search.trials=6", *SETTINGS)
+def test_global_and_layerwise_pruning_are_compared_from_python(tmp_path: Path, script: Callable[..., str]) -> None:
+    output = script(tmp_path, ROOT / "examples" / "global_or_layerwise.py", "run", *SETTINGS, "search.trials=4")
     verdicts = re.findall(r"^layer-wise (?:beat|did NOT beat) global at (0\.\d): (\w+)", output, re.MULTILINE)
     assert verdicts == [(at, name) for at in ("0.5", "0.3") for name in ("knapsack", "evolution")]
     assert "run/compare.csv has a row" in output

@@ -201,9 +201,7 @@ def test_killed_at_a_random_moment_it_goes_on_and_measures_no_finished_cell_agai
     assert not (folder / "compare.csv").exists()
     cells = {p: p.stat().st_mtime_ns for p in [*folder.glob("*/cell.json"), *folder.glob("closed-form*/*.json")]}
     assert len(cells) == 3, "the last one was under way"
-    resumed = start(folder, second)
-    errors = resumed.communicate(timeout=60)[1]
-    assert resumed.returncode == 0, errors.decode()
+    killable_compare.main(folder, second)
     assert {p: p.stat().st_mtime_ns for p in cells} == cells
     assert set(second.read_text().splitlines()) == {"arm 4 of 4: random, seed 1"}
     assert figures(json.loads((folder / "compare.json").read_text())) == figures(finished.document)

@@ -23,7 +23,7 @@ from ray.cluster_utils import Cluster
 import autoprune
 from autoprune.errors import InputError
 from autoprune.evaluation import Ask, Evaluation
-from autoprune.executors._ray_cluster import _check_listening
+from autoprune.executors._ray_cluster import _check_listening, connect
 from autoprune.executors.inline import Inline
 from autoprune.executors.ray import Ray
 from autoprune.policy import Policy
@@ -228,17 +228,26 @@ DEAD = "127.0.0.1:1"
     ],
 )
 def test_no_cluster_at_the_address_is_one_line_within_seconds(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str, known: str, said: str
+    monkeypatch: pytest.MonkeyPatch, address: str, known: str, said: str
 ) -> None:
     monkeypatch.setenv("RAY_ADDRESS", known)
     started = time.monotonic()
+    with pytest.raises(InputError, match=said) as caught:
+        connect(address)
+    assert "\n" not in str(caught.value)
+    assert time.monotonic() - started < 20
+
+
+def test_no_cluster_is_one_line_of_the_command_before_there_is_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", DEAD)
     job = str(ROOT / "search_spaces" / "digits.yaml")
-    process = autoprune_process("search", job, "--ray", address, cwd=tmp_path)
+    process = autoprune_process("search", job, "--ray", "auto", cwd=tmp_path)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 2
-    assert re.search(said, errors)
+    assert re.match(r"autoprune: .*no Ray cluster answers at \S+:1 .*`ray stop`", errors)
     assert len(errors.strip().splitlines()) == 1
-    assert time.monotonic() - started < 20
     assert not (tmp_path / "runs").exists()
 
 
