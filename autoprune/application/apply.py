@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ from autoprune.files.job import Job
 from autoprune.files.policy_file import load_front
 from autoprune.files.whole import whole_folder
 from autoprune.front import Point
-from autoprune.protocols import Criterion, Task
+from autoprune.protocols import Batch, Criterion, Task
 from autoprune.run.prepare import settings_of
 from autoprune.structure import Structure
 from autoprune.tasks._weights import load_weights
@@ -116,8 +116,7 @@ def apply_file(
         check_inputs(example)
     asked = replace(training or Training(), schedule=job.recovery.schedule, options=job.options("recovery"))
     applied = _applied(point, model, example, task, searched_settings(point, settings_of(job)), trusted, asked)
-    test = [prepare(b, torch.device("cpu")) for b in task.split("test")]
-    scores = {n: dict(task.metrics(m, test)) for n, m in (("dense", model), ("pruned", applied.model))}
+    scores = {n: dict(task.metrics(m, _TestSplit(task))) for n, m in (("dense", model), ("pruned", applied.model))}
     facts = {**applied.facts, "test": scores, "task": job.plain()["task"]}
     remember(applied.model, applied.kept, facts, str(policy_path))
     with whole_folder(out) as draft:
@@ -127,6 +126,16 @@ def apply_file(
         facts["files"] = [str(out / name) for name in names]
         write_facts(facts, draft)
     return facts
+
+
+@dataclass(frozen=True)
+class _TestSplit:
+    """The test split of a task at every pass anew: as a whole it may not fit into memory."""
+
+    task: Task
+
+    def __iter__(self) -> Iterator[Batch]:
+        return (prepare(batch, torch.device("cpu")) for batch in self.task.split("test"))
 
 
 def trusted_criterion(point: Point, said: Sequence[Named | None]) -> Criterion:

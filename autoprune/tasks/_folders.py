@@ -22,8 +22,6 @@ from autoprune.tasks._wrap import Output, WrappedTask
 ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 MOST_CUT = 1024
 """Calibration and validation images that are cut off by default, at most; one of 224 pixels is 0.6 MB when decoded."""
-LOOKED_INTO = 4096
-"""Files a split whose headers are read at the door: a search must not meet a damaged one at its end."""
 
 Transform = Callable[[Any], Tensor]
 """A Pillow image in RGB -> float32 [C, H, W]."""
@@ -104,14 +102,9 @@ class Decoded:
             inputs = [self.transform(opened(self.root / self.files[i])) for i in rows.tolist()]
             yield torch.stack(inputs), self.targets[rows]
 
-    def check(self) -> None:
-        """Read the headers of the first files; InputError that names one which is no image."""
-        for file in self.files[:LOOKED_INTO]:
-            opened(self.root / file, whole=False)
 
-
-def opened(path: Path, whole: bool = True) -> Any:
-    """The image in RGB; of one that is not read as a `whole` the header alone is looked at.
+def opened(path: Path) -> Any:
+    """The image in RGB.
 
     Raises:
         InputError: it cannot be read, or Pillow is not installed.
@@ -122,7 +115,7 @@ def opened(path: Path, whole: bool = True) -> Any:
         raise unusable("a folder of images", error) from error
     try:
         with Image.open(path) as image:
-            return image.convert("RGB") if whole else image
+            return image.convert("RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         reason = one_line(error, 120)
         raise InputError(f"{path} cannot be read as an image ({reason}); mend it, or take it out") from error
@@ -190,7 +183,7 @@ def classification(found: Classifier, folders: Folders) -> WrappedTask:
     """The task of a classifier; calibration and validation are cut from the train folder, disjoint and seeded.
 
     Raises:
-        InputError: the classes are not the model's, the parts are too large, or an image cannot be read.
+        InputError: the classes are not the model's, or the parts are too large.
     """
     train, test, transforms = folders.train, folders.test, found.transforms
     numbers = torch.tensor(_numbers(folders, found.outputs, found.known))
@@ -198,8 +191,6 @@ def classification(found: Classifier, folders: Folders) -> WrappedTask:
     for name, rows in cut(len(train.files), *_sizes(folders), folders.seed).items():
         transform = transforms.training if name == "train" else transforms.steady
         splits[name] = _decoded(train, rows, numbers, transform, shuffles=name == "train")
-    for name in ("calibration", "validation"):
-        splits[name].check()
     return WrappedTask(found.model.eval(), splits, F.cross_entropy, _accuracies, DIRECTIONS, Output(), spread=False)
 
 
