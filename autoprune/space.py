@@ -7,11 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 from autoprune.errors import InputError, did_you_mean
 from autoprune.structure import Group, Structure
 
+Step = int | Literal["auto"]
+WIDTHS, WIDE, WIDE_STEP = 32, 128, 8
+"""`auto` leaves so many widths at most; from so many atoms on a step has so many channels at least (ALGORITHMS 2a)."""
 OVERRIDABLE = ("max_sparsity", "multiple_of")
 
 
@@ -20,13 +23,14 @@ class Space:
     """The searched part of a structure. Globs speak of group names; a later override wins over an earlier one.
 
     `granularity` lists the kinds that are searched, `max_sparsity` is the largest share of a group's atoms that may
-    go, `multiple_of` the step of the widths, `overrides` maps a glob to other values of these two.
+    go, `multiple_of` the step of the widths in channels (`auto` leaves at most 32 widths a group), `overrides` maps a
+    glob to other values of these two.
     """
 
     granularity: tuple[str, ...] = ("channel",)
     include: tuple[str, ...] = ("*",)
     exclude: tuple[str, ...] = ()
-    multiple_of: int = 1
+    multiple_of: Step = "auto"
     max_sparsity: float = 0.9
     overrides: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
@@ -40,7 +44,7 @@ class Space:
                     raise InputError(f"space.overrides[{glob!r}]: unknown key {key!r}; {hint}")
             _check(f"space.overrides[{glob!r}]", *self._settings(values))
 
-    def settings(self, name: str) -> tuple[int, float]:
+    def settings(self, name: str) -> tuple[Step, float]:
         """(multiple_of, max_sparsity) of the group called `name`."""
         values: dict[str, Any] = {}
         for glob, override in self.overrides.items():
@@ -48,7 +52,7 @@ class Space:
                 values |= override
         return self._settings(values)
 
-    def _settings(self, values: Mapping[str, Any]) -> tuple[int, float]:
+    def _settings(self, values: Mapping[str, Any]) -> tuple[Step, float]:
         return values.get("multiple_of", self.multiple_of), values.get("max_sparsity", self.max_sparsity)
 
 
@@ -90,12 +94,36 @@ def _left_out(group: Group, space: Space) -> str | None:
     return None
 
 
-def _grid(group: Group, multiple_of: int, max_sparsity: float) -> tuple[int, ...]:
+def _grid(group: Group, multiple_of: Step, max_sparsity: float) -> tuple[int, ...]:
     """Multiples from the floor up, the full width last; only widths that the structure itself allows."""
     if group.kind == "block":  # present or not: there is nothing between
         return group.grid
-    least = max(math.ceil((1 - max_sparsity) * group.width - 1e-9), multiple_of)  # 1 - 0.9 is a hair above 0.1
-    return tuple(w for w in group.grid if w == group.width or (w >= least and w % multiple_of == 0))
+    step = atoms_a_step(group, multiple_of)
+    least = max(math.ceil((1 - max_sparsity) * group.width - 1e-9), step)  # 1 - 0.9 is a hair above 0.1
+    return tuple(w for w in group.grid if w == group.width or (w >= least and w % step == 0))
+
+
+def atoms_a_step(group: Group, multiple_of: Step) -> int:
+    """How many atoms make a step of `multiple_of` channels."""
+    each = _channels_an_atom(group)
+    if multiple_of != "auto":
+        return multiple_of // math.gcd(multiple_of, each)
+    step = 1
+    while group.width // step > WIDTHS:
+        step *= 2
+    return max(step, math.ceil(WIDE_STEP / each)) if group.width >= WIDE else step
+
+
+def _channels_an_atom(group: Group) -> int:
+    """Channels that a user counts for one atom: the fewest positions that it owns in any tensor.
+
+    One where maps are flattened behind it or a fused weight holds it twice, several where grouped convolutions tie
+    them.
+    """
+    owned: dict[tuple[str, int], int] = {}
+    for s in group.slices:
+        owned[s.tensor, s.dim] = owned.get((s.tensor, s.dim), 0) + len(s.positions(0))
+    return max(1, min(filter(None, owned.values()), default=1))
 
 
 def _check_globs(structure: Structure, space: Space) -> None:
@@ -116,7 +144,7 @@ def _check_kinds(structure: Structure, space: Space) -> None:
 
 
 def _check(where: str, multiple_of: Any, max_sparsity: Any) -> None:
-    if not isinstance(multiple_of, int) or multiple_of < 1:
-        raise InputError(f"{where}.multiple_of must be an integer >= 1, not {multiple_of!r}")
+    if multiple_of != "auto" and (not isinstance(multiple_of, int) or multiple_of < 1):
+        raise InputError(f"{where}.multiple_of must be 'auto' or an integer >= 1, not {multiple_of!r}")
     if not isinstance(max_sparsity, int | float) or not 0 <= max_sparsity <= 1:
         raise InputError(f"{where}.max_sparsity must be between 0 and 1, not {max_sparsity!r}")

@@ -25,7 +25,7 @@ from torch import nn
 from autoprune import plugins
 from autoprune.allocation.budget import project
 from autoprune.database.batches import StatisticsOnly, prepare, size
-from autoprune.database.store import build_database
+from autoprune.database.build import build_database
 from autoprune.evaluation import Ask
 from autoprune.evaluator.memory import keep_blocks
 from autoprune.evaluator.prepared import prepared_model, prepared_parts

@@ -6,7 +6,7 @@ import pytest
 
 from autoprune.errors import InputError
 from autoprune.space import Space, restrict
-from autoprune.structure import Group, Structure
+from autoprune.structure import Group, Slice, Structure
 from tests.synthetic import chain
 
 STRUCTURE = chain(12)
@@ -21,7 +21,12 @@ def one(width: int, kind: str = "channel") -> Structure:
     ("width", "space", "grid"),
     [
         (10, Space(), tuple(range(1, 11))),
-        (64, Space(max_sparsity=0.9), tuple(range(7, 65))),
+        (64, Space(multiple_of=1, max_sparsity=0.9), tuple(range(7, 65))),
+        (32, Space(max_sparsity=0.9), tuple(range(4, 33))),
+        (64, Space(max_sparsity=0.9), tuple(range(8, 65, 2))),
+        (100, Space(max_sparsity=0.9), tuple(range(12, 101, 4))),
+        (128, Space(max_sparsity=0.9), tuple(range(16, 129, 8))),
+        (2048, Space(max_sparsity=0.9), tuple(range(256, 2049, 64))),
         (16, Space(multiple_of=8), (8, 16)),
         (20, Space(multiple_of=8, max_sparsity=0.5), (16, 20)),
         (20, Space(multiple_of=8, max_sparsity=1.0), (8, 16, 20)),
@@ -35,6 +40,24 @@ def test_grids_have_a_floor_a_step_and_the_full_width(width: int, space: Space, 
             restrict(one(width), space)
     else:
         assert restrict(one(width), space).groups[0].grid == grid
+
+
+def grouped(width: int, each: int) -> Structure:
+    """Atoms of `each` channels, as the convolution groups of a ResNeXt tie them, and one position of a fused weight."""
+    slices = (
+        Slice("conv.weight", 0, "produce", stride=each, repeat=each),
+        Slice("next.weight", 1, "consume", 0, each, each),
+    )
+    return Structure((Group("only", "channel", width, slices, tuple(range(1, width + 1))),), ())
+
+
+def test_a_step_counts_channels_and_not_atoms() -> None:
+    assert restrict(grouped(8, 4), Space(multiple_of=8)).groups[0].grid == (2, 4, 6, 8)
+    assert restrict(grouped(8, 4), Space(multiple_of=4)).groups[0].grid == (1, 2, 3, 4, 5, 6, 7, 8)
+    assert restrict(grouped(128, 4), Space()).groups[0].grid == (16, *range(16, 129, 4))[1:]
+    flattened = (Slice("conv.weight", 0, "produce"), Slice("fc.weight", 1, "consume", stride=49, repeat=49))
+    wide = Structure((Group("only", "channel", 16, flattened, tuple(range(1, 17))),), ())
+    assert restrict(wide, Space(multiple_of=8)).groups[0].grid == (8, 16)
 
 
 def test_a_block_is_kept_or_dropped_whatever_the_step() -> None:
@@ -74,7 +97,7 @@ def test_a_space_that_cannot_be_meant_is_an_error_that_says_what_there_is(space:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"multiple_of": 0}, "space.multiple_of must be an integer >= 1, not 0"),
+        ({"multiple_of": 0}, "space.multiple_of must be 'auto' or an integer >= 1, not 0"),
         ({"max_sparsity": 1.5}, "space.max_sparsity must be between 0 and 1, not 1.5"),
         ({"overrides": {"a": {"max_sparsty": 1}}}, "unknown key 'max_sparsty'; did you mean 'max_sparsity'"),
     ],

@@ -15,7 +15,7 @@ from autoprune import plugins
 from autoprune.application.courses import Attempt, Tuition, epoch_steps
 from autoprune.application.training import Recipe, Training, stored_recipe
 from autoprune.database.batches import StatisticsOnly, in_format, size
-from autoprune.database.store import build_database
+from autoprune.database.build import build_database
 from autoprune.errors import InputError
 from autoprune.evaluation import Ask, Tier
 from autoprune.evaluator.finetune import BATCH_SIZE

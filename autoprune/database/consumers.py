@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -14,46 +15,70 @@ from autoprune.structure import Group
 from autoprune.tracing.calls import from_matrix, to_matrix
 from autoprune.tracing.wiring import Site, batch_norms
 
+LARGEST = 8192
+"""Columns of a Gram that are kept whole: 512 MB in float64."""
+
 
 @dataclass(frozen=True)
-class Consumer:
-    """One weight restricted to the columns of one group.
+class Reader:
+    """How a weight reads one group: positions [atoms, positions of an atom] of its dimension `dim`.
 
-    matrix: float64 [conv groups, rows, atoms * block], the block of an atom side by side (its positions, then taps);
-    second: the Gram of those columns; mean: [conv groups, atoms * block]; share: [conv groups, rows], the weight of
-    each output row in the error, already divided by the output energy; positions: [atoms, positions of an atom];
-    patterned: its zeros stay, so that it is not compensated.
+    `bias` takes the mean shift; `patterned`: its zeros stay, so that it is not compensated.
     """
 
     weight: str
-    site: Site
+    kind: str
+    groups: int
     kernel: tuple[int, ...]
     dim: int
-    matrix: Tensor
-    second: Tensor
-    mean: Tensor
-    share: Tensor
+    bias: str | None
+    patterned: bool
     positions: Tensor
-    patterned: bool = False
 
     @property
     def block(self) -> int:
         """Columns of one atom."""
-        return self.matrix.shape[2] // len(self.positions)
+        return self.positions.shape[1] * math.prod(self.kernel)
 
-    def without(self, kept: Tensor) -> Tensor:
-        """`matrix` with the columns of all atoms but the kept ones zero."""
-        alive = torch.zeros(len(self.positions), dtype=torch.bool, device=self.matrix.device)
-        alive[kept] = True
-        return self.matrix * alive.repeat_interleave(self.block)
+    def matrix(self, weight: Tensor) -> Tensor:
+        """The group's columns of `weight`: [conv groups, rows, atoms * block], an atom's side by side."""
+        matrix = to_matrix(weight, self.kind, self.groups)
+        return matrix.flatten(2)[:, :, self.columns(matrix.shape[3]).to(weight.device)]
+
+    def columns(self, channels: int) -> Tensor:
+        """Where the group's columns lie in a matrix of all `channels` inputs of a conv group, tap by tap."""
+        taps = torch.arange(math.prod(self.kernel)) * channels
+        return (taps + self.positions[:, :, None]).flatten()
 
     def native(self, matrix: Tensor, kept: Tensor) -> Tensor:
         """Columns of the kept atoms of `matrix` as a weight, restricted to their positions in ascending order."""
         groups, count, _ = matrix.shape
-        taps = self.block // self.positions.shape[1]
-        w = matrix.unflatten(2, (len(self.positions), self.positions.shape[1], taps))[:, :, kept].flatten(2, 3)
+        taps = math.prod(self.kernel)
+        w = matrix.unflatten(2, (*self.positions.shape, taps))[:, :, kept].flatten(2, 3)
         w = w[:, :, self.positions[kept].flatten().argsort()]
-        return from_matrix(w.transpose(2, 3).reshape(groups, count, taps, -1), self.site.kind, self.kernel)
+        return from_matrix(w.transpose(2, 3).reshape(groups, count, taps, -1), self.kind, self.kernel)
+
+
+@dataclass(frozen=True)
+class Consumer:
+    """One weight restricted to the columns of some `atoms` of one group, ascending; nearly always of all.
+
+    matrix: float64 [conv groups, rows, atoms * block], the block of an atom side by side (its positions, then taps);
+    second: the Gram of those columns; mean: [conv groups, atoms * block]; share: [conv groups, rows], the weight of
+    each output row in the error, already divided by the output energy.
+    """
+
+    reader: Reader
+    atoms: Tensor
+    matrix: Tensor
+    second: Tensor
+    mean: Tensor
+    share: Tensor
+
+    @property
+    def block(self) -> int:
+        """Columns of one atom."""
+        return self.reader.block
 
 
 def consumed(groups: Sequence[Group], sites: Mapping[str, Site]) -> dict[str, list[str]]:
@@ -69,13 +94,9 @@ def consumers_of(
     found = []
     for name in names:
         site, weight, gram = sites[name], weights[name].detach(), grams[name]
-        slices = [s for s in group.slices if s.tensor == name and s.role == "consume"]
-        per_group = weight.shape[slices[0].dim] // (site.groups if site.kind == "transposed" else 1)
-        owned = [sorted({p % per_group for s in slices for p in s.positions(a)}) for a in range(group.width)]
-        positions = torch.tensor(owned)
-        matrix = to_matrix(weight, site.kind, site.groups).double()
-        taps, channels = matrix.shape[2:]
-        columns = (torch.arange(taps) * channels + positions[:, :, None]).flatten().to(weight.device)
+        reader = _reader(group, site, weight)
+        matrix = to_matrix(weight, site.kind, site.groups)
+        columns = reader.columns(matrix.shape[3]).to(weight.device).view(group.width, -1)
         share = torch.ones(matrix.shape[0] * matrix.shape[1], dtype=torch.float64, device=weight.device)
         if site.norm is not None:
             bn = norms[site.norm]
@@ -83,19 +104,60 @@ def consumers_of(
             scale = bn.weight.detach() if bn.weight is not None else 1.0
             share = (scale * (bn.running_var + bn.eps).rsqrt()).double().square()
         share = share / (share * gram.energy).sum().clamp_min(1e-30)
-        second = gram.second[:, columns][:, :, columns]
-        found.append(
-            Consumer(
-                name,
-                site,
-                tuple(weight.shape[2:]),
-                slices[0].dim,
-                matrix.flatten(2)[:, :, columns],
-                second,
-                gram.mean[:, columns],
-                share.view(matrix.shape[0], -1),
-                positions,
-                patterned(weight),
-            )
-        )
+        own, share = reader.matrix(weight).double(), share.view(matrix.shape[0], -1)
+        for held, second in zip(gram.columns, gram.seconds, strict=True):
+            atoms = torch.isin(columns[:, 0], held).nonzero()[:, 0]
+            if len(atoms):
+                kept = columns[atoms].flatten()
+                place = torch.searchsorted(held, kept)
+                part = own.unflatten(2, columns.shape)[:, :, atoms].flatten(2)
+                found.append(
+                    Consumer(reader, atoms.cpu(), part, second[:, place][:, :, place], gram.mean[:, kept], share)
+                )
     return found
+
+
+def cut_channels(
+    groups: Sequence[Group], sites: Mapping[str, Site], model: nn.Module
+) -> dict[str, list[tuple[int, int]]]:
+    """For weights that read more than LARGEST columns the ranges of channels that are compensated apart.
+
+    No atom lies in two of them. Where even n^2 of a consumer is too much, what atoms of different ranges could make up
+    for each other is given up.
+    """
+    weights, cuts = dict(model.named_parameters()), {}
+    for name in sorted({w for names in consumed(groups, sites).values() for w in names}):
+        matrix = to_matrix(weights[name].detach().to("meta"), sites[name].kind, sites[name].groups)
+        taps, channels = matrix.shape[2:]
+        if taps * channels > LARGEST:
+            readers = [_reader(g, sites[name], weights[name]) for g in groups if name in consumed([g], sites)[g.name]]
+            cuts[name] = _ranges([r.positions for r in readers], channels, max(1, LARGEST // taps))
+    return cuts
+
+
+def _ranges(owned: Sequence[Tensor], channels: int, most: int) -> list[tuple[int, int]]:
+    """Ranges of at most `most` channels, of more only where an atom spans them; owned: [atoms, positions] a group."""
+    tied = torch.zeros(channels + 1, dtype=torch.long)  # counts atoms that lie on both sides of a place
+    for positions in owned:
+        low, high = positions.min(1).values, positions.max(1).values
+        ones = torch.ones_like(low)
+        tied.index_add_(0, low + 1, ones).index_add_(0, high + 1, -ones)
+    free = (tied.cumsum(0) == 0).nonzero()[:, 0].tolist()
+    ranges, start, last = [], 0, 0
+    for place in [p for p in free if p > 0]:
+        if place - start > most and last > start:
+            ranges.append((start, last))
+            start = last
+        last = place
+    return [*ranges, (start, channels)]
+
+
+def _reader(group: Group, site: Site, weight: Tensor) -> Reader:
+    slices = [s for s in group.slices if s.tensor == site.weight and s.role == "consume"]
+    dim = slices[0].dim
+    per_group = weight.shape[dim] // (site.groups if site.kind == "transposed" else 1)
+    owned = [sorted({p % per_group for s in slices for p in s.positions(a)}) for a in range(group.width)]
+    kernel = tuple(weight.shape[2:])
+    return Reader(
+        *(site.weight, site.kind, site.groups, kernel, dim, site.bias), patterned(weight), torch.tensor(owned)
+    )

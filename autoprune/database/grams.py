@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+import math
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,57 +20,78 @@ POSITIONS = 64
 
 @dataclass(frozen=True)
 class Gram:
-    """Moments of the input rows u of one weight: `second` = U'U / n and `mean`, for each conv group.
+    """Moments of the input rows u of one weight: U'U / n and `mean`, for each conv group.
 
-    second: float64 [conv groups, taps * channels, taps * channels]; mean: [conv groups, taps * channels];
-    energy: mean square of each output, without bias, float64 [outputs].
+    seconds: blocks of U'U / n on its diagonal, nearly always one, float64 [conv groups, columns, columns], of the
+    columns that `columns` lists; mean: [conv groups, taps * channels]; energy: mean square of each output, without
+    bias, float64 [outputs].
     """
 
-    second: Tensor
+    columns: tuple[Tensor, ...]
+    seconds: tuple[Tensor, ...]
     mean: Tensor
     energy: Tensor
 
 
+Cuts = Mapping[str, Sequence[tuple[int, int]]]
+"""For a weight the ranges of its input channels whose second moments are kept, one block each."""
+
+
 def collect_grams(
-    model: nn.Module, weights: Collection[str], task: Task, batches: Iterable[Batch], seed: int = 0
+    model: nn.Module, weights: Collection[str], task: Task, batches: Iterable[Batch], cuts: Cuts | None = None
 ) -> dict[str, Gram]:
-    """Grams of the named conv and linear weights over `batches`; the model must be in eval mode."""
-    collector = _Collector(model, frozenset(weights), seed)
+    """Grams of the named conv and linear weights over `batches`; the model must be in eval mode.
+
+    A weight that is not among `cuts` has one block of all its columns.
+    """
+    collector = _Collector(model, frozenset(weights), cuts or {})
     with torch.no_grad():
         for batch in batches:
             with collector:
                 task.outputs(model, batch)
-    return {name: collector.gram(name) for name in collector.second}
+    return {name: collector.gram(name) for name in collector.count}
 
 
 class _Collector(TorchFunctionMode):
-    def __init__(self, model: nn.Module, wanted: frozenset[str], seed: int) -> None:
+    def __init__(self, model: nn.Module, wanted: frozenset[str], cuts: Cuts) -> None:
         super().__init__()
         self.names = {id(p): n for n, p in model.named_parameters() if n in wanted}
-        self.seed = seed
-        self.second: dict[str, Tensor] = {}
-        self.mean: dict[str, Tensor] = {}
-        self.energy: dict[str, Tensor] = {}
+        self.cuts = cuts
+        self.columns: dict[str, tuple[Tensor, ...]] = {}
+        self.moments: dict[str, list[Tensor]] = {}
         self.count: dict[str, int] = {}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         call = parse_call(func, args, kwargs or {})
         if call is not None and (name := self.names.get(id(call.weight))) is not None:
-            positions = pick_positions(spatial_count(call.kind, out), POSITIONS, self.seed)
+            positions = pick_positions(spatial_count(call.kind, out), POSITIONS, seed=0)
             y = outputs_at(call.kind, out if call.bias is None else out - _spread(call.bias, out, call.kind), positions)
-            self.add(name, rows(call, positions), y)
+            taps = math.prod(call.weight.shape[2:]) if call.kind != "linear" else 1
+            self.add(name, taps, rows(call, positions), y)
         return out
 
-    def add(self, name: str, u: Tensor, y: Tensor) -> None:
-        moments = (u.transpose(1, 2) @ u).double(), u.sum(1).double(), y.square().sum(0).double()
-        for store, value in zip((self.second, self.mean, self.energy), moments, strict=True):
-            store[name] = store[name] + value if name in store else value
+    def add(self, name: str, taps: int, u: Tensor, y: Tensor) -> None:
+        """One more call: input rows [conv groups, n, taps * channels] and outputs [n, outputs]."""
+        if name not in self.columns:
+            channels = u.shape[2] // taps
+            offsets = torch.arange(taps, device=u.device)[:, None] * channels
+            ranges = self.cuts.get(name, ((0, channels),))
+            self.columns[name] = tuple((offsets + torch.arange(a, b, device=u.device)).flatten() for a, b in ranges)
+        parts = self.columns[name]
+        own = (u if len(parts) == 1 else u[:, :, columns] for columns in parts)
+        seconds = ((part.transpose(1, 2) @ part).double() for part in own)
+        found = [u.sum(1).double(), y.square().sum(0).double(), *seconds]
+        if name in self.moments:
+            for total, value in zip(self.moments[name], found, strict=True):
+                total += value
+        else:
+            self.moments[name] = found
         self.count[name] = self.count.get(name, 0) + u.shape[1]
 
     def gram(self, name: str) -> Gram:
-        n = self.count[name]
-        return Gram(self.second[name] / n, self.mean[name] / n, self.energy[name] / n)
+        mean, energy, *seconds = (m / self.count[name] for m in self.moments.pop(name))
+        return Gram(self.columns[name], tuple(seconds), mean, energy)
 
 
 def _spread(bias: Tensor, y: Tensor, kind: str) -> Tensor:

@@ -130,13 +130,13 @@ class Stitcher:
         """The dense tensor with the compensated columns (or the shifted bias) of every narrowed group in place."""
         value = self.dense[tensor]
         for group in self._readers.get(tensor, ()):
-            entry = self.database.weight(group, widths[group], tensor)
+            entry = self.database.entry(group, widths[group], self.dense).get(f"weight|{tensor}")
             if entry is not None:
                 value = value.clone() if value is self.dense[tensor] else value
                 dim = self._dims[group, tensor]
                 value.index_copy_(dim, self._columns(group, tensor, dim), entry.to(value))
         for group, weight in self._biases.get(tensor, ()):
-            shift = self.database.shift(group, widths[group], weight)
+            shift = self.database.entry(group, widths[group], self.dense).get(f"shift|{weight}")
             value = value if shift is None else value + shift.to(value)
         return value
 

@@ -1,144 +1,113 @@
-"""The level database on disk: for every group and width the kept atoms and its consumers' compensated weights."""
+"""The level database: for every group and width the kept atoms and its consumers' compensated weights."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from autoprune.database.batches import StatisticsOnly, chunks, digest
-from autoprune.database.compensate import drop_atoms
-from autoprune.database.consumers import Consumer, consumed, consumers_of
-from autoprune.database.grams import collect_grams
-from autoprune.errors import InputError
-from autoprune.files.whole import whole
-from autoprune.protocols import Criterion, FloatArray, GramCriterion
-from autoprune.structure import Group, Structure
+from autoprune.database.batches import StatisticsOnly, digest
+from autoprune.database.entries import Entries, Entry
+from autoprune.database.levels import Levels, load_tensors, save_tensors, unreadable
+from autoprune.protocols import FloatArray
+from autoprune.structure import Structure
 from autoprune.tracing.fingerprint import weights_fingerprint
-from autoprune.tracing.one_thread import one_thread
-from autoprune.tracing.wiring import find_sites
 
-ALGORITHM = "2"
-"""To be raised when the same inputs give other entries, so that no old file is taken for a new one."""
+ALGORITHM = "3"
+"""To be raised when the same inputs give other entries, so that no old one is taken for a new one."""
+MEMORY = 2 << 30
+"""Bytes of entries that are kept where nobody says how many."""
 
 
 @dataclass(frozen=True)
 class LevelDatabase:
-    """Entries by name: "keep|group|width", "weight|group|width|tensor", "shift|group|width|tensor", "score|group".
+    """One factor for each consumer instead of weights for each width; entries are made from it when asked for.
 
-    A weight entry is the consumer restricted to the kept positions of the group; a shift entry is what its bias gains.
-    Tensors read from a file are memory-mapped, so that all workers of a node share them.
+    A database that was read from a file is memory-mapped and keeps its entries beside it, so that all workers of a
+    node share both.
     """
 
-    entries: Mapping[str, Tensor]
+    levels: Mapping[str, Levels]
+    entries: Entries
+
+    @staticmethod
+    def of(levels: Mapping[str, Levels], memory: int = MEMORY) -> LevelDatabase:
+        """In this process alone."""
+        return LevelDatabase(levels, Entries(memory))
 
     def keep(self, group: str, width: int) -> Tensor:
         """Kept atoms, ascending, int64 [width]."""
-        return self.entries[f"keep|{group}|{width}"]
+        return self.levels[group].kept(width)
 
-    def weight(self, group: str, width: int, tensor: str) -> Tensor | None:
-        return self.entries.get(f"weight|{group}|{width}|{tensor}")
-
-    def shift(self, group: str, width: int, tensor: str) -> Tensor | None:
-        return self.entries.get(f"shift|{group}|{width}|{tensor}")
+    def entry(self, group: str, width: int, dense: Mapping[str, Tensor]) -> Entry:
+        """See `Levels.entry`; nothing at the dense width. `dense` are the weights that the database was built from."""
+        levels = self.levels[group]
+        if width == len(levels.order):
+            return {}
+        number = list(self.levels).index(group)
+        return self.entries.get(f"{number:04d}-{width}", lambda: levels.entry(width, dense))
 
     def scores(self, structure: Structure) -> dict[str, FloatArray]:
         """The criterion's scores of every group of `structure`."""
-        return {g.name: self.entries[f"score|{g.name}"].double().numpy() for g in structure.groups}
+        return {g.name: self.levels[g.name].scores.numpy() for g in structure.groups}
+
+    def said(self) -> tuple[str, ...]:
+        """What a user ought to know of how the weights are compensated."""
+        readers = [f for levels in self.levels.values() for f in levels.readers]
+        cut = sorted({f.reader.weight for f in readers if len(f.parts) > 1})
+        exact = sorted({f.reader.weight for f in readers if any(p.ill_conditioned for p in f.parts)})
+        said = []
+        if cut:
+            said.append(
+                f"{cut[0]}{_more(cut)} reads too many columns for one Gram: its inputs make up for each other within "
+                "blocks of channels only"
+            )
+        if exact:
+            said.append(f"the inputs of {exact[0]}{_more(exact)} are nearly dependent: compensated in float64")
+        return tuple(said)
 
     def save(self, path: Path) -> None:
-        """Write atomically: a killed run leaves no half database."""
-        with whole(path) as draft:
-            save_file({k: v.contiguous() for k, v in self.entries.items()}, draft)
+        """Write a whole file or none."""
+        tensors: dict[str, Tensor] = {}
+        layout = {}
+        for i, (name, levels) in enumerate(self.levels.items()):
+            own, layout[name] = levels.plain()
+            tensors |= {f"{i}|{key}": tensor for key, tensor in own.items()}
+        save_tensors(path, tensors, layout)
 
     @staticmethod
-    def open(path: Path) -> LevelDatabase:
+    def open(path: Path, memory: int = MEMORY) -> LevelDatabase:
+        """Read a file; `memory`: bytes of entries that are kept, in the folder beside it.
+
+        Raises:
+            InputError: it cannot be read.
+        """
+        tensors, layout = load_tensors(path)
+        groups: list[dict[str, Tensor]] = [{} for _ in layout]
         try:
-            return LevelDatabase(load_file(path))
-        except (SafetensorError, OSError) as error:
-            raise InputError(f"{path}: not a readable level database ({error}); remove it to have it rebuilt") from None
+            for key, tensor in tensors.items():
+                number, _, name = key.partition("|")
+                groups[int(number)][name] = tensor
+            levels = {n: Levels.from_plain(groups[i], facts) for i, (n, facts) in enumerate(layout.items())}
+        except (KeyError, ValueError, IndexError, AttributeError) as error:
+            raise unreadable(path, error) from None
+        return LevelDatabase(levels, Entries(memory, entries_folder(path)))
+
+
+def entries_folder(path: Path) -> Path:
+    """Where the entries of the database at `path` lie."""
+    return path.with_name(f"{path.stem}.entries")
+
+
+def _more(names: list[str]) -> str:
+    return f" and {len(names) - 1} more" if len(names) > 1 else ""
 
 
 def database_key(model: nn.Module, structure: Structure, task: StatisticsOnly, criterion: str) -> str:
-    """16 hex digits of all that decides the entries: structure, weights, statistics samples, criterion and grids."""
-    grids = repr([(g.name, g.grid) for g in structure.groups])
-    parts = (ALGORITHM, structure.fingerprint, weights_fingerprint(model), digest([task.statistics]), criterion, grids)
+    """16 hex digits of all that decides the entries: structure, weights, statistics samples and criterion."""
+    names = repr([(g.name, g.width) for g in structure.groups])
+    parts = (ALGORITHM, structure.fingerprint, weights_fingerprint(model), digest([task.statistics]), criterion, names)
     return hashlib.sha256("|".join(parts).encode()).hexdigest()[:16]
-
-
-@one_thread()
-def build_database(
-    model: nn.Module,
-    structure: Structure,
-    task: StatisticsOnly,
-    criterion: Criterion,
-    keep: Mapping[str, Sequence[int]] | None = None,
-) -> LevelDatabase:
-    """Score, rank, drop and compensate (ALGORITHMS 2): one pass over the data, then one pass of drops a group.
-
-    With `keep` (kept atoms by group, from a policy file) those atoms are the last to go, so that their width holds
-    exactly them. The model is read only and must be in eval mode.
-    """
-    batches = chunks(task.statistics, task.batch_size)
-    sites = find_sites(model, task.example_inputs())
-    readers = consumed(structure.groups, sites)
-    grams = collect_grams(model, {w for names in readers.values() for w in names}, task, batches)
-    consumers = {g.name: consumers_of(model, g, readers[g.name], sites, grams) for g in structure.groups}
-    scores = _scores(model, structure, task, criterion, consumers)
-    entries: dict[str, Tensor] = {}
-    for group in structure.groups:
-        score = scores[group.name].double().cpu()
-        entries[f"score|{group.name}"] = score
-        if keep is not None:
-            score = score.clone()
-            score[list(keep[group.name])] += float(score.max() - score.min()) + 1.0
-        entries.update(_levels(group, consumers[group.name], torch.argsort(score, stable=True).tolist()))
-    return LevelDatabase(entries)
-
-
-def _scores(
-    model: nn.Module,
-    structure: Structure,
-    task: StatisticsOnly,
-    criterion: Criterion,
-    consumers: Mapping[str, Sequence[Consumer]],
-) -> Mapping[str, Tensor]:
-    """The criterion's scores; one that works on Grams gets those of the database instead of collecting its own."""
-    if isinstance(criterion, GramCriterion):
-        scores: Mapping[str, Tensor] = {g.name: criterion.from_consumers(g, consumers[g.name]) for g in structure}
-    else:
-        scores = criterion(model, structure.groups, task)
-    for group in structure.groups:
-        s = scores.get(group.name)
-        if s is None or s.shape != (group.width,) or not bool(torch.isfinite(s).all()):
-            got = "nothing" if s is None else f"shape {tuple(s.shape)}, finite: {bool(torch.isfinite(s).all())}"
-            raise InputError(
-                f"criterion {type(criterion).__name__} must give {group.width} finite scores for group {group.name!r}; "
-                f"it gave {got}"
-            )
-    return scores
-
-
-def _levels(group: Group, consumers: Sequence[Consumer], order: Sequence[int]) -> dict[str, Tensor]:
-    """Entries of one group for the widths of its grid but the dense one."""
-    entries = {f"keep|{group.name}|{group.width}": torch.arange(group.width)}
-    for level in drop_atoms(consumers, group.width, order):
-        if level.width < group.grid[0]:
-            break
-        if level.width not in group.grid:
-            continue
-        entries[f"keep|{group.name}|{level.width}"] = level.kept
-        for consumer, compensated in zip(consumers, level.matrices, strict=True):
-            matrix = consumer.without(level.kept) if consumer.patterned else compensated
-            tail = f"{group.name}|{level.width}|{consumer.weight}"
-            entries[f"weight|{tail}"] = consumer.native(matrix, level.kept).float().cpu()
-            if consumer.site.bias is not None:
-                lost = ((consumer.matrix - matrix) @ consumer.mean[:, :, None]).flatten()
-                entries[f"shift|{tail}"] = lost.float().cpu()
-    return entries

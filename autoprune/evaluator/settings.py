@@ -7,6 +7,7 @@ from typing import Literal
 
 import torch
 
+from autoprune.database.store import MEMORY
 from autoprune.errors import InputError, one_line
 from autoprune.protocols import Direction
 
@@ -22,7 +23,8 @@ class Settings:
     `metric` of the task and its `direction` that is searched for, and `loss` only teaches the fine-tune. `precision` is
     that of forward passes and of the fine-tune, but for validation, which is always scored in float32. With
     `metrics_on_fitness` full evaluations on fitness samples carry the task's metrics too. `learning_rate` is the peak
-    of the brief fine-tune, None where the evaluator is to find it.
+    of the brief fine-tune, None where the evaluator is to find it. `memory`: bytes of
+    level database entries that are kept.
     """
 
     loss: str = "auto"
@@ -39,6 +41,7 @@ class Settings:
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     metrics_on_fitness: bool = False
     learning_rate: float | None = None
+    memory: int = MEMORY
 
     @property
     def objective(self) -> str:

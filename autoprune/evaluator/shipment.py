@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import nn
 
 from autoprune.costs._latency_table import LatencyTable
 from autoprune.database.batches import Parts, in_format
+from autoprune.database.levels import Levels
 from autoprune.database.store import LevelDatabase
 from autoprune.evaluator.memory import bound_kernel_cache, keep_blocks
 from autoprune.evaluator.prepared import prepared_model, prepared_parts
@@ -27,7 +28,7 @@ class Shipment:
 
     task: Task
     structure: Structure
-    entries: Mapping[str, Tensor]
+    levels: Mapping[str, Levels]
     settings: Settings
     model: nn.Module
     parts: Parts
@@ -45,7 +46,7 @@ class Shipment:
         here = settings.on("cpu")
         model = prepared_model(task, here.torch_device)
         parts = prepared_parts(task, here, model)
-        return Shipment(task, structure, database.entries, settings, model, parts, latency)
+        return Shipment(task, structure, database.levels, settings, model, parts, latency)
 
     def __call__(self) -> TieredEvaluator:
         """Build the evaluator."""
@@ -53,5 +54,5 @@ class Shipment:
         keep_blocks()
         device = self.settings.torch_device
         model = in_format(self.model.to(device).eval(), self.parts.layout)
-        database, parts = LevelDatabase(self.entries), self.parts.on(device)
+        database, parts = LevelDatabase.of(self.levels, self.settings.memory), self.parts.on(device)
         return TieredEvaluator(self.task, self.structure, database, self.settings, model, self.latency, parts)

@@ -39,7 +39,7 @@ from autoprune.protocols import Task
 if TYPE_CHECKING:
     from autoprune.space import Space
 
-MAY_CHANGE = ("executor.", "search.time_limit_s", "sync_to", "finetune", "recovery")
+MAY_CHANGE = ("executor.", "evaluator.memory", "search.time_limit_s", "sync_to", "finetune", "recovery")
 DEFAULT_BUDGET = {"macs": [0.3, 0.9], "at": [0.7, 0.5, 0.3]}
 Plugged = Literal["criterion", "executor", "search", "recovery"]
 PLUGGED: Mapping[Plugged, tuple[plugins.Folder, str]] = {
@@ -245,11 +245,13 @@ class Job(Part):
         return checked_task(task, f"task {self.task.target!r} returned")
 
     def continuing(self, old: Job) -> Job:
-        """This job with the loss that `old` began with, where it names none: the default was kl once."""
-        if "loss" in self.objectives.model_fields_set:
-            return self
-        objectives = self.objectives.model_copy(update={"loss": old.objectives.loss})
-        return self.model_copy(update={"objectives": objectives})
+        """This job with what `old` began with where it names nothing and the defaults were others once."""
+        parts: dict[str, Any] = {}
+        for part, key in (("objectives", "loss"), ("space", "multiple_of")):
+            mine = getattr(self, part)
+            if key not in mine.model_fields_set:
+                parts[part] = mine.model_copy(update={key: getattr(getattr(old, part), key)})
+        return self.model_copy(update=parts)
 
     def search_space(self) -> Space:
         """The same as the core's Space."""

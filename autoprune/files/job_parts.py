@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -21,14 +19,10 @@ from pydantic import (
 
 from autoprune import plugins
 from autoprune.errors import did_you_mean
+from autoprune.files.job_values import Bytes, Count, Natural, Rate, Share, Sparsity, Step, Weight
+from autoprune.files.machine import machine_memory, usable_cores
 from autoprune.protocols import Budget, Direction
 
-Count = Annotated[int, Field(strict=True, ge=1)]
-Natural = Annotated[int, Field(strict=True, ge=0)]
-Share = Annotated[float, Field(gt=0.0, le=1.0)]
-Rate = Annotated[float, Field(gt=0.0, le=10.0)]
-Weight = Annotated[float, Field(ge=0.0, le=1.0)]
-Sparsity = Annotated[float, Field(ge=0.0, lt=1.0)]
 GRANULARITIES = ("channel",)
 LATER = ("auto", "head", "kv_group", "neuron", "block", "bits", "weight")
 """Kinds that policy files may know and this version does not search."""
@@ -69,17 +63,17 @@ class TaskPart(Part):
 class OverridePart(Part):
     """What `space.overrides` may change for the groups that a glob matches."""
 
-    multiple_of: Count | None = None
+    multiple_of: Step | None = None
     max_sparsity: Sparsity | None = None
 
 
 class SpacePart(Part):
-    """Which groups are searched and at which widths."""
+    """Which groups are searched and at which widths: in steps of `multiple_of` channels, `auto` at most 32 a group."""
 
     granularity: str | tuple[str, ...] = "channel"
     include: tuple[str, ...] = ("*",)
     exclude: tuple[str, ...] = ()
-    multiple_of: Count = 1
+    multiple_of: Step = "auto"
     max_sparsity: Sparsity = 0.9
     overrides: dict[str, OverridePart] = Field(default_factory=dict)
 
@@ -241,7 +235,8 @@ class EvaluatorPart(Part):
 
     `sensitivity` is the number of widths of each group in the sensitivity table, 0 for none; `finalists` are tuned at
     each asked budget; `precision` auto is bf16 where the machine that starts the search has instructions for it and
-    the model bears it, else fp32; policy.json tells which.
+    the model bears it, else fp32; policy.json tells which. `memory` ("4GB") is what the compensated weights that were
+    made so far may take on a machine, all its workers together.
     """
 
     calibration: Count = 2048
@@ -252,6 +247,12 @@ class EvaluatorPart(Part):
     sensitivity: Natural = 5
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     device: str = Field(default="auto", pattern=r"^(auto|cpu|mps|cuda(:[0-9]+)?)$")
+    memory: Bytes = "auto"
+
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes of level database entries to keep on a machine; auto is an eighth of its memory."""
+        return machine_memory() // 8 if isinstance(self.memory, str) else int(self.memory)
 
     @property
     def tuned_finalists(self) -> int:
@@ -372,14 +373,6 @@ class FinetunePart(Part):
         if self.samples < self.points:
             raise ValueError(f"samples must be at least points, a recipe for each: {self.samples} < {self.points}")
         return self
-
-
-def usable_cores() -> int:
-    """The cores that this process may use, or those of the machine where the system does not say (macOS, Windows)."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    count: Callable[[], int | None] = getattr(os, "process_cpu_count", os.cpu_count)
-    return count() or 1
 
 
 def check_plugin(folder: plugins.Folder, name: str, *others: str) -> None:

@@ -85,6 +85,8 @@ def forget(folder: Path, database: Path) -> None:
         (folder / name).unlink(missing_ok=True)
     for name in RUN_FOLDERS:
         shutil.rmtree(folder / name, ignore_errors=True)
-    for path in (folder / "database").glob("*.safetensors"):
-        if path != database:
+    for path in (folder / "database").glob("*"):
+        if path.stem != database.stem and path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        elif path != database and path.suffix == ".safetensors":
             path.unlink()

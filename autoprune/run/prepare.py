@@ -19,7 +19,8 @@ from autoprune.costs import build_cost
 from autoprune.costs._latency_table import LatencyTable
 from autoprune.criteria import build_criterion, criterion_identity
 from autoprune.database.batches import Parts, StatisticsOnly, digest, size
-from autoprune.database.store import LevelDatabase, build_database, database_key
+from autoprune.database.on_disk import build_file
+from autoprune.database.store import LevelDatabase, database_key
 from autoprune.database.zeros import said_of
 from autoprune.errors import InputError, did_you_mean
 from autoprune.evaluation import Tier
@@ -94,7 +95,9 @@ def prepare(
     fidelity = resolved_fidelity(task, model, settings, samples)
     said = check_data(task, model, settings, samples)
     seen, identity = StatisticsOnly(task, parts.statistics), criterion_identity(job.criterion_named)
-    database, path, built_s = _opened(model, structure, seen, criterion, identity, place)
+    path = place / f"{database_key(model, structure, seen, identity)}.safetensors"
+    built_s = 0.0 if path.exists() else _built(job, model, structure, seen, criterion, path)
+    database = LevelDatabase.open(path, settings.memory)
     precision, _ = resolved_precision(task, model, structure, settings, samples, fidelity)
     settings = replace(settings, loss=fidelity.name, classes=fidelity.classes, precision=precision)
     data = digest([parts.statistics, *parts.fitness, *parts.heldback])
@@ -120,7 +123,7 @@ def prepare(
         latency=latency,
         built_s=built_s,
         fidelity=fidelity,
-        said=(*said, *filter(None, [said_of(model)])),
+        said=(*said, *database.said(), *filter(None, [said_of(model)])),
     )
 
 
@@ -130,17 +133,15 @@ def _check_metric(settings: Settings, task: Task) -> None:
         raise InputError(f"objectives.loss.metric: the task has no metric {settings.metric!r}; {hint}")
 
 
-def _opened(
-    model: nn.Module, structure: Structure, seen: StatisticsOnly, criterion: Criterion, identity: str, place: Path
-) -> tuple[LevelDatabase, Path, float]:
-    """The level database of `place`, built where there is none; its file, and the seconds that building it took."""
-    path = place / f"{database_key(model, structure, seen, identity)}.safetensors"
-    built_s = 0.0
-    if not path.exists():
-        started = time.perf_counter()
-        build_database(model, structure, seen, criterion).save(path)
-        built_s = time.perf_counter() - started
-    return LevelDatabase.open(path), path, built_s
+def _built(
+    job: Job, model: nn.Module, structure: Structure, seen: StatisticsOnly, criterion: Criterion, path: Path
+) -> float:
+    """Build the level database into `path`; the seconds that it took."""
+    started = time.perf_counter()
+    named = {"name": job.criterion.name, "options": job.options("criterion")}
+    workers = job.executor.n_workers if job.executor.kind == "local" else 1
+    build_file(path, model, structure, seen, criterion, named=named, workers=workers)
+    return time.perf_counter() - started
 
 
 def _base(
@@ -259,6 +260,7 @@ def settings_of(job: Job) -> Settings:
         device=e.device,
         precision=e.precision,
         metrics_on_fitness=bool(job.constraints),
+        memory=e.memory_bytes,
     )
 
 

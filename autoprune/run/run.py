@@ -126,6 +126,7 @@ class Run:
             refuse_other(s.job, record.fact("job"), f"the record of {self.path}")
             record.note("job", s.job.portable())
             facts = {"groups": len(s.structure), "trials": s.job.search.trials, "database_s": round(s.built_s, 3)}
+            facts["memory"] = s.settings.memory  # bytes of entries that are kept
             write_event(self.path, "start", facts)
             self._executor = executor = s.executor()
             try:

@@ -19,5 +19,5 @@ def make_evaluator(
     """The evaluator of a job's task over a level database: what every worker calls once."""
     bound_kernel_cache(structure)
     keep_blocks()
-    job, levels = Job.loads(job_text), LevelDatabase.open(database)
+    job, levels = Job.loads(job_text), LevelDatabase.open(database, settings.memory)
     return TieredEvaluator(job.build_task(), structure, levels, settings, latency=latency)

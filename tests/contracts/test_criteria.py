@@ -62,7 +62,7 @@ def test_bn_scale_names_a_group_without_a_norm() -> None:
 
 
 def test_obs_from_the_grams_of_the_database_is_obs_by_itself() -> None:
-    from autoprune.database.store import build_database
+    from autoprune.database.build import build_database
 
     w = world("plain")
     criterion = plugins.load("criteria", "obs")()

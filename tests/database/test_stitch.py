@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from autoprune import plugins
+from autoprune.database.build import build_database
 from autoprune.database.stitch import Stitcher
-from autoprune.database.store import LevelDatabase, build_database, database_key
+from autoprune.database.store import LevelDatabase, database_key
 from autoprune.errors import InputError
 from autoprune.policy import Policy
 from autoprune.structure import Structure
@@ -94,21 +95,6 @@ def test_the_lent_model_is_untouched_and_a_width_off_the_grid_is_refused() -> No
     wrong = Policy.of({g.name: g.width + 1 for g in w.structure.groups})
     with pytest.raises(InputError, match="its grid is"):
         stitcher.stitch(wrong)
-
-
-def test_a_database_read_back_is_the_same_and_a_truncated_one_is_one_clear_line(tmp_path: object) -> None:
-    from pathlib import Path
-
-    path = Path(str(tmp_path)) / "levels.safetensors"
-    w = world("plain")
-    database = built(w)
-    database.save(path)
-    again = LevelDatabase.open(path)
-    assert set(again.entries) == set(database.entries)
-    assert all(torch.equal(again.entries[k], v) for k, v in database.entries.items())
-    path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(InputError, match="not a readable level database"):
-        LevelDatabase.open(path)
 
 
 def test_the_key_follows_weights_data_criterion_and_grids() -> None:

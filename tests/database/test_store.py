@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from autoprune import plugins
+from autoprune.database.build import build_database
 from autoprune.database.stitch import Stitcher
-from autoprune.database.store import build_database
 from autoprune.policy import Policy
 from tests.small import World, world_of
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from autoprune import plugins
+from autoprune.database.build import build_database
 from autoprune.database.consumers import consumed
 from autoprune.database.stitch import Stitcher
-from autoprune.database.store import build_database
 from autoprune.evaluator.dense_reference import moments, observe
 from autoprune.evaluator.repair import FixedPoint, Folded, Refit, correct, ridge_towards
 from autoprune.losses.mse import mse

@@ -1,0 +1,105 @@
+"""Building a level database: one pass over the data, then for every group one pass of drops and its factors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from autoprune.database.batches import StatisticsOnly, chunks
+from autoprune.database.consumers import Consumer, consumed, consumers_of, cut_channels
+from autoprune.database.grams import collect_grams
+from autoprune.database.levels import Levels
+from autoprune.database.store import LevelDatabase
+from autoprune.errors import InputError
+from autoprune.protocols import Batch, Criterion, GramCriterion, Task
+from autoprune.structure import Group, Structure
+from autoprune.tracing.one_thread import one_thread
+from autoprune.tracing.wiring import find_sites
+
+Progress = Callable[[float], None]
+"""Is told which share of the work is done, from 0 to 1."""
+
+
+@dataclass(frozen=True)
+class Ingredients:
+    """What the levels of a group are made of; `scores` is None where the criterion works on the consumers' Grams."""
+
+    group: Group
+    consumers: Sequence[Consumer]
+    scores: Tensor | None
+
+    @property
+    def work(self) -> float:
+        """What the levels cost, in multiplications: drops and factor are cubic in the columns."""
+        return float(sum(len(c.second) * c.second.shape[1] ** 3 for c in self.consumers))
+
+    def levels(self, criterion: Criterion | None, keep: Sequence[int] | None = None) -> Levels:
+        """Rank and factorise.
+
+        Raises:
+            InputError: the criterion's scores are not finite, or not one for each atom.
+        """
+        scores = self.scores
+        if isinstance(criterion, GramCriterion):
+            scores = criterion.from_consumers(self.group, self.consumers)
+        return Levels.of(self.consumers, _checked(criterion, self.group, scores), keep)
+
+
+@one_thread()
+def build_database(
+    model: nn.Module,
+    structure: Structure,
+    task: StatisticsOnly,
+    criterion: Criterion,
+    keep: Mapping[str, Sequence[int]] | None = None,
+) -> LevelDatabase:
+    """Score, rank and factorise every group (ALGORITHMS 2, 2a), in memory.
+
+    With `keep` (kept atoms by group, from a policy file) those atoms are the last to go, so that their width holds
+    exactly them. The model is read only and must be in eval mode.
+
+    Raises:
+        InputError: see `Ingredients.levels`.
+    """
+    made = {}
+    for part in collected(model, structure, task, criterion):
+        name = part.group.name
+        made[name] = part.levels(criterion, None if keep is None else keep[name])
+    return LevelDatabase.of(made)
+
+
+def collected(
+    model: nn.Module, structure: Structure, task: StatisticsOnly, criterion: Criterion
+) -> Iterator[Ingredients]:
+    """One pass over the statistics samples; then group by group what its levels are made of."""
+    on_grams = isinstance(criterion, GramCriterion)
+    scores = {} if on_grams else criterion(model, structure.groups, task)
+    for group, consumers in consumers_by_group(model, structure.groups, task, chunks(task.statistics, task.batch_size)):
+        own = None if on_grams else _checked(criterion, group, scores.get(group.name))
+        yield Ingredients(group, consumers, own)
+
+
+def consumers_by_group(
+    model: nn.Module, groups: Sequence[Group], task: Task, batches: Iterable[Batch]
+) -> Iterator[tuple[Group, list[Consumer]]]:
+    """The consumers of each group with their Grams over `batches`, which are read once."""
+    sites = find_sites(model, task.example_inputs())
+    readers = consumed(groups, sites)
+    wanted = {w for names in readers.values() for w in names}
+    grams = collect_grams(model, wanted, task, batches, cut_channels(groups, sites, model))
+    for group in groups:
+        yield group, consumers_of(model, group, readers[group.name], sites, grams)
+
+
+def _checked(criterion: Criterion | None, group: Group, scores: Tensor | None) -> Tensor:
+    if scores is None or scores.shape != (group.width,) or not bool(torch.isfinite(scores).all()):
+        finite = scores is not None and bool(torch.isfinite(scores).all())
+        got = "nothing" if scores is None else f"shape {tuple(scores.shape)}, finite: {finite}"
+        raise InputError(
+            f"criterion {type(criterion).__name__} must give {group.width} finite scores for group {group.name!r}; "
+            f"it gave {got}"
+        )
+    return scores

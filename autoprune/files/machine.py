@@ -1,0 +1,31 @@
+"""What this machine has for us: cores and memory, within what a container or a scheduler allows."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+UNKNOWN = 8 << 30
+"""Bytes that a machine is taken to have where the system does not say (Windows)."""
+CGROUPS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+
+
+def usable_cores() -> int:
+    """The cores that this process may use, or those of the machine where the system does not say (macOS, Windows)."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    count: Callable[[], int | None] = getattr(os, "process_cpu_count", os.cpu_count)
+    return count() or 1
+
+
+def machine_memory() -> int:
+    """Bytes of memory that this machine has, or the container that this process runs in."""
+    if not hasattr(os, "sysconf"):
+        return UNKNOWN
+    bytes_ = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    for path in CGROUPS:
+        with suppress(OSError, ValueError):  # no such file, or "max"
+            bytes_ = min(bytes_, int(Path(path).read_text(encoding="ascii")))
+    return bytes_
