@@ -380,7 +380,7 @@ def test_a_refused_call_leaves_no_new_folder_and_one_that_was_there_alone(tmp_pa
 def test_a_call_that_is_refused_late_leaves_the_level_database_to_the_corrected_one(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="popsize"):
         search(job(search={"options": {"popsize": 3}}), out=tmp_path / "new")
-    (file,) = (tmp_path / "new").rglob("*.safetensors")
+    (file,) = (tmp_path / "new" / "database").glob("*.safetensors")
     assert {p.parent for p in (tmp_path / "new").rglob("*") if p.is_file()} == {file.parent}
     written = file.stat().st_mtime_ns
     search(job(), out=tmp_path / "new")
