@@ -15,6 +15,7 @@ from autoprune.evaluator.memory import bound_kernel_cache, keep_blocks
 from autoprune.evaluator.prepared import prepared_model, prepared_parts
 from autoprune.evaluator.settings import Settings
 from autoprune.evaluator.tiers import TieredEvaluator
+from autoprune.files.machine import usable_cores
 from autoprune.protocols import Task
 from autoprune.structure import Structure
 
@@ -23,7 +24,8 @@ from autoprune.structure import Structure
 class Shipment:
     """An evaluator's parts on the CPU; called where it has arrived, it builds the evaluator on that machine's device.
 
-    Nothing writes to its tensors, so that the workers of a machine may share one copy.
+    Nothing writes to its tensors, so that the workers of a machine may share one copy. Entries that they make of the
+    database are each one's own, so that a worker keeps a core's share of the settings' memory.
     """
 
     task: Task
@@ -54,5 +56,5 @@ class Shipment:
         keep_blocks()
         device = self.settings.torch_device
         model = in_format(self.model.to(device).eval(), self.parts.layout)
-        database, parts = LevelDatabase.of(self.levels, self.settings.memory), self.parts.on(device)
+        database, parts = LevelDatabase.of(self.levels, self.settings.memory // usable_cores()), self.parts.on(device)
         return TieredEvaluator(self.task, self.structure, database, self.settings, model, self.latency, parts)
