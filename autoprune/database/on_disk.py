@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -81,24 +82,28 @@ def build_file(
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def help_build(folder: str, named: str) -> None:
-    """What another process does: groups that nobody has claimed, until there is none."""
-    given = json.loads(named)
-    criterion = (
-        plugins.build("criteria", given["name"], given.get("options") or {}, "criterion.options") if given else None
-    )
-    place = Path(folder)
-    paths = {i: _stored(place, i) for i in map(int, (p.stem.rsplit("-", 1)[1] for p in place.glob("made-of-*")))}
+def help_build(folder: str, named: str, parent: str) -> None:
+    """What another process does: groups that nobody has claimed, until there is none or `parent` is gone."""
+    given, place = json.loads(named), Path(folder)
+    options = given.get("options") or {}
+    criterion = plugins.build("criteria", given["name"], options, "criterion.options") if given else None
+    numbers = {int(p.stem.rsplit("-", 1)[1]) for p in place.glob("made-of-*.safetensors")}
     with one_thread(), suppress(InputError):  # the first process meets what is wrong too, and says it
-        _work_off(place, {i: _work(path) for i, path in paths.items()}, criterion)
+        _work_off(place, {i: _work(_stored(place, i)) for i in numbers}, criterion, parent=int(parent))
 
 
 def _work_off(
-    folder: Path, work: Mapping[int, float], criterion: Criterion | None, told: Progress | None = None
+    folder: Path,
+    work: Mapping[int, float],
+    criterion: Criterion | None,
+    told: Progress | None = None,
+    parent: int | None = None,
 ) -> None:
     """Make the levels of the groups that nobody has claimed, the largest first."""
     total = sum(work.values()) or 1.0
     for i in sorted(work, key=lambda i: -work[i]):
+        if parent not in (None, os.getppid()):
+            return
         try:
             _claim(folder, i).touch(exist_ok=False)
         except FileExistsError:
@@ -117,8 +122,9 @@ def _made(folder: Path, number: int, criterion: Criterion | None) -> None:
 def _start(folder: Path, named: Mapping[str, Any] | None, count: int) -> list[subprocess.Popen[bytes]]:
     if named is None:
         return []
-    command = [sys.executable, "-c", BOOT, json.dumps(sys.path), str(folder), json.dumps(dict(named))]
-    return [subprocess.Popen(command) for _ in range(count)]
+    given = (json.dumps(sys.path), str(folder), json.dumps(dict(named)), str(os.getpid()))
+    command = [sys.executable, "-c", BOOT, *given]
+    return [subprocess.Popen(command, stderr=subprocess.DEVNULL) for _ in range(count)]  # what fails, fails here too
 
 
 def save_ingredients(path: Path, part: Ingredients) -> None:
