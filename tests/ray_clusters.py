@@ -8,12 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray._common.utils import reset_ray_address
 from ray.cluster_utils import Cluster
 
 from autoprune.evaluation import Ask, Evaluation
 from autoprune.structure import Structure
 from tests.synthetic import Hills
+
+try:
+    from ray._common.utils import reset_ray_address
+except ImportError:  # where Ray had it before
+    from ray._private.utils import reset_ray_address
 
 SLOT = {"slot": 1.0}
 """A custom resource that worker nodes alone offer, so that nothing runs on the head, which the tests never kill."""
