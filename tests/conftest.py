@@ -29,10 +29,13 @@ SHORT = tuple(word for setting in SETTINGS for word in ("--set", setting))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A file's tests share fixtures and so a process, unless they say otherwise."""
+    """A file's tests share fixtures and so a process, unless they say otherwise; Ray may leave files open."""
     for item in items:
-        if item.get_closest_marker("xdist_group") is None:
+        group = item.get_closest_marker("xdist_group")
+        if group is None:
             item.add_marker(pytest.mark.xdist_group(item.path.name))
+        elif group == RAY.mark:
+            item.add_marker(pytest.mark.filterwarnings("ignore::ResourceWarning"))
 
 
 @pytest.fixture(scope="session")

@@ -27,7 +27,7 @@ from autoprune.run.run import Run, search
 from autoprune.run.setting import Setting
 from tests.conftest import RAY, autoprune_process
 
-pytestmark = [RAY, pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning:ray")]
+pytestmark = [RAY, pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")]
 
 JOB: dict[str, Any] = {
     "task": {"name": "digits"},

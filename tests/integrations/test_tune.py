@@ -23,7 +23,7 @@ from tests.conftest import RAY
 pytestmark = [
     RAY,
     pytest.mark.usefixtures("cluster"),
-    pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning:ray"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:ray"),
 ]
 
 JOB: dict[str, Any] = {
