@@ -10,13 +10,13 @@ from torch import nn
 
 from autoprune.structure import Group, Structure
 from autoprune.tracing.atoms import Candidate, candidates, numbered
-from autoprune.tracing.certify import Certifier
+from autoprune.tracing.certify import failures
 from autoprune.tracing.copies import private_copy, quiet_random_state
 from autoprune.tracing.couple import closures
-from autoprune.tracing.inputs import few_samples
-from autoprune.tracing.ops import count_macs, operations, with_groups
+from autoprune.tracing.observe import observe
+from autoprune.tracing.ops import with_groups
 from autoprune.tracing.reasons import below, explain, known_reason, lost_reason, module_reasons
-from autoprune.tracing.watch import Trace, is_producer, watch
+from autoprune.tracing.watch import Trace, is_producer
 
 
 def analyze(model: nn.Module, example_inputs: Any, *, seed: int = 0) -> Structure:
@@ -32,21 +32,19 @@ def analyze(model: nn.Module, example_inputs: Any, *, seed: int = 0) -> Structur
     """
     with quiet_random_state(seed):
         twin = private_copy(model)
-        example = few_samples(twin, example_inputs)
-        inputs = example.inputs
-        trace = watch(twin, inputs)
-        ops = operations(twin, trace, example.samples, count_macs(model, inputs, example.samples))
-        found = candidates(twin, closures(model, inputs) if trace.outputs else (), trace.order)
+        look = observe(twin, example_inputs)
+        trace = look.trace
+        found = candidates(twin, closures(twin, look.small.inputs) if trace.outputs else (), trace.order)
         modules = module_reasons(twin, trace)
         frozen = {c.name: reason for c in found if (reason := known_reason(c, trace, modules))}
         open_ = [c for c in found if c.name not in frozen]
         if open_:
-            failed = Certifier.of(model, example, ops).failures(_groups(open_), count=True)
+            failed = failures(model, look, _groups(open_), count=True)
             frozen |= {c.name: explain(c, trace, failed[c.name]) for c in open_ if c.name in failed}
         alive = [c for c in open_ if c.name not in frozen]
         said = _all_frozen(twin, trace, found, _groups(alive), frozen, modules)
     groups = _renamed(alive)
-    return Structure(groups, with_groups(ops, groups), said)
+    return Structure(groups, with_groups(look.ops, groups), said)
 
 
 def _groups(some: Sequence[Candidate]) -> tuple[Group, ...]:

@@ -18,6 +18,9 @@ from autoprune.tracing.spread import IntArray
 from autoprune.tracing.watch import is_depthwise, is_producer
 
 ROLES: Mapping[Side, Role] = {"out": "produce", "in": "consume", "carry": "carry"}
+Atoms = dict[int, IntArray]
+"""Atoms that are laid out alike: axis index -> their positions, ascending, [atoms, positions of one]."""
+
 NORMS = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
 
 
@@ -59,23 +62,19 @@ def candidates(model: nn.Module, closures: Sequence[Closure], order: Mapping[str
     owned = _components(modules, axes, closures)
     late = len(order)
     makers = {a: (order.get(axis.name, late), axis.name) for a, axis in enumerate(axes) if axis.side == "out"}
-    # atoms that touch the same axes with as many positions each are one group
-    alike: dict[tuple[tuple[int, int], ...], list[dict[int, IntArray]]] = defaultdict(list)
-    for atom in owned:
-        if any(a in makers for a in atom):
-            alike[tuple(sorted((a, len(p)) for a, p in atom.items()))].append(atom)
+    alike = [atoms for atoms in owned if any(a in makers for a in atoms)]
     names = {id(t): n for n, t in named_tensors(model).items()}
-    relatives = _relatives([{axes[a].name for a in atoms[0] if a in makers} for atoms in alike.values()])
-    ordered = sorted(alike.values(), key=lambda atoms: _rank(atoms, makers))
-    made = [sorted((a for a in atoms[0] if a in makers), key=makers.__getitem__) for atoms in ordered]
+    relatives = _relatives([{axes[a].name for a in atoms if a in makers} for atoms in alike])
+    ordered = sorted(alike, key=lambda atoms: _rank(atoms, makers))
+    made = [sorted((a for a in atoms if a in makers), key=makers.__getitem__) for atoms in ordered]
     labels = numbered([axes[producers[0]].name for producers in made])
     found = []
     for label, atoms, producers in zip(labels, ordered, made, strict=True):
-        atoms.sort(key=lambda atom: int(atom[producers[0]][0]))
-        group, reason = _group(label, atoms, axes, modules, names)
-        touched = tuple(dict.fromkeys(axes[a].name for a in atoms[0]))
+        order_made = np.argsort(atoms[producers[0]][:, 0], kind="stable")
+        group, reason = _group(label, {a: table[order_made] for a, table in atoms.items()}, axes, modules, names)
+        touched = tuple(dict.fromkeys(axes[a].name for a in atoms))
         made_by = tuple(axes[a].name for a in producers)
-        found.append(Candidate(label, len(atoms), made_by, touched, relatives[made_by[0]], group, reason))
+        found.append(Candidate(label, len(order_made), made_by, touched, relatives[made_by[0]], group, reason))
     return tuple(found)
 
 
@@ -98,9 +97,9 @@ def _relatives(families: Sequence[set[str]]) -> dict[str, tuple[str, ...]]:
     return {name: tuple(sorted(family)) for family in joined for name in family}
 
 
-def _rank(atoms: list[dict[int, IntArray]], makers: Mapping[int, tuple[int, str]]) -> tuple[int, int]:
-    first = min((a for a in atoms[0] if a in makers), key=makers.__getitem__)
-    return makers[first][0], min(int(atom[first][0]) for atom in atoms)
+def _rank(atoms: Atoms, makers: Mapping[int, tuple[int, str]]) -> tuple[int, int]:
+    first = min((a for a in atoms if a in makers), key=makers.__getitem__)
+    return makers[first][0], int(atoms[first].min())
 
 
 def _axes(modules: Mapping[str, nn.Module], parameters: Mapping[str, Tensor], found: Sequence[Closure]) -> list[Axis]:
@@ -134,10 +133,8 @@ def axis_size(module: nn.Module, side: str) -> int:
     return 0
 
 
-def _components(
-    modules: Mapping[str, nn.Module], axes: Sequence[Axis], found: Sequence[Closure]
-) -> list[dict[int, IntArray]]:
-    """Atoms as {axis index: ascending positions}: connected components of the relation "goes together"."""
+def _components(modules: Mapping[str, nn.Module], axes: Sequence[Axis], found: Sequence[Closure]) -> list[Atoms]:
+    """Atoms, those that are alike together: connected components of the relation "goes together"."""
     index = {(axis.name, axis.side): i for i, axis in enumerate(axes)}
     sizes = [max(axis.size, 1) for axis in axes]
     starts = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
@@ -164,12 +161,26 @@ def _components(
     return _split(label, np.repeat(np.arange(len(axes)), sizes), starts)
 
 
-def _split(label: IntArray, axis_of: IntArray, starts: IntArray) -> list[dict[int, IntArray]]:
+def _split(label: IntArray, axis_of: IntArray, starts: IntArray) -> list[Atoms]:
+    """Atoms that touch the same axes with as many positions each, by the first of them; an atom is one `label`."""
     order = np.lexsort((np.arange(len(label)), axis_of, label))
-    atoms: dict[int, dict[int, list[int]]] = defaultdict(lambda: defaultdict(list))
-    for i in order:
-        atoms[int(label[i])][int(axis_of[i])].append(int(i - starts[axis_of[i]]))
-    return [{a: np.array(p, np.int64) for a, p in atom.items()} for atom in atoms.values()]
+    label, axis = label[order], axis_of[order]
+    positions = order - starts[axis]
+    fresh = np.ones(len(order), bool)  # where another axis of an atom, or another atom, begins
+    fresh[1:] = (np.diff(label) != 0) | (np.diff(axis) != 0)
+    at = np.nonzero(fresh)[0]
+    runs = np.stack([axis[at], np.diff(np.append(at, len(order)))], 1)
+    firsts = np.nonzero(np.diff(label[at], prepend=-1))[0]
+    alike: dict[bytes, list[int]] = defaultdict(list)
+    for first, last in zip(firsts, np.append(firsts[1:], len(at)), strict=True):
+        alike[runs[first:last].tobytes()].append(int(first))
+    found = []
+    for key, members in alike.items():
+        sizes = np.frombuffer(key, runs.dtype).reshape(-1, 2)
+        found.append(
+            {int(a): positions[at[np.array(members) + i][:, None] + np.arange(n)] for i, (a, n) in enumerate(sizes)}
+        )
+    return found
 
 
 def _period(module: nn.Module | None, side: str) -> int:
@@ -181,25 +192,26 @@ def _period(module: nn.Module | None, side: str) -> int:
 
 def _group(
     name: str,
-    atoms: Sequence[Mapping[int, IntArray]],
+    atoms: Atoms,
     axes: Sequence[Axis],
     modules: Mapping[str, nn.Module],
     names: Mapping[int, str],
 ) -> tuple[Group | None, str]:
     slices: dict[tuple[object, ...], Slice] = {}
-    for a in sorted(atoms[0], key=lambda a: axes[a].side == "in"):
+    for a in sorted(atoms, key=lambda a: axes[a].side == "in"):
         if axes[a].lost:
             return None, f"the trace cannot follow its channels through {axes[a].lost}"
         if axes[a].size == 0:
             return None, ""  # `reasons` knows the module
         for tensor, dim, role, period in _places(axes[a], modules, names):
-            rows = [np.unique(atom[a] % period if period else atom[a]) for atom in atoms]
+            rows = [np.unique(row % period) for row in atoms[a]] if period else atoms[a]
             found = _affine(rows, tensor, dim, role)
             if found is None:
                 return None, f"its channels are not laid out regularly in {tensor!r}"
             # a tied tensor may be written and read along one dimension, which shrinks once: the reader wins
             slices.update(((s.tensor, s.dim, s.offset, s.stride, s.repeat), s) for s in found)
-    return Group(name, "channel", len(atoms), tuple(slices.values()), tuple(range(1, len(atoms) + 1))), ""
+    width = len(next(iter(atoms.values())))
+    return Group(name, "channel", width, tuple(slices.values()), tuple(range(1, width + 1))), ""
 
 
 def _places(
@@ -228,11 +240,11 @@ def _places(
     return places
 
 
-def _affine(rows: Sequence[IntArray], tensor: str, dim: int, role: Role) -> list[Slice] | None:
+def _affine(rows: Sequence[IntArray] | IntArray, tensor: str, dim: int, role: Role) -> list[Slice] | None:
     """Slices in which atom i owns `rows[i]`, each offset + i * stride + [0, repeat); None if there are none."""
-    if len({len(row) for row in rows}) != 1:
+    if not isinstance(rows, np.ndarray) and len({len(row) for row in rows}) != 1:
         return None
-    table = np.stack(rows)
+    table = np.asarray(rows)
     steps = np.diff(table, axis=0)
     if len(rows) > 1 and ((steps != steps[0]).any() or (steps[0] < 1).any()):
         return None

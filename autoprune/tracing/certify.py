@@ -19,13 +19,17 @@ from autoprune.allocation.polynomial import macs_polynomial
 from autoprune.errors import InputError, one_line
 from autoprune.policy import Policy
 from autoprune.structure import Group, Op, Structure
-from autoprune.tracing.copies import copied, flat_output, private_copy, quiet_random_state, to_double
+from autoprune.tracing.copies import flat_output, private_copy, quiet_random_state, to_double
 from autoprune.tracing.inputs import Example, call_model
+from autoprune.tracing.observe import Look
 from autoprune.tracing.ops import count_macs
 from autoprune.tracing.scramble import noisy, scramble
 from autoprune.tracing.slim import Keep, expected_attributes, named_tensors, positions_of, removed_positions, slim
 from autoprune.tracing.sound_gradients import SoundGradients
 from autoprune.tracing.verify import relative_error, run
+
+SINGLE = 1e-3
+"""Relative error at full size, in fp32, beyond which small inputs are not believed."""
 
 DEAD = "removing its channels changes nothing in the output, so nothing can be proved"
 CRASH = "the model does not run once its channels are removed"
@@ -34,6 +38,9 @@ LEAST_CHANGE = 1e-12
 
 MOST_WEIGHTS = 8
 """Sets of weights that are tried until every group matters to the output; half of the units of a ReLU may be dead."""
+
+BLOCK = 256
+"""Positions of a weight that are looked at in one go."""
 
 Rule = Callable[[int, int], Sequence[int]]
 """(width, number of the group) -> atoms that stay."""
@@ -61,31 +68,38 @@ RULES: tuple[tuple[Rule, ...], ...] = (
 """What stays, by set of weights. The halves come first: every atom goes once and every position holds another one."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Certifier:
-    """Holds a private fp64 twin of a model, on which groups must prove themselves; its weights are ours."""
+    """Holds a private fp64 twin of a model, on which groups must prove themselves; its weights are ours.
+
+    `counted` are the inputs whose MACs the operations name; `loaded` numbers the weights that the twin has now.
+    """
 
     model: nn.Module
     example: Example
     ops: tuple[Op, ...]
+    counted: Example
     scrambled: bool
     tolerance: float
+    loaded: int | None = None
+    passes: int = 0
 
     @staticmethod
-    def of(model: nn.Module, example: Example, ops: tuple[Op, ...]) -> Certifier:
+    def of(model: nn.Module, example: Example, ops: tuple[Op, ...], counted: Example | None = None) -> Certifier:
         """Certifier of `model`; in fp64, or as it is where the model insists on its own precision, inputs or weights.
+
+        `example` is what experiments run on, `counted` what `ops` were counted on (the same by default).
 
         Raises:
             InputError: the model gives no finite output whatever is tried.
         """
-        plain = private_copy(model)
         tries = [(True, True, True), (True, True, False), (False, True, False), (True, False, False)]
         for scrambled, double, noise in [*tries, (False, False, False)]:
-            twin, inputs = copied(plain), example.inputs
+            twin, given = private_copy(model), [example, counted or example]
             if double:
-                twin, inputs = twin.double(), to_double(inputs)
-            given = replace(example, inputs=noisy(inputs) if noise else inputs)
-            certifier = Certifier(twin, given, ops, scrambled, 1e-8 if double else 1e-4)
+                twin, given = twin.double(), [replace(e, inputs=to_double(e.inputs)) for e in given]
+            tried = replace(given[0], inputs=noisy(given[0].inputs) if noise else given[0].inputs)
+            certifier = Certifier(twin, tried, ops, given[1], scrambled, 1e-8 if double else 1e-4)
             if all(certifier._runs(number) for number in (1, 0)):
                 return certifier
         raise InputError(f"{type(model).__name__} gives no finite floating output on its example inputs")
@@ -104,7 +118,7 @@ class Certifier:
             if not left:
                 break
             self._load(weights)
-            moved = self._that_matter(left)
+            moved = self._that_matter([g for g in left if g.name not in awake])
             awake |= moved
             for i, rule in enumerate(RULES[weights] if first else [r for rules in RULES for r in rules]):
                 held = [g for g in left if g.name not in said and (first or g.name in moved)]
@@ -117,7 +131,7 @@ class Certifier:
         if not groups:
             return {}
         keep = {g.name: tuple(rule(g.width, numbers[g.name])) for g in groups}
-        complaint = self._complaint(groups, keep, count)
+        complaint = self.complaint(groups, keep, count)
         if not complaint:
             return {}
         if len(groups) == 1:
@@ -137,25 +151,24 @@ class Certifier:
         said: dict[str, str] = {}
         joint: list[Group] = []
         for group in groups:
-            if complaint := self._complaint([*joint, group], {g.name: keep[g.name] for g in [*joint, group]}, count):
+            if complaint := self.complaint([*joint, group], {g.name: keep[g.name] for g in [*joint, group]}, count):
                 said[group.name] = complaint
             else:
                 joint.append(group)
         return said
 
-    def _complaint(self, groups: Sequence[Group], keep: Keep, count: bool) -> str:
+    def complaint(self, groups: Sequence[Group], keep: Keep, count: bool) -> str:
         """What goes wrong when only `keep` stays of `groups`; "" if that is the same as masking the rest."""
         structure = Structure(tuple(groups), self.ops, fingerprint="experiment")
         with _borrowed(self.model):
             try:
                 slim(self.model, structure, keep)
-                got = run(self.model, self.example.inputs)
+                got = self._run()
             except Exception as crash:  # wrong coupling shows as a shape error anywhere in the user's forward
                 return f"{CRASH} ({one_line(crash)})"
             wrong = self._wrong_macs(structure, keep) if count else ""
-        with _borrowed(self.model):
-            _zero_consumers(self.model, structure, keep)
-            expected = run(self.model, self.example.inputs)
+        with masked_in_place(self.model, structure, keep):
+            expected = self._run()
         error = relative_error(got, expected)
         if not error <= self.tolerance:
             return f"removing its channels is not the same as masking them (relative error {error:.2g})"
@@ -164,29 +177,35 @@ class Certifier:
     def _wrong_macs(self, structure: Structure, keep: Keep) -> str:
         policy = Policy.of({name: len(kept) for name, kept in keep.items()})
         expected = int(macs_polynomial(structure)(policy.array(structure)))
-        counted = count_macs(self.model, self.example.inputs, self.example.samples)
+        counted = count_macs(self.model, self.counted.inputs, self.counted.samples)
         return "" if expected == counted else f"its MACs do not follow its width ({counted}, expected {expected})"
 
     def _that_matter(self, groups: Sequence[Group]) -> set[str]:
         """Names of the groups that change the output on these weights."""
+        if not groups:
+            return set()
         structure = Structure(tuple(groups), self.ops, fingerprint="experiment")
-        dense, slopes = run(self.model, self.example.inputs), self._slopes()
+        moving = self._that_move({(s.tensor, s.dim) for g in groups for s in g.slices if s.role == "consume"})
         found = set()
         for group in groups:
             atoms = torch.arange(group.width)
-            reads = [s for s in group.slices if s.role == "consume" and s.tensor in slopes]
-            if any(bool(slopes[s.tensor].index_select(s.dim, positions_of(s, atoms)).any()) for s in reads):
+            reads = [s for s in group.slices if (s.tensor, s.dim) in moving]
+            if any(bool(moving[s.tensor, s.dim][positions_of(s, atoms)].any()) for s in reads):
                 found.add(group.name)
-                continue
-            with _borrowed(self.model):  # a gradient may be stopped where values go on
-                _zero_consumers(self.model, structure, {group.name: ()})
-                if relative_error(run(self.model, self.example.inputs), dense) > LEAST_CHANGE:
+        asleep = [g for g in groups if g.name not in found]
+        dense = self._run() if asleep else torch.empty(0)
+        for group in asleep:  # a gradient may be stopped where values go on
+            with masked_in_place(self.model, structure, {group.name: ()}):
+                if relative_error(self._run(), dense) > LEAST_CHANGE:
                     found.add(group.name)
         return found
 
-    def _slopes(self) -> dict[str, Tensor]:
-        """How much each weight moves the output, by name (on the CPU); empty where there is no backward pass."""
-        parameters = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+    def _that_move(self, places: set[tuple[str, int]]) -> dict[tuple[str, int], Tensor]:
+        """By (tensor, dim), which positions of weights move the output (bool, CPU); empty without a backward pass."""
+        parameters = {n: p for n, p in self.model.named_parameters() if p.requires_grad and n in {t for t, _ in places}}
+        if not parameters:
+            return {}
+        self.passes += 1
         try:
             with quiet_random_state(0), warnings.catch_warnings(), SoundGradients():
                 warnings.simplefilter("ignore")
@@ -195,22 +214,48 @@ class Certifier:
                 slopes = torch.autograd.grad((out * mix).sum(), list(parameters.values()), allow_unused=True)
         except Exception:  # reentrant checkpoints and operations in place refuse it; masking decides then
             return {}
-        size = float(out.detach().norm())
-        named = zip(parameters.items(), slopes, strict=True)
-        moves = {name: (slope * p).detach().abs().cpu() for (name, p), slope in named if slope is not None}
-        return {name: move > LEAST_CHANGE * size for name, move in moves.items()}
+        least = LEAST_CHANGE * float(out.detach().norm())
+        named = {
+            name: (s, p.detach()) for (name, p), s in zip(parameters.items(), slopes, strict=True) if s is not None
+        }
+        return {(name, dim): _along(*named[name], dim, least) for name, dim in places if name in named}
+
+    def _run(self) -> Tensor:
+        self.passes += 1
+        return run(self.model, self.example.inputs)
 
     def _load(self, weights: int) -> None:
-        if self.scrambled:
+        if self.scrambled and self.loaded != weights:
             scramble(self.model, weights)
+            self.loaded = weights
 
     def _runs(self, weights: int) -> bool:
         try:
             self._load(weights)
-            out = run(self.model, self.example.inputs)
+            out = self._run()
         except Exception:  # a model that builds its own fp32 constants does not run in fp64
             return False
         return bool(out.numel()) and bool(torch.isfinite(out).all()) and float(out.norm()) > 0
+
+
+def failures(model: nn.Module, look: Look, groups: Sequence[Group], count: bool = False) -> dict[str, str]:
+    """Group name -> why it is not proved on `model`, as `Certifier.failures` says; all others are.
+
+    What small inputs proved is tried once more, all together, at the size that was given.
+    """
+    certifier = Certifier.of(model, look.small, look.ops, look.example)
+    said = certifier.failures(groups, count)
+    if look.reduced and not _holds(model, look, [g for g in groups if g.name not in said]):
+        return Certifier.of(model, look.example, look.ops).failures(groups, count)
+    return said
+
+
+def _holds(model: nn.Module, look: Look, groups: Sequence[Group]) -> bool:
+    """Whether removing some of all groups is masking them at the size that was given, in the model's own precision."""
+    twin = private_copy(model)
+    scramble(twin, 0)
+    certifier = Certifier(twin, look.example, look.ops, look.example, True, SINGLE)
+    return not groups or not certifier.complaint(groups, {g.name: tuple(_some(g.width, 0)) for g in groups}, False)
 
 
 @contextmanager
@@ -227,9 +272,26 @@ def _borrowed(model: nn.Module) -> Iterator[None]:
             setattr(module, name, value)
 
 
-def _zero_consumers(model: nn.Module, structure: Structure, keep: Keep) -> None:
+@contextmanager
+def masked_in_place(model: nn.Module, structure: Structure, keep: Keep) -> Iterator[None]:
+    """Consumers read zeros from what `keep` removes inside; only what is zeroed is copied, to be put back."""
     tensors = named_tensors(model)
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    for (name, dim), gone in removed_positions(structure, keep, shapes, "consume").items():
-        where = torch.nonzero(gone).flatten().to(tensors[name].device)
-        tensors[name].data = tensors[name].data.index_fill(dim, where, 0)
+    zeroed: list[tuple[Tensor, int, Tensor, Tensor]] = []
+    try:
+        for (name, dim), gone in removed_positions(structure, keep, shapes, "consume").items():
+            tensor = tensors[name].data
+            where = torch.nonzero(gone).flatten().to(tensor.device)
+            zeroed.append((tensor, dim, where, tensor.index_select(dim, where)))
+            tensor.index_fill_(dim, where, 0)
+        yield
+    finally:
+        for tensor, dim, where, values in reversed(zeroed):
+            tensor.index_copy_(dim, where, values)
+
+
+def _along(slope: Tensor, weight: Tensor, dim: int, least: float) -> Tensor:
+    """Positions of `dim` at which slope * weight exceeds `least` anywhere, bool; by blocks, for weights are large."""
+    parts = zip(slope.split(BLOCK, dim), weight.split(BLOCK, dim), strict=True)
+    most = [(s * w).abs_().movedim(dim, 0).reshape(s.shape[dim], -1).amax(1) for s, w in parts]
+    return (torch.cat(most) > least).cpu()

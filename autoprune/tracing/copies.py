@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,14 +14,16 @@ from torch.utils._pytree import tree_leaves, tree_map
 from autoprune.errors import InputError, one_line
 
 
-def private_copy(model: nn.Module) -> nn.Module:
+def private_copy(model: nn.Module, instead: Mapping[int, Any] | None = None) -> nn.Module:
     """A deep copy in eval mode whose floating parameters all want gradients and have none.
+
+    `instead` holds, by id, what stands in the copy for things that need no copy.
 
     Raises:
         InputError: the model cannot be copied, or its forward cannot be looked into.
     """
     _refuse_closed(model)
-    twin = copied(model)
+    twin = copied(model, instead)
     for module in twin.modules():
         if unwrapped(module) is not module and hasattr(module, "_orig_mod"):
             module.__dict__["forward"] = unwrapped(module).__call__  # compiling anew at every width would take minutes
@@ -32,15 +34,28 @@ def private_copy(model: nn.Module) -> nn.Module:
     return twin.eval()
 
 
-def copied(model: nn.Module) -> nn.Module:
+def shadow(model: nn.Module) -> nn.Module:
+    """A private copy on the meta device, which has shapes and no numbers; the weights are never copied.
+
+    Raises:
+        InputError: the model cannot be copied, or its forward cannot be looked into.
+    """
+    plain = (p for p in model.parameters() if type(p) is nn.Parameter)
+    empty = {id(p): nn.Parameter(torch.empty_like(p, device="meta"), p.requires_grad) for p in plain}
+    return private_copy(model, empty).to("meta")
+
+
+def copied(model: nn.Module, instead: Mapping[int, Any] | None = None) -> nn.Module:
     """A deep copy of a lent model as it is, also of one that was just trained.
+
+    `instead` is that of `private_copy`.
 
     Raises:
         InputError: the model cannot be copied.
     """
     # Hook-based weight_norm keeps a computed, non-leaf `weight`, and models keep what they last computed: deepcopy
     # refuses both, so hand them over as constants.
-    memo: dict[int, Any] = {}
+    memo: dict[int, Any] = dict(instead or {})
     for module in model.modules():
         for value in tree_leaves([*vars(module).values()]):
             if isinstance(value, Tensor) and value.grad_fn is not None:

@@ -8,13 +8,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from autoprune.errors import InputError
-from autoprune.structure import Group, Op, Slice, Structure
-from autoprune.tracing.certify import Certifier
+from autoprune.structure import Group, Slice, Structure
+from autoprune.tracing.certify import failures
 from autoprune.tracing.copies import private_copy, quiet_random_state
-from autoprune.tracing.inputs import Example, few_samples
-from autoprune.tracing.ops import count_macs, operations, with_groups
+from autoprune.tracing.observe import observe
+from autoprune.tracing.ops import with_groups
 from autoprune.tracing.slim import named_tensors
-from autoprune.tracing.watch import watch
 
 MOST_NAMED = 5
 
@@ -32,12 +31,11 @@ def declared(model: nn.Module, example_inputs: Any, groups: Sequence[Group]) -> 
     if said:
         raise InputError(named(said))
     with quiet_random_state(0):
-        twin = private_copy(model)
-        example = few_samples(twin, example_inputs)
-        macs = count_macs(model, example.inputs, example.samples)
-        ops = operations(twin, watch(twin, example.inputs), example.samples, macs)
-        _certify(model, example, ops, groups)
-    return Structure(tuple(groups), with_groups(ops, groups))
+        look = observe(private_copy(model), example_inputs)
+        narrow = [g for g in groups if g.width > 1]  # of width 1 there is nothing to try
+        if narrow and (said := failures(model, look, narrow)):
+            raise InputError(named(said))
+    return Structure(tuple(groups), with_groups(look.ops, groups))
 
 
 def misfits(model: nn.Module, groups: Sequence[Group]) -> dict[str, str]:
@@ -108,10 +106,3 @@ def _other_width(group: Group, tensors: Mapping[str, Tensor]) -> str:
             return f"policy says {group.width} wide, model has {shape[part.dim] * group.width // reach}"
     first = group.slices[0].tensor
     return f"policy says {group.width} wide, model has {first} of {list(tensors[first].shape)}"
-
-
-def _certify(model: nn.Module, example: Example, ops: tuple[Op, ...], groups: Sequence[Group]) -> None:
-    """Raise InputError for the groups that removing is not masking; of width 1 there is nothing to try."""
-    narrow = [g for g in groups if g.width > 1]
-    if narrow and (said := Certifier.of(model, example, ops).failures(narrow)):
-        raise InputError(named(said))

@@ -87,6 +87,11 @@ def few_samples(model: nn.Module, inputs: Any, n: int = 2) -> Example:
     return Example(_resized(given, batch), 1)
 
 
+def first_samples(inputs: Any, n: int) -> tuple[Any, ...]:
+    """Detached copies of the first `n` samples of `inputs`, as a tuple of arguments."""
+    return _resized(example_tuple(inputs), n)
+
+
 def batch_size(inputs: Any) -> int:
     """Dimension 0 of the first tensor of `inputs`.
 

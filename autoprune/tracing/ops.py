@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from autoprune.errors import InputError, one_line
 from autoprune.structure import Group, Op, TensorSpec
-from autoprune.tracing.copies import private_copy, quiet_random_state
+from autoprune.tracing.copies import private_copy, quiet_random_state, shadow
 from autoprune.tracing.inputs import batch_size, call_model, on_device
 from autoprune.tracing.slim import named_tensors
 from autoprune.tracing.watch import Trace, WeightUse
@@ -32,7 +32,7 @@ def count_macs(model: nn.Module, example_inputs: Any, samples: int | None = None
     """
     batch = batch_size(example_inputs) if samples is None else samples
     try:
-        total = _flops(private_copy(model).to("meta"), on_device(example_inputs, "meta"))
+        total = _flops(shadow(model), on_device(example_inputs, "meta"))
     except InputError:
         raise
     except Exception:  # meta has no values: .item() and custom kernels fail in many ways

@@ -10,6 +10,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 STATISTICS = ("running_mean", "running_var")
+MOST_DRAWN = 4_194_301
+"""Numbers drawn for one tensor, which a larger one repeats: a prime, so that no two rows or columns hold the same."""
+
 NOISE = 0.5
 """Of an input's own size; zeros and constants, which people give, would leave whole layers dead."""
 
@@ -24,7 +27,7 @@ def scramble(model: nn.Module, number: int) -> None:
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.is_floating_point() and parameter.numel():
-                parameter.copy_(_drawn(parameter, generator))
+                _redraw(parameter.data, generator)
         for name, tensor in model.named_buffers():
             kind = name.rsplit(".", 1)[-1]
             if kind in STATISTICS and tensor.is_floating_point() and tensor.numel():
@@ -46,16 +49,23 @@ def noisy(inputs: Any) -> Any:
     return tree_map(shaken, inputs)
 
 
-def _drawn(tensor: Tensor, generator: torch.Generator) -> Tensor:
-    size = float(tensor.double().square().mean().sqrt())
+def _redraw(tensor: Tensor, generator: torch.Generator) -> None:
+    wide = torch.promote_types(tensor.dtype, torch.float32)
+    size = float(torch.linalg.vector_norm(tensor, dtype=wide)) / tensor.numel() ** 0.5
     if tensor.dim() == 0:  # temperatures and the like keep their sign
-        return tensor * (0.5 + float(torch.rand((), generator=generator))) if size else tensor + 0.1
-    values = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
+        tensor.copy_(tensor * (0.5 + float(torch.rand((), generator=generator))) if size else tensor + 0.1)
+        return
+    values = torch.randn(min(tensor.numel(), MOST_DRAWN), generator=generator)
     if sum(n > 1 for n in tensor.shape) > 1:
         natural = float(prod(tensor.shape[1:])) ** -0.5
-        return (values * _within(size, natural / 3, 3 * natural)).to(tensor)
-    # a scale or a bias: no value near zero, the channel would hardly count
-    return _within(size, 0.1, 1.0) * (values.sign() * (0.5 + values.abs())).to(tensor)
+        values *= _within(size, natural / 3, 3 * natural)
+    else:  # a scale or a bias: no value near zero, the channel would hardly count
+        values = _within(size, 0.1, 1.0) * values.sign() * (0.5 + values.abs())
+    fresh = tensor if tensor.is_contiguous() else torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
+    for part in fresh.view(-1).split(len(values)):
+        part.copy_(values[: len(part)])
+    if fresh is not tensor:
+        tensor.copy_(fresh)
 
 
 def _within(value: float, least: float, most: float) -> float:
