@@ -2,21 +2,44 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from autoprune.structure import Group, Structure
 from autoprune.tracing.atoms import Candidate, candidates, numbered
-from autoprune.tracing.certify import failures
+from autoprune.tracing.certify import Proof, failures
 from autoprune.tracing.copies import private_copy, quiet_random_state
 from autoprune.tracing.couple import closures
 from autoprune.tracing.observe import observe
 from autoprune.tracing.ops import with_groups
-from autoprune.tracing.reasons import below, explain, known_reason, lost_reason, module_reasons
+from autoprune.tracing.reasons import below, doubted, explain, known_reason, lost_reason, module_reasons
 from autoprune.tracing.watch import Trace, is_producer
+
+WORTH_SAYING_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Analysis:
+    """A Structure and what it took: passes of the model in experiments, on which inputs; seconds of processor time."""
+
+    structure: Structure
+    passes: int
+    inputs: tuple[Any, ...]
+    seconds: float
+
+    @property
+    def said(self) -> str:
+        """One line for a log; empty where it was a matter of moments."""
+        if self.seconds < WORTH_SAYING_S:
+            return ""
+        sizes = ", ".join(" x ".join(map(str, x.shape)) for x in tree_leaves(self.inputs) if isinstance(x, Tensor))
+        what = f"{len(self.structure)} groups proved in {self.passes} passes on inputs of {sizes}"
+        return f"analysis: {what}, {self.seconds:.1f} s of processor time"
 
 
 def analyze(model: nn.Module, example_inputs: Any, *, seed: int = 0) -> Structure:
@@ -30,6 +53,16 @@ def analyze(model: nn.Module, example_inputs: Any, *, seed: int = 0) -> Structur
     Raises:
         InputError: the model cannot be copied, does not run on `example_inputs`, or cannot be traced.
     """
+    return analyzed(model, example_inputs, seed=seed).structure
+
+
+def analyzed(model: nn.Module, example_inputs: Any, *, seed: int = 0) -> Analysis:
+    """What `analyze` finds and what it took.
+
+    Raises:
+        InputError: as `analyze`.
+    """
+    begun = time.process_time()
     with quiet_random_state(seed):
         twin = private_copy(model)
         look = observe(twin, example_inputs)
@@ -38,13 +71,16 @@ def analyze(model: nn.Module, example_inputs: Any, *, seed: int = 0) -> Structur
         modules = module_reasons(twin, trace)
         frozen = {c.name: reason for c in found if (reason := known_reason(c, trace, modules))}
         open_ = [c for c in found if c.name not in frozen]
+        proof = Proof({}, 0, look.small)
         if open_:
-            failed = failures(model, look, _groups(open_), count=True)
-            frozen |= {c.name: explain(c, trace, failed[c.name]) for c in open_ if c.name in failed}
+            doubtful = [c.name for c in open_ if doubted(c, trace)]
+            proof = failures(twin, look, _groups(open_), True, doubtful)
+            frozen |= {c.name: explain(c, trace, proof.failed[c.name]) for c in open_ if c.name in proof.failed}
         alive = [c for c in open_ if c.name not in frozen]
         said = _all_frozen(twin, trace, found, _groups(alive), frozen, modules)
     groups = _renamed(alive)
-    return Structure(groups, with_groups(look.ops, groups), said)
+    structure = Structure(groups, with_groups(look.ops, groups), said)
+    return Analysis(structure, proof.passes, proof.example.inputs, time.process_time() - begun)
 
 
 def _groups(some: Sequence[Candidate]) -> tuple[Group, ...]:

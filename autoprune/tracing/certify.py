@@ -7,7 +7,7 @@ trials below remove every atom at least once, shift every position, and leave on
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -68,11 +68,21 @@ RULES: tuple[tuple[Rule, ...], ...] = (
 """What stays, by set of weights. The halves come first: every atom goes once and every position holds another one."""
 
 
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """Group name -> why it failed, in a user's words; how many passes it took in all, and on which inputs."""
+
+    failed: Mapping[str, str]
+    passes: int
+    example: Example
+
+
 @dataclass
 class Certifier:
     """Holds a private fp64 twin of a model, on which groups must prove themselves; its weights are ours.
 
-    `counted` are the inputs whose MACs the operations name; `loaded` numbers the weights that the twin has now.
+    `counted` are the inputs whose MACs the operations name, `doubtful` the groups that are expected to fail; `loaded`
+    numbers the weights that the twin has now.
     """
 
     model: nn.Module
@@ -81,6 +91,7 @@ class Certifier:
     counted: Example
     scrambled: bool
     tolerance: float
+    doubtful: frozenset[str] = frozenset()
     loaded: int | None = None
     passes: int = 0
 
@@ -127,24 +138,27 @@ class Certifier:
         return said | {g.name: DEAD for g in groups if g.name not in {*said, *awake}}
 
     def _wrong(self, groups: Sequence[Group], rule: Rule, numbers: Mapping[str, int], count: bool) -> dict[str, str]:
-        """The groups that fail, found by halving: those that are left hold together."""
-        if not groups:
-            return {}
+        """The groups that fail; those that are left hold together."""
         keep = {g.name: tuple(rule(g.width, numbers[g.name])) for g in groups}
-        complaint = self.complaint(groups, keep, count)
+        said: dict[str, str] = {}
+        while found := self._some_wrong([g for g in groups if g.name not in said], keep, count):
+            said |= found
+        return said
+
+    def _some_wrong(self, groups: Sequence[Group], keep: Keep, count: bool) -> dict[str, str]:
+        """Groups that fail, found by halving, the doubtful ones apart; {} only if all hold together."""
+        complaint = self.complaint(groups, {g.name: keep[g.name] for g in groups}, count) if groups else ""
         if not complaint:
             return {}
         if len(groups) == 1:
             return {groups[0].name: complaint}
-        half = len(groups) // 2
-        found = {
-            name: words
-            for part in (groups[:half], groups[half:])
-            for name, words in self._wrong(part, rule, numbers, count).items()
-        }
-        if not found:
-            return self._unsociable(groups, keep, count)
-        return found | self._wrong([g for g in groups if g.name not in found], rule, numbers, count)
+        doubtful = [g for g in groups if g.name in self.doubtful]
+        parts = [[g for g in groups if g.name not in self.doubtful], doubtful]
+        if not all(parts):
+            half = len(groups) // 2
+            parts = [list(groups[:half]), list(groups[half:])]
+        found = {name: words for part in parts for name, words in self._some_wrong(part, keep, count).items()}
+        return found or self._unsociable(groups, keep, count)
 
     def _unsociable(self, groups: Sequence[Group], keep: Keep, count: bool) -> dict[str, str]:
         """Some do not get along with others: in execution order those that do are kept."""
@@ -238,24 +252,30 @@ class Certifier:
         return bool(out.numel()) and bool(torch.isfinite(out).all()) and float(out.norm()) > 0
 
 
-def failures(model: nn.Module, look: Look, groups: Sequence[Group], count: bool = False) -> dict[str, str]:
-    """Group name -> why it is not proved on `model`, as `Certifier.failures` says; all others are.
+def failures(
+    twin: nn.Module, look: Look, groups: Sequence[Group], count: bool = False, doubtful: Iterable[str] = ()
+) -> Proof:
+    """Which of `groups` an experiment does not prove, and why; all others are proved, each alone and all together.
 
-    What small inputs proved is tried once more, all together, at the size that was given.
+    `twin` is a private copy of the model, which has other weights afterwards. What small inputs proved is tried once
+    more, all together, at the size that was given. Groups that are called `doubtful` are tried apart, to save time.
     """
-    certifier = Certifier.of(model, look.small, look.ops, look.example)
-    said = certifier.failures(groups, count)
-    if look.reduced and not _holds(model, look, [g for g in groups if g.name not in said]):
-        return Certifier.of(model, look.example, look.ops).failures(groups, count)
-    return said
+    apart = frozenset(doubtful)
+    first = replace(Certifier.of(twin, look.tried(groups), look.ops, look.example), doubtful=apart)
+    said, passes = first.failures(groups, count), first.passes
+    del first  # a model of its own, in fp64
+    if not look.reduced or _holds(twin, look, [g for g in groups if g.name not in said]):
+        return Proof(said, passes, look.small)
+    again = replace(Certifier.of(twin, look.example, look.ops), doubtful=apart)
+    said = again.failures(groups, count)
+    return Proof(said, passes + again.passes, look.example)
 
 
-def _holds(model: nn.Module, look: Look, groups: Sequence[Group]) -> bool:
+def _holds(twin: nn.Module, look: Look, groups: Sequence[Group]) -> bool:
     """Whether removing some of all groups is masking them at the size that was given, in the model's own precision."""
-    twin = private_copy(model)
     scramble(twin, 0)
-    certifier = Certifier(twin, look.example, look.ops, look.example, True, SINGLE)
-    return not groups or not certifier.complaint(groups, {g.name: tuple(_some(g.width, 0)) for g in groups}, False)
+    full = Certifier(twin, look.example, look.ops, look.example, True, SINGLE)
+    return not groups or not full.complaint(groups, {g.name: tuple(_some(g.width, 0)) for g in groups}, False)
 
 
 @contextmanager

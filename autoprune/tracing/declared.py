@@ -31,10 +31,11 @@ def declared(model: nn.Module, example_inputs: Any, groups: Sequence[Group]) -> 
     if said:
         raise InputError(named(said))
     with quiet_random_state(0):
-        look = observe(private_copy(model), example_inputs)
+        twin = private_copy(model)
+        look = observe(twin, example_inputs)
         narrow = [g for g in groups if g.width > 1]  # of width 1 there is nothing to try
-        if narrow and (said := failures(model, look, narrow)):
-            raise InputError(named(said))
+        if narrow and (failed := failures(twin, look, narrow).failed):
+            raise InputError(named(failed))
     return Structure(tuple(groups), with_groups(look.ops, groups))
 
 

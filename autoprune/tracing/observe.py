@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from autoprune.errors import InputError
-from autoprune.structure import Op
+from autoprune.structure import Group, Op
 from autoprune.tracing.copies import shadow
 from autoprune.tracing.inputs import Example, batch_size, example_tuple, few_samples, first_samples, on_device
-from autoprune.tracing.ops import count_macs, operations
+from autoprune.tracing.ops import count_macs, macs_of, operations
 from autoprune.tracing.watch import Trace, watch
 
 SIDES = (64, 96, 128)
@@ -29,13 +29,23 @@ class Look:
     """What is known of a model before any experiment.
 
     `example` holds a few of the samples that were given, `small` the same ones at the smallest size at which the model
-    runs alike (`example` itself where there is none); `trace` is of `small`, `ops` of `example`.
+    runs alike (`example` itself where there is none); `trace` is of `small`, `ops` of `example`; `places` says by
+    weight at how many it multiplies in `small`, over all samples.
     """
 
     example: Example
     small: Example
     trace: Trace
     ops: tuple[Op, ...]
+    places: Mapping[str, int]
+
+    def tried(self, groups: Sequence[Group]) -> Example:
+        """The least that experiments with `groups` may run on: one sample where that shows their channels often."""
+        reads = {s.tensor for g in groups for s in g.slices if s.role == "consume"}
+        least = min((self.places[t] for t in reads if t in self.places), default=0)
+        if self.small.samples < 2 or least < 2 * ENOUGH * self.small.samples:
+            return self.small
+        return Example(first_samples(self.small.inputs, 1), 1)
 
     @property
     def reduced(self) -> bool:
@@ -57,13 +67,14 @@ def observe(twin: nn.Module, example_inputs: Any) -> Look:
             trace, full = watch(twin, small.inputs), watch(unreal, on_device(example.inputs, "meta"))
         except InputError:  # too small, or of sizes that it was not built for; or it needs numbers
             continue
-        if _alike(twin, trace, unreal, full):
-            macs = count_macs(twin, example.inputs, example.samples)
-            return Look(example, small, trace, operations(unreal, full, example.samples, macs))
+        places = _places(twin, trace)
+        if _alike(trace, places, full, _places(unreal, full)):
+            macs = macs_of(unreal, example.inputs, example.samples)
+            return Look(example, small, trace, operations(unreal, full, example.samples, macs), places)
     example = few_samples(twin, given)
     trace = watch(twin, example.inputs)
     macs = count_macs(twin, example.inputs, example.samples)
-    return Look(example, example, trace, operations(twin, trace, example.samples, macs))
+    return Look(example, example, trace, operations(twin, trace, example.samples, macs), _places(twin, trace))
 
 
 def _smaller(inputs: tuple[Any, ...]) -> Iterator[tuple[Any, ...]]:
@@ -86,14 +97,14 @@ def _cut(x: Tensor, share: Fraction) -> Tensor:
     return x[:, :, :height, :width]
 
 
-def _alike(twin: nn.Module, small: Trace, unreal: nn.Module, full: Trace) -> bool:
+def _places(model: nn.Module, trace: Trace) -> dict[str, int]:
+    return {name: trace.uses[id(p)].positions for name, p in model.named_parameters() if id(p) in trace.uses}
+
+
+def _alike(small: Trace, few: Mapping[str, int], full: Trace, all_: Mapping[str, int]) -> bool:
     """Whether both traces show the same modules, weights and suspects, and the small one enough places of each."""
-    used = [
-        {name: trace.uses[id(p)].positions for name, p in model.named_parameters() if id(p) in trace.uses}
-        for model, trace in ((twin, small), (unreal, full))
-    ]
     seen = [
         (list(trace.order), trace.decisions, [words for _, words, _ in trace.suspects], places.keys())
-        for trace, places in zip((small, full), used, strict=True)
+        for trace, places in ((small, few), (full, all_))
     ]
-    return seen[0] == seen[1] and all(n >= min(ENOUGH, used[1][name]) for name, n in used[0].items())
+    return seen[0] == seen[1] and all(n >= min(ENOUGH, all_[name]) for name, n in few.items())

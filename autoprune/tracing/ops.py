@@ -32,7 +32,7 @@ def count_macs(model: nn.Module, example_inputs: Any, samples: int | None = None
     """
     batch = batch_size(example_inputs) if samples is None else samples
     try:
-        total = _flops(shadow(model), on_device(example_inputs, "meta"))
+        return macs_of(shadow(model), example_inputs, batch)
     except InputError:
         raise
     except Exception:  # meta has no values: .item() and custom kernels fail in many ways
@@ -41,6 +41,11 @@ def count_macs(model: nn.Module, example_inputs: Any, samples: int | None = None
         except Exception as error:
             raise InputError(f"{type(model).__name__} does not run on its example inputs: {one_line(error)}") from error
     return total // (2 * batch)
+
+
+def macs_of(unreal: nn.Module, inputs: Any, samples: int) -> int:
+    """MACs a sample of a model on the meta device; whatever its forward raises there goes through."""
+    return _flops(unreal, on_device(inputs, "meta")) // (2 * samples)
 
 
 def operations(model: nn.Module, trace: Trace, batch: int, macs: int) -> tuple[Op, ...]:

@@ -51,15 +51,24 @@ def explain(candidate: Candidate, trace: Trace, complaint: str) -> str:
     shared = next((trace.shared[m] for m in candidate.modules if m in trace.shared), "")
     complaint = f"{shared}; {complaint}" if shared and complaint else complaint
     for producers in (candidate.producers, candidate.related):
-        seen = [
-            (rank, i, words)
-            for i, (rank, words, nodes) in enumerate(trace.suspects)
-            if not trace.sources(nodes).isdisjoint(producers)
-        ]
-        if seen:
+        if seen := _suspects(producers, trace):
             plain = CRASH if complaint.startswith(CRASH) else complaint  # the reason says more than its sizes
             return f"{min(seen)[2]}; {plain}"
     return complaint
+
+
+def doubted(candidate: Candidate, trace: Trace) -> bool:
+    """Whether something on the channels' way is likely to fail the experiment."""
+    return bool(_suspects(candidate.producers, trace))
+
+
+def _suspects(producers: Sequence[str], trace: Trace) -> list[tuple[int, int, str]]:
+    """(rank, order, words) of the operations that the channels of `producers` meet."""
+    return [
+        (rank, i, words)
+        for i, (rank, words, nodes) in enumerate(trace.suspects)
+        if not trace.sources(nodes).isdisjoint(producers)
+    ]
 
 
 def _decision(candidate: Candidate, trace: Trace) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,8 +13,9 @@ from torch import Tensor, nn
 
 from autoprune.structure import Group, Slice
 from autoprune.tracing.analyze import analyze
-from autoprune.tracing.certify import RULES, Certifier
+from autoprune.tracing.certify import RULES, Certifier, masked_in_place
 from autoprune.tracing.inputs import few_samples
+from autoprune.tracing.slim import named_tensors
 from autoprune.tracing.verify import random_keep
 from tests.families import FAMILIES
 from tests.tracing.test_frozen import Way, conv
@@ -101,6 +103,30 @@ def test_a_wrong_group_is_named_and_the_right_ones_hold() -> None:
     said = certifier.failures([lacking, *structure.groups[1:]])
     assert set(said) == {"conv1"}
     assert "the model does not run once its channels are removed" in said["conv1"]
+
+
+def test_groups_that_are_expected_to_fail_are_tried_apart_and_get_the_same_verdict() -> None:
+    family = FAMILIES["plain"]
+    model = family.build().eval()
+    structure = analyze(model, family.inputs())
+    lacking = [replace(g, slices=tuple(s for s in g.slices if s.dim == 0)) for g in structure.groups[:2]]
+    groups = [*lacking, *structure.groups[2:]]
+    for doubtful in (set[str](), {"conv1", "conv2"}, {"conv1", structure.names[-1]}):
+        certifier = Certifier.of(model, few_samples(model, family.inputs()), structure.ops)
+        certifier.doubtful = frozenset(doubtful)
+        assert set(certifier.failures(groups)) == {"conv1", "conv2"}
+
+
+def test_masking_puts_back_what_it_zeroed() -> None:
+    family = FAMILIES["resnext"]
+    model = family.build().eval()
+    structure = analyze(model, family.inputs())
+    before = {name: tensor.clone() for name, tensor in named_tensors(model).items()}
+    keep = {g.name: (0,) for g in structure.groups}
+    with masked_in_place(model, structure, keep):
+        changed = {n for n, t in named_tensors(model).items() if not torch.equal(t, before[n])}
+    assert changed == {s.tensor for g in structure.groups for s in g.slices if s.role == "consume"}
+    assert all(torch.equal(t, before[n]) for n, t in named_tensors(model).items())
 
 
 def test_random_keep_stays_on_the_grid_and_takes_groups_of_one_atom() -> None:

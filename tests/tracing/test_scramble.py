@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from autoprune.tracing.scramble import noisy, scramble
+from autoprune.tracing.scramble import MOST_DRAWN, noisy, scramble
 
 
 def model_of(scale: float) -> nn.Sequential:
@@ -44,3 +44,13 @@ def test_inputs_get_noise_and_ids_none() -> None:
     assert torch.equal(out_ids, ids)
     assert float(out_zeros.std()) > 0.1
     assert torch.equal(zeros, torch.zeros(4))
+
+
+def test_rows_of_a_tensor_larger_than_what_is_drawn_differ() -> None:
+    torch.manual_seed(0)
+    layer = nn.Linear(2048, 2200, bias=False).double()
+    scramble(layer, 0)
+    drawn = layer.weight.detach().flatten()
+    assert torch.equal(drawn[MOST_DRAWN:], drawn[: len(drawn) - MOST_DRAWN])
+    assert len(torch.unique(layer.weight.detach()[:, :2], dim=0)) == 2200
+    assert len(torch.unique(layer.weight.detach()[:2], dim=1)[0]) == 2048
