@@ -43,7 +43,7 @@ from autoprune.run.ledger import Prices
 from autoprune.run.setting import Setting
 from autoprune.space import restrict
 from autoprune.structure import Structure
-from autoprune.tracing.analyze import analyze
+from autoprune.tracing.analyze import analyzed
 from autoprune.tracing.fingerprint import weights_fingerprint
 from autoprune.tracing.inputs import described
 from autoprune.tracing.one_thread import one_thread
@@ -85,7 +85,8 @@ def prepare(
     criterion = build_criterion(job.criterion_named)
     constraints = parse_constraints(job.constraints, task.directions)
     model = prepared_model(task, settings.torch_device)
-    whole = analyze(task.build(), task.example_inputs())
+    found = analyzed(task.build(), task.example_inputs())
+    whole = found.structure
     structure = restrict(whole, job.search_space())
     place = (shared or folder).resolve() / "database"  # workers may stand in other folders
     latency = _latency(job, structure, model, task, place) if "latency" in settings.costs else None
@@ -123,7 +124,7 @@ def prepare(
         latency=latency,
         built_s=built_s,
         fidelity=fidelity,
-        said=(*said, *database.said(), *filter(None, [said_of(model)])),
+        said=(*filter(None, [found.said]), *said, *database.said(), *filter(None, [said_of(model)])),
     )
 
 
