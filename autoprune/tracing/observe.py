@@ -59,7 +59,18 @@ def observe(twin: nn.Module, example_inputs: Any) -> Look:
     Raises:
         InputError: the model does not run on `example_inputs`.
     """
-    given, unreal = example_tuple(example_inputs), shadow(twin)
+    given, unreal = example_tuple(example_inputs), _unreal(twin)
+    found = None if unreal is None else _reduced(twin, unreal, given)
+    if found is not None:
+        return found
+    example = few_samples(twin, given)
+    trace = watch(twin, example.inputs)
+    macs = count_macs(twin, example.inputs, example.samples)
+    return Look(example, example, trace, operations(twin, trace, example.samples, macs), _places(twin, trace))
+
+
+def _reduced(twin: nn.Module, unreal: nn.Module, given: tuple[Any, ...]) -> Look | None:
+    """The look at the smallest images on which the model runs as its shadow does on the given ones; None without."""
     for inputs in _smaller(given):
         small = few_samples(twin, inputs)
         example = Example(first_samples(given, batch_size(small.inputs)), small.samples)
@@ -71,10 +82,14 @@ def observe(twin: nn.Module, example_inputs: Any) -> Look:
         if _alike(trace, places, full, _places(unreal, full)):
             macs = macs_of(unreal, example.inputs, example.samples)
             return Look(example, small, trace, operations(unreal, full, example.samples, macs), places)
-    example = few_samples(twin, given)
-    trace = watch(twin, example.inputs)
-    macs = count_macs(twin, example.inputs, example.samples)
-    return Look(example, example, trace, operations(twin, trace, example.samples, macs), _places(twin, trace))
+    return None
+
+
+def _unreal(twin: nn.Module) -> nn.Module | None:
+    try:
+        return shadow(twin)
+    except Exception:  # some modules cannot leave their device
+        return None
 
 
 def _smaller(inputs: tuple[Any, ...]) -> Iterator[tuple[Any, ...]]:
