@@ -23,14 +23,18 @@ def slim(model: nn.Module, structure: Structure, keep: Keep) -> None:
     tensors = named_tensors(model)
     shapes = {spec.name: spec.shape for op in structure.ops for spec in op.tensors}
     with torch.no_grad():
+        taken: dict[str, Tensor] = {}
         for (name, dim), kept in kept_positions(structure, keep, shapes).items():
-            tensor = tensors[name]
+            tensor = taken.get(name, tensors[name].data)
             if tensor.shape[dim] != shapes[name][dim]:
                 raise InputError(
                     f"{name!r} is {tensor.shape[dim]} wide in dimension {dim}, the dense model has "
                     f"{shapes[name][dim]}: this model was already pruned or is another one; start from the dense model"
                 )
-            _replace(tensor, tensor.data.index_select(dim, kept.to(tensor.device)))
+            taken[name] = _taken(tensor, dim, kept)
+        while taken:
+            name, value = taken.popitem()
+            _replace(tensors[name], value)
     set_attributes(model, structure)
 
 
@@ -138,9 +142,20 @@ def _removed_atoms(group: Group, kept: Sequence[int] | None) -> Tensor:
     return torch.nonzero(gone).flatten()
 
 
+def _taken(tensor: Tensor, dim: int, kept: Tensor) -> Tensor:
+    """Positions `kept` of `dim`; a view where they lie evenly, for large weights are slow to copy."""
+    steps = kept.diff()
+    if len(kept) == 0 or bool((steps != steps[:1]).any()):
+        return tensor.index_select(dim, kept.to(tensor.device))
+    step = int(steps[0]) if len(steps) else 1
+    return tensor[(slice(None),) * dim + (slice(int(kept[0]), int(kept[-1]) + 1, step),)]
+
+
 def _replace(tensor: Tensor, value: Tensor) -> None:
     """Give `tensor` new content of another shape: same object, same memory format, no stale gradient."""
     old = tensor.data
     channels_last = old.dim() == 4 and not old.is_contiguous() and old.is_contiguous(memory_format=torch.channels_last)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
     tensor.grad = None
-    tensor.data = value.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+    shared = value.untyped_storage().data_ptr() == old.untyped_storage().data_ptr()  # the old one would stay in memory
+    tensor.data = value.clone(memory_format=layout) if shared else value.contiguous(memory_format=layout)

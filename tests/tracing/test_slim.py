@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from functools import cache
 
 import numpy as np
@@ -226,3 +227,17 @@ def test_macs_are_counted_on_the_cpu_where_meta_cannot_run_the_model() -> None:
             return y
 
     assert count_macs(Asks(), (torch.randn(2, 4),)) == 12
+
+
+@pytest.mark.parametrize("kept", [range(4), range(0, 8, 2), range(3, 8), (0, 1, 5), (7,), range(8)])
+def test_what_was_removed_is_not_kept_in_memory(kept: Sequence[int]) -> None:
+    family = FAMILIES["plain"]
+    model = family.build().to(memory_format=torch.channels_last)
+    dense = {name: tensor.detach().clone() for name, tensor in named_tensors(model).items()}
+    structure = analyze(model, family.inputs())
+    slim(model, structure, {"conv1": tuple(kept)})
+    for name, tensor in named_tensors(model).items():
+        assert tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
+        rows = dense[name][list(kept)] if name.startswith(("conv1", "bn1")) and tensor.dim() else dense[name]
+        assert torch.equal(tensor, rows[:, list(kept)] if name == "conv2.weight" else rows)
+    assert model.conv2.weight.is_contiguous(memory_format=torch.channels_last)
