@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
 import time
+import warnings
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
+from pathlib import Path
 from typing import Literal
 
 from autoprune.errors import InputError, RunError
@@ -21,6 +24,7 @@ from autoprune.protocols import EvaluatorFactory, WorkerState
 
 ONE_THREAD = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 IMPORTS_S = 60.0  # how long a worker may import, beside the time for an ask; torch alone takes seconds
+OOM_COUNTER = Path("/proc/vmstat")
 GRACE_S = 2.0  # how long a closing worker may take before it is killed
 
 
@@ -59,6 +63,7 @@ class Local:
         self._retries = retries
         self._asks = Asks(retries)
         self._stillborn = self._started = 0
+        self._oom_kills = oom_kills()
         self._workers: list[_Worker] = []
         for _ in range(workers):
             self._workers.append(self._start())
@@ -126,7 +131,7 @@ class Local:
         try:
             kind, value = worker.connection.recv()
         except (EOFError, OSError):
-            self._lose(worker, f"the worker died ({_exit(self._stop(worker, GRACE_S))})")
+            self._lose(worker, self._death(self._stop(worker, GRACE_S)))
             return
         if kind == "broken":
             is_input, message = value
@@ -151,6 +156,17 @@ class Local:
                 raise RunError(f"workers are lost before they are ready: {reason}; their messages are on stderr")
         if worker.asked is not None:
             self._asks.again(worker.asked, Evaluation.failed(worker.asked.ask, reason))
+
+    def _death(self, code: int) -> str:
+        """Why a worker died; where the system killed it for lack of memory, it has no successor if others are left."""
+        before, self._oom_kills = self._oom_kills, oom_kills()
+        if code != -signal.SIGKILL or self._oom_kills == before:
+            return f"the worker died ({_exit(code)})"
+        self.slots = max(1, self.slots - 1)
+        left = "1 worker goes" if self.slots == 1 else f"{self.slots} workers go"
+        advice = "lower evaluator.calibration, evaluator.memory or executor.workers"
+        warnings.warn(f"the system killed a worker for lack of memory: {left} on; {advice}", stacklevel=2)
+        return f"the worker was killed for lack of memory; {advice}"
 
     def _patience_s(self, worker: _Worker) -> float:
         """How long `worker` may take for what it is at: an ask or its evaluator, before them Python and its imports."""
@@ -216,6 +232,16 @@ def _state(worker: _Worker) -> Literal["starting", "idle", "busy"]:
     if not worker.ready:
         return "starting"
     return "idle" if worker.asked is None else "busy"
+
+
+def oom_kills() -> int:
+    """How many processes this machine has killed for lack of memory so far; 0 where the system does not say."""
+    with contextlib.suppress(OSError):
+        for line in OOM_COUNTER.read_text(encoding="ascii").splitlines():
+            name, _, count = line.partition(" ")
+            if name == "oom_kill":
+                return int(count)
+    return 0
 
 
 def _exit(code: int) -> str:

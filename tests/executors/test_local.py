@@ -66,6 +66,41 @@ def test_closing_leaves_no_process_behind() -> None:
     assert [p.poll() is not None for p in processes] == [True, True]
 
 
+def at_work(executor: Local) -> subprocess.Popen[bytes]:
+    """The process that has an ask."""
+    until(lambda: executor.next_done(timeout=0.01) or any(w.asked for w in executor._workers))
+    return next(w.process for w in executor._workers if w.asked)
+
+
+def test_a_worker_that_is_killed_for_memory_is_told_as_that_and_one_fewer_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counter = tmp_path / "vmstat"
+    counter.write_text("pgfault 5\noom_kill 3\n")
+    monkeypatch.setattr("autoprune.executors.local.OOM_COUNTER", counter)
+    with closing(Local(MakeHills(STRUCTURE, seconds=1), workers=2, retries=3)) as executor:
+        executor.submit(0, ASK)
+        busy = at_work(executor)
+        counter.write_text("pgfault 9\noom_kill 4\n")
+        busy.kill()
+        with pytest.warns(UserWarning, match=r"for lack of memory: 1 worker goes on; lower evaluator\.calibration"):
+            done = executor.next_done()
+        assert done is not None
+        assert done[1].ok
+        assert (executor.slots, executor.retried, len(executor._workers)) == (1, 1, 1)
+
+
+def test_a_worker_that_somebody_else_kills_has_a_successor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("autoprune.executors.local.OOM_COUNTER", tmp_path / "no such file")
+    with closing(Local(MakeHills(STRUCTURE, seconds=1), workers=1, retries=0)) as executor:
+        executor.submit(0, ASK)
+        at_work(executor).kill()
+        done = executor.next_done()
+        assert done is not None
+        assert done[1].error == "the worker died (signal 9)"
+        assert (executor.slots, answer(executor).ok) == (1, True)
+
+
 @pytest.fixture
 def script(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
     """A user's script without any `if __name__` guard, whose workers are busy for a minute."""
