@@ -43,9 +43,10 @@ class Ingredients:
             InputError: the criterion's scores are not finite, or not one for each atom.
         """
         scores = self.scores
-        if isinstance(criterion, GramCriterion):
-            scores = criterion.from_consumers(self.group, self.consumers)
-        return Levels.of(self.consumers, _checked(criterion, self.group, scores), keep)
+        if scores is None:
+            assert isinstance(criterion, GramCriterion)
+            scores = _checked(criterion, self.group, criterion.from_consumers(self.group, self.consumers))
+        return Levels.of(self.consumers, scores, keep)
 
 
 @one_thread()
@@ -94,7 +95,7 @@ def consumers_by_group(
         yield group, consumers_of(model, group, readers[group.name], sites, grams)
 
 
-def _checked(criterion: Criterion | None, group: Group, scores: Tensor | None) -> Tensor:
+def _checked(criterion: Criterion | GramCriterion, group: Group, scores: Tensor | None) -> Tensor:
     if scores is None or scores.shape != (group.width,) or not bool(torch.isfinite(scores).all()):
         finite = scores is not None and bool(torch.isfinite(scores).all())
         got = "nothing" if scores is None else f"shape {tuple(scores.shape)}, finite: {finite}"
