@@ -86,8 +86,7 @@ def prepare(
     constraints = parse_constraints(job.constraints, task.directions)
     model = prepared_model(task, settings.torch_device)
     found = analyzed(task.build(), task.example_inputs())
-    whole = found.structure
-    structure = restrict(whole, job.search_space())
+    structure = restrict(found.structure, job.search_space())
     place = (shared or folder).resolve() / "database"  # workers may stand in other folders
     latency = _latency(job, structure, model, task, place) if "latency" in settings.costs else None
     problem = _problem(job, structure, latency)
@@ -95,9 +94,8 @@ def prepare(
     samples = Samples(task, model, parts, settings.torch_device, settings.batch_size, settings.validation)
     fidelity = resolved_fidelity(task, model, settings, samples)
     said = check_data(task, model, settings, samples)
-    seen, identity = StatisticsOnly(task, parts.statistics), criterion_identity(job.criterion_named)
-    path = place / f"{database_key(model, structure, seen, identity)}.safetensors"
-    built_s = 0.0 if path.exists() else _built(job, model, structure, seen, criterion, path)
+    seen = StatisticsOnly(task, parts.statistics)
+    path, built_s = _built(job, model, structure, seen, criterion, place)
     database = LevelDatabase.open(path, settings.memory)
     precision, _ = resolved_precision(task, model, structure, settings, samples, fidelity)
     settings = replace(settings, loss=fidelity.name, classes=fidelity.classes, precision=precision)
@@ -107,7 +105,7 @@ def prepare(
         settings = replace(settings, learning_rate=_peak_rate(settings, data, path, made_here))
     named = {} if lent is not None else job.plain()["task"]
     space = _space(job, settings, parts.total, problem.tier)
-    base = _base(job, task, named, model, whole, problem, space, data)
+    base = _base(job, task, named, model, found.structure, problem, space, data)
     return Setting(
         job=job,
         task=task,
@@ -135,14 +133,18 @@ def _check_metric(settings: Settings, task: Task) -> None:
 
 
 def _built(
-    job: Job, model: nn.Module, structure: Structure, seen: StatisticsOnly, criterion: Criterion, path: Path
-) -> float:
-    """Build the level database into `path`; the seconds that it took."""
+    job: Job, model: nn.Module, structure: Structure, seen: StatisticsOnly, criterion: Criterion, place: Path
+) -> tuple[Path, float]:
+    """The level database in `place`, built where it is not there yet: its file, and the seconds that it took."""
+    identity = criterion_identity(job.criterion_named)
+    path = place / f"{database_key(model, structure, seen, identity)}.safetensors"
+    if path.exists():
+        return path, 0.0
     started = time.perf_counter()
     named = {"name": job.criterion.name, "options": job.options("criterion")}
     workers = job.executor.n_workers if job.executor.kind == "local" else 1
     build_file(path, model, structure, seen, criterion, named=named, workers=workers)
-    return time.perf_counter() - started
+    return path, time.perf_counter() - started
 
 
 def _base(
