@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 Batch = Any
 """Any tree of tensors whose dimension 0 is the sample; `database/rows.py` says what else goes."""
 
+T = TypeVar("T")
 FloatArray = npt.NDArray[np.float64]
 Direction = Literal["maximize", "minimize"]
 FitnessTier = Literal["stitch", "refit", "tune"]
@@ -93,6 +94,29 @@ class Progress:
     step: int
     loss: float
     samples: int
+
+
+@dataclass(frozen=True)
+class Step:
+    """How far a stage of the preparation is: `done` of `total`, in whatever the stage counts its work by.
+
+    `unit` is what the figures count, where a reader can count it too ("batches"); else they are shown as a share.
+    """
+
+    stage: str
+    done: float = 0.0
+    total: float = 1.0
+    unit: str = ""
+
+
+def finished(steps: Generator[Any, None, T]) -> T:
+    """What a generator returns, its steps passed over."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            value: T = end.value
+            return value
 
 
 class Recovery(Protocol):

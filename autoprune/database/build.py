@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,17 +10,17 @@ from torch import Tensor, nn
 
 from autoprune.database.batches import StatisticsOnly, chunks
 from autoprune.database.consumers import Consumer, consumed, consumers_of, cut_channels
-from autoprune.database.grams import collect_grams
+from autoprune.database.grams import Gram, collecting_grams
 from autoprune.database.levels import Levels
 from autoprune.database.store import LevelDatabase
 from autoprune.errors import InputError
-from autoprune.protocols import Batch, Criterion, GramCriterion, Task
+from autoprune.protocols import Batch, Criterion, GramCriterion, Step, Task, finished
 from autoprune.structure import Group, Structure
 from autoprune.tracing.one_thread import one_thread
-from autoprune.tracing.wiring import find_sites
+from autoprune.tracing.wiring import Site, find_sites
 
-Progress = Callable[[float], None]
-"""Is told which share of the work is done, from 0 to 1."""
+STATISTICS = "statistics"
+"""What the pass over the samples is called while it runs."""
 
 
 @dataclass(frozen=True)
@@ -66,33 +66,62 @@ def build_database(
         InputError: see `Ingredients.levels`.
     """
     made = {}
-    for part in collected(model, structure, task, criterion):
+    for part in finished(collecting(model, structure, task, criterion)):
         name = part.group.name
         made[name] = part.levels(criterion, None if keep is None else keep[name])
     return LevelDatabase.of(made)
 
 
-def collected(
+def collecting(
     model: nn.Module, structure: Structure, task: StatisticsOnly, criterion: Criterion
-) -> Iterator[Ingredients]:
-    """One pass over the statistics samples; then group by group what its levels are made of."""
+) -> Generator[Step, None, Iterator[Ingredients]]:
+    """One pass over the statistics samples, batch by batch; then group by group what its levels are made of."""
     on_grams = isinstance(criterion, GramCriterion)
+    yield Step(STATISTICS)
     scores = {} if on_grams else criterion(model, structure.groups, task)
-    for group, consumers in consumers_by_group(model, structure.groups, task, chunks(task.statistics, task.batch_size)):
-        own = None if on_grams else _checked(criterion, group, scores.get(group.name))
-        yield Ingredients(group, consumers, own)
+    batches = chunks(task.statistics, task.batch_size)
+    read = yield from _reading(model, structure.groups, task, batches, len(batches))
+
+    def ingredients() -> Iterator[Ingredients]:
+        for group, consumers in read.by_group(model, structure.groups):
+            own = None if on_grams else _checked(criterion, group, scores.get(group.name))
+            yield Ingredients(group, consumers, own)
+
+    return ingredients()
 
 
 def consumers_by_group(
     model: nn.Module, groups: Sequence[Group], task: Task, batches: Iterable[Batch]
 ) -> Iterator[tuple[Group, list[Consumer]]]:
     """The consumers of each group with their Grams over `batches`, which are read once."""
+    yield from finished(_reading(model, groups, task, batches)).by_group(model, groups)
+
+
+@dataclass(frozen=True)
+class _Read:
+    """What one pass over samples showed: where weights are used, by which of them a group is read, their Grams."""
+
+    sites: Mapping[str, Site]
+    readers: Mapping[str, Sequence[str]]
+    grams: Mapping[str, Gram]
+
+    def by_group(self, model: nn.Module, groups: Sequence[Group]) -> Iterator[tuple[Group, list[Consumer]]]:
+        for group in groups:
+            yield group, consumers_of(model, group, self.readers[group.name], self.sites, self.grams)
+
+
+def _reading(
+    model: nn.Module, groups: Sequence[Group], task: Task, batches: Iterable[Batch], count: int = 0
+) -> Generator[Step, None, _Read]:
     sites = find_sites(model, task.example_inputs())
     readers = consumed(groups, sites)
     wanted = {w for names in readers.values() for w in names}
-    grams = collect_grams(model, wanted, task, batches, cut_channels(groups, sites, model))
-    for group in groups:
-        yield group, consumers_of(model, group, readers[group.name], sites, grams)
+    pass_ = collecting_grams(model, wanted, task, batches, cut_channels(groups, sites, model))
+    while True:
+        try:
+            yield Step(STATISTICS, read := next(pass_), max(read, count), "batches")
+        except StopIteration as end:
+            return _Read(sites, readers, end.value)
 
 
 def _checked(criterion: Criterion | GramCriterion, group: Group, scores: Tensor | None) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from autoprune.protocols import Batch, Task
+from autoprune.protocols import Batch, Task, finished
 from autoprune.tracing.calls import outputs_at, parse_call, pick_positions, rows, spatial_count
 
 POSITIONS = 64
@@ -44,11 +44,18 @@ def collect_grams(
 
     A weight that is not among `cuts` has one block of all its columns.
     """
+    return finished(collecting_grams(model, weights, task, batches, cuts))
+
+
+def collecting_grams(
+    model: nn.Module, weights: Collection[str], task: Task, batches: Iterable[Batch], cuts: Cuts | None = None
+) -> Generator[int, None, dict[str, Gram]]:
+    """`collect_grams`, batch by batch: yields how many went through."""
     collector = _Collector(model, frozenset(weights), cuts or {})
-    with torch.no_grad():
-        for batch in batches:
-            with collector:
-                task.outputs(model, batch)
+    for number, batch in enumerate(batches, start=1):
+        with torch.no_grad(), collector:
+            task.outputs(model, batch)
+        yield number
     return {name: collector.gram(name) for name in collector.count}
 
 

@@ -7,7 +7,8 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -17,12 +18,12 @@ from torch import nn
 
 from autoprune import plugins
 from autoprune.database.batches import StatisticsOnly
-from autoprune.database.build import Ingredients, Progress, collected
+from autoprune.database.build import Ingredients, collecting
 from autoprune.database.consumers import Consumer
 from autoprune.database.levels import Levels, layout_of, load_tensors, reader_of, save_tensors
 from autoprune.database.store import LevelDatabase
 from autoprune.errors import InputError
-from autoprune.protocols import Criterion, GramCriterion
+from autoprune.protocols import Criterion, GramCriterion, Step
 from autoprune.structure import Group, Slice, Structure
 from autoprune.tracing.one_thread import one_thread
 
@@ -33,11 +34,14 @@ BOOT = (
     "from autoprune.database.on_disk import help_build; help_build(*sys.argv[2:])"
 )
 """What helps runs by `python -c`: never the main module, so a user's script needs no guard."""
+POLL_S = 0.5
+"""How often helping processes are looked after."""
+STAGE = "drop pass"
+"""What making the levels is called while it runs."""
 PARTS = ("atoms", "matrix", "second", "mean", "share")
 """Tensors of a consumer."""
 
 
-@one_thread()
 def build_file(
     path: Path,
     model: nn.Module,
@@ -47,8 +51,23 @@ def build_file(
     *,
     named: Mapping[str, Any] | None = None,
     workers: int = 1,
-    told: Progress | None = None,
 ) -> None:
+    """`building` to its end."""
+    with one_thread():
+        for _ in building(path, model, structure, task, criterion, named=named, workers=workers):
+            pass
+
+
+def building(
+    path: Path,
+    model: nn.Module,
+    structure: Structure,
+    task: StatisticsOnly,
+    criterion: Criterion,
+    *,
+    named: Mapping[str, Any] | None = None,
+    workers: int = 1,
+) -> Iterator[Step]:
     """Build what `LevelDatabase.open(path)` reads, with up to `workers` processes where there is work for them.
 
     What an earlier call has left in the folder beside it is not done again. A criterion that works on Grams is built
@@ -61,17 +80,20 @@ def build_file(
     folder, numbers = path.with_name(f"{path.stem}.parts"), range(len(structure))
     folder.mkdir(parents=True, exist_ok=True)
     if not all(_levels(folder, i).exists() or _stored(folder, i).exists() for i in numbers):
-        for i, part in enumerate(collected(model, structure, task, criterion)):
+        for i, part in enumerate((yield from collecting(model, structure, task, criterion))):
             save_ingredients(_stored(folder, i), part)
     for claim in folder.glob("*.claim"):  # of a process that was killed
         claim.unlink(missing_ok=True)
     work = {i: _work(_stored(folder, i)) for i in numbers if not _levels(folder, i).exists()}
+    yield Step(STAGE, 0.0, sum(work.values()) or 1.0)
     given = named if isinstance(criterion, GramCriterion) else {}
     helpers = _start(folder, given, min(workers - 1, int(sum(work.values()) / WORTH)))
     try:
-        _work_off(folder, work, criterion, told)
-        for helper in helpers:
-            helper.wait()
+        for _ in _work_off(folder, work, criterion):
+            yield _made_of(folder, work)
+        while any(helper.poll() is None for helper in helpers):
+            time.sleep(POLL_S)
+            yield _made_of(folder, work)
         for i in work:
             _made(folder, i, criterion)  # what a helper began and did not end
     finally:
@@ -89,18 +111,14 @@ def help_build(folder: str, named: str, parent: str) -> None:
     criterion = plugins.build("criteria", given["name"], options, "criterion.options") if given else None
     numbers = {int(p.stem.rsplit("-", 1)[1]) for p in place.glob("made-of-*.safetensors")}
     with one_thread(), suppress(InputError):  # the first process meets what is wrong too, and says it
-        _work_off(place, {i: _work(_stored(place, i)) for i in numbers}, criterion, parent=int(parent))
+        for _ in _work_off(place, {i: _work(_stored(place, i)) for i in numbers}, criterion, parent=int(parent)):
+            pass
 
 
 def _work_off(
-    folder: Path,
-    work: Mapping[int, float],
-    criterion: Criterion | None,
-    told: Progress | None = None,
-    parent: int | None = None,
-) -> None:
-    """Make the levels of the groups that nobody has claimed, the largest first."""
-    total = sum(work.values()) or 1.0
+    folder: Path, work: Mapping[int, float], criterion: Criterion | None, parent: int | None = None
+) -> Iterator[int]:
+    """Make the levels of the groups that nobody has claimed, the largest first; yields each group's number."""
     for i in sorted(work, key=lambda i: -work[i]):
         if parent not in (None, os.getppid()):
             return
@@ -109,8 +127,12 @@ def _work_off(
         except FileExistsError:
             continue
         _made(folder, i, criterion)
-        if told is not None:
-            told(sum(w for j, w in work.items() if _levels(folder, j).exists()) / total)
+        yield i
+
+
+def _made_of(folder: Path, work: Mapping[int, float]) -> Step:
+    """How much of the work is done, by whomever."""
+    return Step(STAGE, sum(w for i, w in work.items() if _levels(folder, i).exists()), sum(work.values()) or 1.0)
 
 
 def _made(folder: Path, number: int, criterion: Criterion | None) -> None:

@@ -10,7 +10,7 @@ import torch
 from autoprune import plugins
 from autoprune.database import on_disk as rooms
 from autoprune.database.build import build_database
-from autoprune.database.on_disk import build_file
+from autoprune.database.on_disk import build_file, building
 from autoprune.database.store import LevelDatabase
 from autoprune.errors import InputError
 from autoprune.tracing.slim import named_tensors
@@ -33,10 +33,12 @@ def equal(one: LevelDatabase, other: LevelDatabase, w: World) -> bool:
 @pytest.mark.parametrize(("family", "criterion"), [("projection", "obs"), ("plain", "l1_norm")])
 def test_a_file_holds_what_memory_would_and_nothing_half_done(tmp_path: Path, family: str, criterion: str) -> None:
     w, made = world(family), plugins.load("criteria", criterion)()
-    shares: list[float] = []
-    build_file(tmp_path / "k.safetensors", w.model, w.structure, w.seen, made, told=shares.append)
-    assert shares == sorted(shares)
-    assert shares[-1] == 1.0
+    steps = list(building(tmp_path / "k.safetensors", w.model, w.structure, w.seen, made))
+    by_stage = {stage: [s.done / s.total for s in steps if s.stage == stage] for stage in ("statistics", "drop pass")}
+    assert sum(map(len, by_stage.values())) == len(steps)
+    for shares in by_stage.values():
+        assert shares == sorted(shares)
+        assert (shares[0], shares[-1]) == (0.0, 1.0)
     whole = build_database(w.model, w.structure, w.seen, made)
     for _ in range(2):  # entries made, then found
         assert equal(whole, LevelDatabase.open(tmp_path / "k.safetensors"), w)
@@ -59,7 +61,7 @@ def test_a_killed_build_goes_on_with_the_group_that_it_was_at(tmp_path: Path, mo
     assert not path.exists()
     first, kill_at = seen.pop(0), 0
     seen.clear()
-    monkeypatch.setattr(rooms, "collected", None)  # the statistics are not gathered again
+    monkeypatch.setattr(rooms, "collecting", None)  # the statistics are not gathered again
     build_file(path, w.model, w.structure, w.seen, made)
     assert sorted(seen) == sorted(set(w.structure.names) - {first})
     monkeypatch.undo()
@@ -70,7 +72,7 @@ def test_processes_that_help_make_the_same_database(tmp_path: Path, monkeypatch:
     w, made = world("projection"), plugins.load("criteria", "obs")()
     monkeypatch.setattr(rooms, "WORTH", 1.0)
     work_off = rooms._work_off
-    monkeypatch.setattr(rooms, "_work_off", lambda *given: None)  # this one leaves all of it to the other
+    monkeypatch.setattr(rooms, "_work_off", lambda *given: ())  # this one leaves all of it to the other
     build_file(tmp_path / "k.safetensors", w.model, w.structure, w.seen, made, named={"name": "obs"}, workers=2)
     monkeypatch.setattr(rooms, "_work_off", work_off)
     assert equal(build_database(w.model, w.structure, w.seen, made), LevelDatabase.open(tmp_path / "k.safetensors"), w)
