@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,7 +16,7 @@ from autoprune.costs._latency_features import attainable
 from autoprune.costs._latency_table import OpTimes, alignment, thinned
 from autoprune.latency.runtime_here import RuntimeHere
 from autoprune.latency.timing import seconds_of
-from autoprune.protocols import FloatArray
+from autoprune.protocols import FloatArray, Step
 from autoprune.structure import Structure, TensorSpec
 from autoprune.tracing.eval_mode import evaluating
 from autoprune.tracing.slim import expected_attributes
@@ -29,6 +29,8 @@ ALL = 160
 KNOTS = (1.0, 0.5, 0.2)
 """Lines along a side are timed at these shares of the other side."""
 REPEATS = 3
+STAGE = "latency probes"
+"""What timing them is called while it runs."""
 
 Combination = tuple[int, int]
 
@@ -44,15 +46,16 @@ class Probe:
     columns: set[int] = field(default_factory=set)
 
 
-def time_operations(
+def timing_operations(
     model: nn.Module, inputs: Sequence[Any], structure: Structure, runtime: RuntimeHere, rng: np.random.Generator
-) -> tuple[OpTimes, ...]:
+) -> Generator[Step, None, tuple[OpTimes, ...]]:
     """Times of every conv and linear that runs as a module, over the grids; the order of timing is random."""
     found = probes(model, inputs, structure)
     levels = [(thinned(sorted(p.rows), LEVELS), thinned(sorted(p.columns), LEVELS)) for p in found]
     wanted = [(i, pair) for i, sides in enumerate(levels) for pair in combinations(*sides)]
     seen: list[dict[Combination, float]] = [{} for _ in found]
-    for k in rng.permutation(len(wanted)):
+    for done, k in enumerate(rng.permutation(len(wanted))):
+        yield Step(STAGE, done, len(wanted), "operations")
         i, pair = wanted[k]
         run = load_operation(found[i], pair, runtime)
         seen[i][pair] = 1e3 * min(seconds_of(run, runtime.clock) for _ in range(REPEATS))

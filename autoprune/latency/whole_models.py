@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,10 +22,11 @@ from autoprune.database.batches import in_format
 from autoprune.errors import InputError
 from autoprune.estimates import spearman
 from autoprune.latency.fit import fit
-from autoprune.latency.probes import time_operations
+from autoprune.latency.probes import timing_operations
 from autoprune.latency.runtime_here import batched, device_name, resolve
 from autoprune.latency.timing import Runner, Timing, measure_ratios
 from autoprune.policy import Policy
+from autoprune.protocols import Step, finished
 from autoprune.structure import Structure
 from autoprune.tracing.copies import copied
 from autoprune.tracing.one_thread import one_thread
@@ -33,6 +34,8 @@ from autoprune.tracing.slim import slim
 
 TOGETHER = 8
 """Models that are in memory, and interleaved with the dense one, at a time."""
+STAGE, AGAIN = "latency of whole models", "latency of the front"
+"""What measuring them is called while it runs."""
 FIT_S, FINAL_S = 1.0, 2.0
 """Seconds for which each model of a fit and of a front is measured."""
 
@@ -56,12 +59,26 @@ def fit_latency(
     Raises:
         InputError: the runtime is not installed or does not take the model.
     """
+    return finished(fitting_latency(model, inputs, structure, runtime, batch_size, n_models, seed, seconds))
+
+
+def fitting_latency(
+    model: nn.Module,
+    inputs: Sequence[Any],
+    structure: Structure,
+    runtime: str = "auto",
+    batch_size: int = 1,
+    n_models: int = 24,
+    seed: int = 0,
+    seconds: float = FIT_S,
+) -> Generator[Step, None, LatencyTable]:
+    """`fit_latency`, operation by operation, then by some models at a time."""
     rng = np.random.default_rng(seed)
     bench = _Bench(model, inputs, structure, batch_size, runtime)
     with one_thread():
-        ops = time_operations(bench.dense, bench.inputs, structure, bench.runtime, rng)
+        ops = yield from timing_operations(bench.dense, bench.inputs, structure, bench.runtime, rng)
         policies = sample_policies(structure, n_models, rng)
-        timings = bench.measure(policies, seconds, rng)
+        timings = yield from bench.measuring(policies, seconds, rng, STAGE)
     ratios = np.array([t.ratio for t in timings])
     widths = np.stack([p.array(structure) for p in policies])
     features = Features(structure, ops)(widths)
@@ -114,10 +131,24 @@ def remeasure(
 
     Which atoms are kept does not matter to the clock, so the first ones are.
     """
+    return finished(remeasuring(model, inputs, structure, policies, runtime, batch_size, seed, seconds))
+
+
+def remeasuring(
+    model: nn.Module,
+    inputs: Sequence[Any],
+    structure: Structure,
+    policies: Sequence[Policy],
+    runtime: str = "auto",
+    batch_size: int = 1,
+    seed: int = 0,
+    seconds: float = FINAL_S,
+) -> Generator[Step, None, dict[Policy, Timing]]:
+    """`remeasure`, some models at a time."""
     bench = _Bench(model, inputs, structure, batch_size, runtime)
     different = list(dict.fromkeys(policies))
     with one_thread():
-        timings = bench.measure(different, seconds, np.random.default_rng(seed))
+        timings = yield from bench.measuring(different, seconds, np.random.default_rng(seed), AGAIN)
     return dict(zip(different, timings, strict=True))
 
 
@@ -165,10 +196,13 @@ class _Bench:
     def _load(self, model: nn.Module) -> Runner:
         return self.runtime.load(model, self.inputs)
 
-    def measure(self, policies: Sequence[Policy], seconds: float, rng: np.random.Generator) -> list[Timing]:
+    def measuring(
+        self, policies: Sequence[Policy], seconds: float, rng: np.random.Generator, stage: str
+    ) -> Generator[Step, None, list[Timing]]:
         """A Timing for each policy, about `seconds` of measuring for each."""
         timings: list[Timing] = []
         for start in range(0, len(policies), TOGETHER):
+            yield Step(stage, start, len(policies), "models")
             some = policies[start : start + TOGETHER]
             runners = [self._load(self._slim(p)) for p in some]
             timings += measure_ratios(self._dense_run, runners, rng, self.runtime.clock, seconds * len(some))
