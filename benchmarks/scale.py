@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from autoprune import task as task_of
 from autoprune.criteria.obs import Obs
 from autoprune.database.batches import StatisticsOnly
+from autoprune.database.drawn import Drawn
 from autoprune.database.on_disk import build_file
 from autoprune.database.stitch import Stitcher
 from autoprune.database.store import LevelDatabase
@@ -118,7 +119,7 @@ def statistics_of(model: nn.Module, x: Tensor) -> StatisticsOnly:
     batch = (x, torch.zeros(len(x), dtype=torch.long))
     splits = {name: [batch] for name in ("train", "calibration", "validation", "test")}
     task = task_of(model, splits, nn.functional.cross_entropy, lambda outputs, targets: {"accuracy": 0.0})
-    return StatisticsOnly(task, batch, 16)
+    return StatisticsOnly(task, Drawn((batch,)), 16)
 
 
 def stitched(model: nn.Module, structure: Structure, database: LevelDatabase) -> float:

@@ -65,7 +65,7 @@ def candidates(setting: Setting, evaluator: TieredEvaluator, args: argparse.Name
     """Wall of one evaluation over the wall of as many bare forward passes of the same slim model and samples."""
     row("inner widths", "stitch / forward of 512", "refit / forward of 512", "refit / forward of its 1024 samples")
     batches = [b[0] for b in evaluator.batches("fitness")[:2]]
-    statistics_batch = evaluator.parts.statistics[0]
+    statistics_batch = evaluator.parts.statistics[0][0]
     assert sum(len(b) for b in batches) == len(statistics_batch) == 512
     for share in (1.0, 0.75, 0.5):
         policy, other = uniform_widths(setting, share), uniform_widths(setting, share * 0.9)
@@ -229,7 +229,7 @@ def naive_candidate(
         ignored_layers=others,
     )
     pruner.step()
-    recalibrate(model, evaluator.parts.statistics[0])
+    recalibrate(model, evaluator.parts.statistics[0][0])
     with torch.no_grad():
         total = sum(
             size(b)
@@ -248,7 +248,7 @@ def repaired(evaluator: TieredEvaluator, policy: Policy, repair: str) -> nn.Modu
         return evaluator.repaired(Ask(policy, "refit" if repair == "refit" else "stitch"))
     model = evaluator.stitcher.stitch(policy)
     if repair == "plain batch norm":
-        recalibrate(model, evaluator.parts.statistics[0])
+        recalibrate(model, evaluator.parts.statistics[0][0])
         evaluator.stitcher.mark_dirty()
     return model
 

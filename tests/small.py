@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from autoprune.database.batches import Parts, StatisticsOnly, prepare
+from autoprune.database.batches import Parts, StatisticsOnly
 from autoprune.protocols import Batch, Direction
 from autoprune.space import Space, restrict
 from autoprune.structure import Structure
@@ -69,6 +69,11 @@ class World:
     structure: Structure
     seen: StatisticsOnly
 
+    @property
+    def statistics(self) -> Batch:
+        """The statistics samples in one batch."""
+        return self.seen.statistics[0]
+
 
 def world(family: str, samples: int = 64, space: Space | None = None) -> World:
     """The family called `family`, analysed, in channels_last."""
@@ -82,4 +87,4 @@ def world_of(built: nn.Module, shape: tuple[int, ...], samples: int = 64, space:
     model = task.build().to(memory_format=torch.channels_last).eval()
     structure = restrict(analyze(model, task.example_inputs()), space or Space(max_sparsity=0.99))
     parts = Parts.of(task, samples, 16)
-    return World(task, model, structure, StatisticsOnly(task, prepare(parts.statistics, torch.device("cpu")), 16))
+    return World(task, model, structure, StatisticsOnly(task, parts.statistics, 16))

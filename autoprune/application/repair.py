@@ -56,7 +56,8 @@ def repaired(
 ) -> Repaired:
     """Cut, compensate, repair and train a copy of `model`; `keep` are the atoms to replay, None ranks them anew."""
     dense = prepared_model(task, settings.torch_device, copied(model))
-    seen = StatisticsOnly(task, prepared_parts(task, settings, dense).statistics)
+    parts = prepared_parts(task, settings, dense)
+    seen = StatisticsOnly(task, parts.statistics, min(settings.batch_size, parts.fits))
     database = build_database(dense, structure, seen, criterion, keep)
     recipe = stored_recipe(point) if training.kind == "proxy" else None
     as_searched = replace(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from autoprune.database.batches import StatisticsOnly, chunks
+from autoprune.database.batches import StatisticsOnly
 from autoprune.database.consumers import Consumer, consumed, consumers_of, cut_channels
 from autoprune.database.grams import Gram, collecting_grams
 from autoprune.database.levels import Levels
@@ -79,7 +79,7 @@ def collecting(
     on_grams = isinstance(criterion, GramCriterion)
     yield Step(STATISTICS)
     scores = {} if on_grams else criterion(model, structure.groups, task)
-    batches = chunks(task.statistics, task.batch_size)
+    batches = task.statistics.cut_to(task.batch_size)
     read = yield from _reading(model, structure.groups, task, batches, len(batches))
 
     def ingredients() -> Iterator[Ingredients]:

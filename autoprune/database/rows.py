@@ -44,6 +44,18 @@ def cut(batch: Batch, start: int, stop: int) -> Batch:
     return _mapped(batch, lambda t, rows: t[start * rows : stop * rows], lambda entries: entries[start:stop])
 
 
+def chunks(batch: Batch, batch_size: int) -> tuple[Batch, ...]:
+    """A batch cut into batches of `batch_size`; a rest below half of it joins the last, as small ones are noisy.
+
+    One that is one piece stays as it is.
+    """
+    n = size(batch)
+    starts = list(range(0, n, batch_size))
+    if len(starts) > 1 and n - starts[-1] < batch_size / 2:
+        starts.pop()
+    return tuple(cut(batch, a, b) for a, b in zip(starts, [*starts[1:], n], strict=True))
+
+
 def take(batch: Batch, index: Tensor) -> Batch:
     """The samples at `index`; one that is one piece stays whole."""
     return _mapped(batch, lambda t, rows: take_rows(t, index, rows), lambda entries: [entries[i] for i in index])

@@ -109,5 +109,5 @@ def _more(names: list[str]) -> str:
 def database_key(model: nn.Module, structure: Structure, task: StatisticsOnly, criterion: str) -> str:
     """16 hex digits of all that decides the entries: structure, weights, statistics samples and criterion."""
     names = repr([(g.name, g.width) for g in structure.groups])
-    parts = (ALGORITHM, structure.fingerprint, weights_fingerprint(model), digest([task.statistics]), criterion, names)
+    parts = (ALGORITHM, structure.fingerprint, weights_fingerprint(model), digest(task.statistics), criterion, names)
     return hashlib.sha256("|".join(parts).encode()).hexdigest()[:16]

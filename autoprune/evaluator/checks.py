@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import nn
 
-from autoprune.database.rows import samples_of, size, tensors_of
+from autoprune.database.rows import samples_of, tensors_of
 from autoprune.errors import InputError, one_line
 from autoprune.evaluator.samples import Samples
 from autoprune.evaluator.settings import Settings
@@ -31,9 +31,9 @@ def check_data(task: Task, dense: nn.Module, settings: Settings, samples: Sample
     parts, validation = samples.parts, samples.batches("validation")
     said = (
         check_enough("calibration", settings.calibration, Settings.calibration, parts.total),
-        check_enough("validation", settings.validation, Settings.validation, sum(map(size, validation))),
+        check_enough("validation", settings.validation, Settings.validation, validation.samples),
     )
-    check_apart([parts.statistics, *parts.fitness, *parts.heldback], validation)
+    check_apart(parts.all(), validation)
     check_metrics(task, dense, validation)
     return tuple(filter(None, said))
 
@@ -60,7 +60,7 @@ def check_metrics(task: Task, dense: nn.Module, batches: Sequence[Batch]) -> Non
             )
 
 
-def check_apart(calibration: Sequence[Batch], validation: Sequence[Batch]) -> None:
+def check_apart(calibration: Iterable[Batch], validation: Iterable[Batch]) -> None:
     """That validation holds other samples than calibration; few may be equal by chance, which is said.
 
     Raises:

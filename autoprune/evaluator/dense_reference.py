@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,7 +35,7 @@ class Reference:
     A batch norm that is called more than once has no moments of its own and stays as it is.
 
     A target is the dense output of a weight at fixed positions [samples * positions, outputs]: of the conv itself, or,
-    where it closes a residual branch, of the sum.
+    where it closes a residual branch, of the sum; in the type that it was computed in.
     """
 
     outputs: Tensor
@@ -50,12 +50,45 @@ def observe(
     sites: Mapping[str, Site] | None = None,
     precision: Precision = "fp32",
 ) -> Reference:
-    """One dense pass in `precision`; targets are recorded for `sites`, all of it in float32."""
-    watch = _Watch(model, sites or {})
-    with torch.no_grad(), computing(model, precision), watch:
-        outputs = faithful(task, model, batch)
-    single = {name: seen[0] for name, seen in watch.moments.items() if len(seen) == 1}
-    return Reference(outputs.detach(), single, watch.targets)
+    """One dense pass in `precision`; targets are recorded for `sites`."""
+    return observe_all(model, task, [batch], sites, precision)[0]
+
+
+def observe_all(
+    model: nn.Module,
+    task: Task,
+    batches: Iterable[Batch],
+    sites: Mapping[str, Site] | None = None,
+    precision: Precision = "fp32",
+) -> tuple[Reference, ...]:
+    """The same for batches that belong together: their moments are those of all of them."""
+    seen = []
+    for batch in batches:
+        watch = _Watch(model, sites or {})
+        with torch.no_grad(), computing(model, precision), watch:
+            seen.append((faithful(task, model, batch).detach(), watch))
+    single = [name for name in seen[0][1].moments if all(len(w.moments.get(name, ())) == 1 for _, w in seen)]
+    norms = {name: pooled([w.moments[name][0] for _, w in seen]) for name in single}
+    return tuple(Reference(outputs, norms, watch.targets) for outputs, watch in seen)
+
+
+Measured = tuple[Tensor, Tensor, int]
+"""Mean and variance of so many values."""
+
+
+def measured(y: Tensor) -> Measured:
+    """The moments of a batch, and how much they weigh beside those of others."""
+    return *moments(y), y[:, 0].numel()
+
+
+def pooled(parts: Sequence[Measured]) -> Moments:
+    """The moments of all values together; those of one part are its own, to the last bit."""
+    if len(parts) == 1:
+        return parts[0][:2]
+    total = sum(n for _, _, n in parts)
+    mean = sum((m * (n / total) for m, _, n in parts[1:]), parts[0][0] * (parts[0][2] / total))
+    first = (parts[0][1] + (parts[0][0] - mean).square()) * (parts[0][2] / total)
+    return mean, sum(((v + (m - mean).square()) * (n / total) for m, v, n in parts[1:]), first)
 
 
 def moments(y: Tensor) -> Moments:
@@ -89,7 +122,7 @@ class _Watch(TorchFunctionMode):
         super().__init__()
         self.norms, self.sites = norm_ids(model), sites
         self.names = {id(p): n for n, p in model.named_parameters() if n in sites}
-        self.moments: dict[str, list[Moments]] = {}
+        self.moments: dict[str, list[Measured]] = {}
         self.targets: dict[str, Tensor] = {}
         self.open: dict[int, tuple[Site, Tensor]] = {}  # tensors on their way to the addition that they close
 
@@ -98,7 +131,7 @@ class _Watch(TorchFunctionMode):
         opened = [self.open.pop(id(a)) for a in args if isinstance(a, Tensor) and id(a) in self.open]
         norm = parse_norm(func, args, kwargs)
         if norm is not None and id(norm.mean) in self.norms:
-            self.moments.setdefault(self.norms[id(norm.mean)], []).append(moments(norm.x))
+            self.moments.setdefault(self.norms[id(norm.mean)], []).append(measured(norm.x))
         out = func(*args, **kwargs)
         if opened and not isinstance(out, Tensor):  # a look at its shape
             self.open.update({id(t): (site, t) for site, t in opened})
@@ -118,7 +151,7 @@ class _Watch(TorchFunctionMode):
 
     @staticmethod
     def _at(site: Site, y: Tensor) -> Tensor:
-        return widened(outputs_at(site.kind, y, positions_of(site.kind, y))).clone()
+        return outputs_at(site.kind, y, positions_of(site.kind, y)).clone()
 
 
 def positions_of(kind: str, y: Tensor) -> Tensor:

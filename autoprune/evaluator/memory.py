@@ -7,16 +7,21 @@ import gc
 import os
 from collections.abc import Callable
 from contextlib import suppress
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 from autoprune.errors import one_line
 from autoprune.structure import Structure
 
 T = TypeVar("T")
 
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
+SHARE, GPU_SHARE, FEWEST = 8, 32, 8
+"""Of the evaluator's memory, and of a GPU's, what the operands of one call may take; never fewer samples than these."""
 _NO_MEMORY = (
     *("out of memory", "not enough memory", "can't allocate memory"),
     *("unable to find an engine", "STATUS_ALLOC_FAILED"),  # cuDNN without room for its workspace (pytorch #108645)
@@ -48,6 +53,33 @@ def with_room(attempt: Callable[[], T], make_room: Callable[[], bool]) -> T:
         trim_heap()
 
 
+def samples_at_once(forward: Callable[[], object], samples: int, memory: int, device: torch.device) -> int:
+    """How many samples may go through a model together; `forward` runs it on `samples` of them.
+
+    So many that the tensors that the largest call reads and writes fit into an eighth of `memory`: what is alive at a
+    time is about twice as much. A multiple of 8, and no fewer.
+    """
+    room = memory // SHARE
+    if device.type == "cuda":
+        room = int(torch.cuda.get_device_properties(device).total_memory) // GPU_SHARE
+    with torch.no_grad(), _Largest() as seen:
+        forward()
+    fits: int = room * samples // max(1, seen.bytes) // FEWEST * FEWEST
+    return max(FEWEST, fits)
+
+
+class _Largest(TorchFunctionMode):
+    """Bytes of the tensors of the largest call, parameters apart."""
+
+    bytes = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        held = {id(t): t for t in tree_leaves((args, kwargs, out)) if type(t) is Tensor}
+        self.bytes = max(self.bytes, sum(t.numel() * t.element_size() for t in held.values()))
+        return out
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether a GPU or the CPU's allocator had no memory left; the latter and cuDNN say so in words only."""
     if isinstance(error, NoRoomError):
@@ -75,9 +107,11 @@ def trim_heap() -> None:
 def keep_blocks() -> None:
     """Let glibc serve blocks up to 64 MB from its heap, where they stay mapped; by default half of that is the most.
 
-    Activations of the statistics batch are of that size, and mapping them anew costs a tenth of a refit.
+    Activations of the statistics batch are of that size, and mapping them anew costs a tenth of a refit. All threads
+    take from one heap: those that go in lock step would keep one each.
     """
     with suppress(OSError, AttributeError):  # another C library: nothing is lost but speed
         libc = ctypes.CDLL("libc.so.6")
         libc.mallopt(_M_MMAP_THRESHOLD, 64 << 20)
         libc.mallopt(_M_TRIM_THRESHOLD, 1 << 30)
+        libc.mallopt(_M_ARENA_MAX, 1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -43,23 +43,28 @@ def computing(model: nn.Module, precision: Precision) -> Iterator[None]:
     Weights stay in float32 and are cast call by call, so that a mode above sees them as they are. On a GPU the same
     call gives the same figures each time, and float32 is float32 (cuDNN takes TF32 for convolutions if it may).
     """
-    device = next((p.device.type for p in model.parameters()), "cpu")
-    with _repeatable() if device == "cuda" else nullcontext(), _cast(model, device, precision):
+    with repeatable(model), cast(model, precision):
         yield
 
 
 @contextmanager
-def _repeatable() -> Iterator[None]:
+def repeatable(model: nn.Module) -> Iterator[None]:
+    """Half of `computing`: what holds for the whole process."""
+    if _device_type(model) != "cuda":
+        yield
+        return
     cudnn = torch.backends.cudnn
     with cudnn.flags(enabled=cudnn.enabled, benchmark=False, deterministic=True, allow_tf32=False):
         yield
 
 
 @contextmanager
-def _cast(model: nn.Module, device: str, precision: Precision) -> Iterator[None]:
+def cast(model: nn.Module, precision: Precision) -> Iterator[None]:
+    """The other half, which holds for `model` and the thread that runs it."""
     if precision == "fp32":
         yield
         return
+    device = _device_type(model)
     entered: list[torch.autocast] = []
 
     def enter(*_: Any) -> None:
@@ -77,6 +82,10 @@ def _cast(model: nn.Module, device: str, precision: Precision) -> Iterator[None]
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def _device_type(model: nn.Module) -> str:
+    return next((p.device.type for p in model.parameters()), "cpu")
 
 
 @contextmanager

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch import nn
 
 from autoprune import plugins
-from autoprune.database.batches import Parts, cut, in_format, prepare
+from autoprune.database.batches import Parts, cut, in_format, prepare, size
+from autoprune.database.drawn import draw, opened
 from autoprune.errors import InputError
 from autoprune.evaluator.dense_reference import observe
 from autoprune.evaluator.fidelity import Fidelity, fidelity_for
-from autoprune.evaluator.memory import with_room
+from autoprune.evaluator.memory import samples_at_once, with_room
 from autoprune.evaluator.precision import LARGEST_ERROR, Precision, choose_precision
 from autoprune.evaluator.samples import Samples
 from autoprune.evaluator.settings import Settings
@@ -21,6 +23,7 @@ from autoprune.protocols import Task
 from autoprune.structure import Structure
 from autoprune.tracing.copies import copied
 from autoprune.tracing.inputs import call_model
+from autoprune.tracing.outputs import faithful
 
 LOOKED_AT = 64
 """Samples that tell which loss fits."""
@@ -51,10 +54,39 @@ def fast_format(task: Task, model: nn.Module) -> torch.memory_format:
     return torch.channels_last
 
 
-def prepared_parts(task: Task, settings: Settings, model: nn.Module) -> Parts:
-    """The calibration parts on the settings' device, in the format that suits `model`."""
-    parts = Parts.of(task, settings.calibration, settings.batch_size)
-    return replace(parts, layout=fast_format(task, model)).on(settings.torch_device)
+def prepared_parts(task: Task, settings: Settings, model: nn.Module, folder: Path | None = None) -> Parts:
+    """The calibration parts on the settings' device, in the format that suits `model`.
+
+    With a `folder` validation is drawn too, and samples that are many go to files in there as they come.
+
+    Raises:
+        RunError: the samples cannot be written.
+    """
+    if folder is None:
+        parts = Parts.of(task, settings.calibration, settings.batch_size)
+    else:
+        whole = draw(task.split("calibration"), settings.calibration, folder / "calibration")
+        validation = draw(task.split("validation"), settings.validation, folder / "validation")
+        parts = replace(Parts.cut(whole, settings.batch_size), validation=validation)
+    return fitted(replace(parts, layout=fast_format(task, model)), task, settings, model)
+
+
+def shared_parts(task: Task, settings: Settings, model: nn.Module, folder: Path) -> Parts:
+    """The same from the files that another process has written to `folder`; what it kept to itself is drawn anew."""
+    split = task.split("calibration")
+    whole = opened(split, folder / "calibration") or draw(split, settings.calibration)
+    parts = Parts.cut(whole, settings.batch_size)
+    parts = replace(parts, validation=opened(task.split("validation"), folder / "validation"))
+    return fitted(replace(parts, layout=fast_format(task, model)), task, settings, model)
+
+
+def fitted(parts: Parts, task: Task, settings: Settings, model: nn.Module) -> Parts:
+    """The parts on the settings' device, with how many samples go through `model` there at a time."""
+    device = settings.torch_device
+    parts = parts.on(device)
+    few = prepare(parts.statistics.first(2)[0], device, parts.layout)
+    fits = samples_at_once(lambda: faithful(task, model, few), size(few), settings.memory, device)
+    return replace(parts, fits=fits)
 
 
 def resolved_precision(

@@ -6,8 +6,7 @@ model exactly as it is.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,8 +15,19 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from autoprune.database.stitch import Stitcher
-from autoprune.evaluator.dense_reference import REFIT_POSITIONS, Moments, Reference, moments, norm_ids, positions_of
+from autoprune.evaluator.dense_reference import (
+    REFIT_POSITIONS,
+    Measured,
+    Moments,
+    Reference,
+    measured,
+    norm_ids,
+    pooled,
+    positions_of,
+)
+from autoprune.evaluator.lock_step import Meet, alone
 from autoprune.evaluator.precision import computed_dtype, exactly, widened
+from autoprune.evaluator.ridge import Rows, ridge_over
 from autoprune.tracing.calls import (
     ADDS,
     Call,
@@ -38,8 +48,6 @@ SILENT = 1e-6
 """A batch norm scale below which an output says nothing, so that nothing can be fitted to it."""
 LEAST = 1e-12
 """The least variance that is divided by: a dead channel has none in either network."""
-REFIT_RIDGE = 1e-2
-"""Of the mean diagonal; the shrinkage is towards the database's weights (ALGORITHMS 2b)."""
 
 
 class FixedPoint(TorchFunctionMode):
@@ -47,12 +55,12 @@ class FixedPoint(TorchFunctionMode):
 
     mean' = m + (mean - m_dense) sqrt(v / v_dense), var' = var * v / v_dense (ALGORITHMS 2b): a scaled and shifted
     activation gets exactly the scaled and shifted statistics. With `settle` they are written into the model; else they
-    hold for this batch alone.
+    hold for this batch alone, or for those that it meets.
     """
 
-    def __init__(self, stitcher: Stitcher, reference: Reference, settle: bool) -> None:
+    def __init__(self, stitcher: Stitcher, reference: Reference, settle: bool, meet: Meet = alone) -> None:
         super().__init__()
-        self.stitcher, self.reference, self.settle = stitcher, reference, settle
+        self.stitcher, self.reference, self.settle, self.meet = stitcher, reference, settle, meet
         self.norms = norm_ids(stitcher.model)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -61,10 +69,15 @@ class FixedPoint(TorchFunctionMode):
         name = self.norms.get(id(norm.mean), "") if norm is not None else ""
         if norm is None or name not in self.reference.norms:
             return func(*args, **kwargs)
-        mean, var = correct(self.stitcher, name, moments(norm.x), self.reference.norms[name])
-        if self.settle:
-            norm.mean.data, norm.var.data = mean, var
-            self.stitcher.mark_dirty({f"{name}.running_mean", f"{name}.running_var"})
+
+        def found(pieces: Sequence[Measured]) -> Moments:
+            mean, var = correct(self.stitcher, name, pooled(pieces), self.reference.norms[name])
+            if self.settle:
+                norm.mean.data, norm.var.data = mean, var
+                self.stitcher.mark_dirty({f"{name}.running_mean", f"{name}.running_var"})
+            return mean, var
+
+        mean, var = self.meet(name, measured(norm.x), found)
         return norm.run(mean=mean, var=var)
 
 
@@ -117,12 +130,13 @@ class Refit(TorchFunctionMode):
     Ridge regression shrunk towards the database's weights. Where the consumer closes a residual branch, its target is
     the dense sum minus the pruned shortcut; until that is known, a placeholder stands for its output. Batch norms
     stay in place: one behind a fitted weight takes the intercept in its mean, the others are corrected as FixedPoint
-    does. Nothing is touched before the first narrowed tensor, so the dense policy is exact.
+    does. Nothing is touched before the first narrowed tensor, so the dense policy is exact. Where the samples come in
+    several batches each has a Refit of its own, and what is fitted is fitted to all of them, where they `meet`.
     """
 
-    def __init__(self, stitcher: Stitcher, reference: Reference, sites: Mapping[str, Site]) -> None:
+    def __init__(self, stitcher: Stitcher, reference: Reference, sites: Mapping[str, Site], meet: Meet = alone) -> None:
         super().__init__()
-        self.stitcher, self.reference, self.sites = stitcher, reference, sites
+        self.stitcher, self.reference, self.sites, self.meet = stitcher, reference, sites, meet
         self.norms = norm_ids(stitcher.model)
         self.names = {id(p): n for n, p in stitcher.model.named_parameters()}
         self.narrowed, self.changed = stitcher.narrowed(), False
@@ -149,7 +163,7 @@ class Refit(TorchFunctionMode):
             return call.run()
         site = self.sites[name]
         if not site.closes:
-            target = self.reference.targets[name]
+            target = widened(self.reference.targets[name])
             keep = self._kept_rows(site)
             self._fit(site, call, target if keep is None else target[:, keep])
             return call.run()
@@ -162,9 +176,13 @@ class Refit(TorchFunctionMode):
     def _normed(self, name: str, norm: NormCall) -> Tensor:
         self.changed = self.changed or f"{name}.running_mean" in self.narrowed
         if self.changed and name not in self.settled and name in self.reference.norms:
-            pruned = moments(norm.x)
-            norm.mean.data, norm.var.data = correct(self.stitcher, name, pruned, self.reference.norms[name])
-            self.stitcher.mark_dirty({f"{name}.running_mean", f"{name}.running_var"})
+
+            def correction(pieces: Sequence[Measured]) -> None:
+                found = correct(self.stitcher, name, pooled(pieces), self.reference.norms[name])
+                norm.mean.data, norm.var.data = found
+                self.stitcher.mark_dirty({f"{name}.running_mean", f"{name}.running_var"})
+
+            self.meet(name, measured(norm.x), correction)
         return norm.run()
 
     def _with_placeholder(self, held: _Waiting, func: Any, args: Any, kwargs: Any) -> Any:
@@ -188,7 +206,8 @@ class Refit(TorchFunctionMode):
 
     def _branch_target(self, held: _Waiting, shortcut: Tensor) -> tuple[Tensor, Tensor | None]:
         """Dense sum minus pruned shortcut, taken back through the batch norm, and the rows where that is possible."""
-        site, target, keep = held.site, self.reference.targets[held.site.weight], self._kept_rows(held.site)
+        site, keep = held.site, self._kept_rows(held.site)
+        target = widened(self.reference.targets[site.weight])
         target = (target if keep is None else target[:, keep]) - outputs_at(
             site.kind, shortcut, positions_of(site.kind, shortcut)
         )
@@ -201,14 +220,24 @@ class Refit(TorchFunctionMode):
         return target, alive
 
     def _fit(self, site: Site, call: Call, target: Tensor, alive: Tensor | None = None) -> None:
-        """Solve, and write the weight and its intercept where they belong; rows that are not `alive` stay."""
-        kernel, live, dirty = call.weight.shape[2:], self.stitcher.live, {site.weight}
+        """Fit the weight to all batches and write it where it belongs; rows that are not `alive` stay."""
         positions = pick_positions(output_count(call), REFIT_POSITIONS, seed=1)
+
+        def solved(pieces: Sequence[Rows]) -> None:
+            self._solve(site, call, pieces, alive)
+
+        targets = target.unflatten(1, (call.groups, -1)).transpose(0, 1)
+        self.meet(site.weight, (widened(rows(call, positions)), targets), solved)
+        if site.norm is not None:
+            self.settled.add(site.norm)
+
+    def _solve(self, site: Site, call: Call, pieces: Sequence[Rows], alive: Tensor | None) -> None:
+        """Solve, and write the weight and its intercept."""
+        kernel, live, dirty = call.weight.shape[2:], self.stitcher.live, {site.weight}
         prior = to_matrix(call.weight, call.kind, call.groups)
         intercept = site.bias is not None or site.norm is not None
-        u, t = widened(rows(call, positions)), target.unflatten(1, (call.groups, -1)).transpose(0, 1)
-        with exactly(u.device):
-            weight, shift = ridge_towards(u, t, prior.flatten(2), intercept)
+        with exactly(call.weight.device):
+            weight, shift = ridge_over(pieces, prior.flatten(2), intercept)
         if alive is not None:
             weight = torch.where(alive.view(call.groups, -1, 1), weight, prior.flatten(2))
             shift = torch.where(alive, shift, 0.0 if site.bias is None else live[site.bias])
@@ -217,12 +246,10 @@ class Refit(TorchFunctionMode):
         if site.bias is not None:
             live[site.bias].data = shift
             dirty.add(site.bias)
-        if site.norm is not None:
-            self.settled.add(site.norm)
-            if site.bias is None:
-                mean = live[f"{site.norm}.running_mean"]
-                mean.data = mean - shift
-                dirty.add(f"{site.norm}.running_mean")
+        elif site.norm is not None:
+            mean = live[f"{site.norm}.running_mean"]
+            mean.data = mean - shift
+            dirty.add(f"{site.norm}.running_mean")
         self.stitcher.mark_dirty(dirty)
 
     def _kept_rows(self, site: Site) -> Tensor | None:
@@ -234,43 +261,6 @@ class Refit(TorchFunctionMode):
             return kept
         wide = self.stitcher.dense[site.weight].shape[1]
         return (torch.arange(site.groups, device=kept.device)[:, None] * wide + kept).flatten()
-
-
-def ridge_towards(u: Tensor, t: Tensor, prior: Tensor, intercept: bool) -> tuple[Tensor, Tensor]:
-    """Minimise |t - u W' - b|^2 / n + ridge |W - prior|^2 for each conv group: W [g, rows, columns], b [g * rows].
-
-    u: [g, n, columns], centred in place; t: [g, n, rows]; prior: [g, rows, columns].
-    """
-    n, with_mean = u.shape[1], 1.0 if intercept else 0.0
-    ones = u.new_full((len(u), 1, n), with_mean / n)
-    mu, mt = ones @ u, ones @ t
-    u.sub_(mu)  # before the product: the factors are rounded, and a large mean would drown the rest
-    with fast_products():
-        second, cross = _products(u, u) / n, _products(u, t - mt) / n
-    ridge = REFIT_RIDGE * second.diagonal(dim1=1, dim2=2).mean(1).clamp_min(1e-12)[:, None, None]
-    eye = torch.eye(second.shape[1], dtype=u.dtype, device=u.device)
-    w = torch.linalg.solve(second + ridge * eye, cross + ridge * prior.transpose(1, 2)).transpose(1, 2)
-    return w, (mt - mu @ w.transpose(1, 2)).flatten()
-
-
-def _products(a: Tensor, b: Tensor) -> Tensor:
-    """A'B for each conv group; one group goes by the plain product, which has the faster kernels."""
-    return (a[0].T @ b[0])[None] if len(a) == 1 else a.transpose(1, 2) @ b
-
-
-@contextmanager
-def fast_products() -> Iterator[None]:
-    """Float32 products from bfloat16 factors where the CPU has them: a third of the time, 1e-4 of the diagonal."""
-    matmul: Any = getattr(torch.backends.mkldnn, "matmul", None)
-    if not hasattr(matmul, "fp32_precision"):  # torch before 2.9
-        yield
-        return
-    before = matmul.fp32_precision
-    matmul.fp32_precision = "bf16"
-    try:
-        yield
-    finally:
-        matmul.fp32_precision = before
 
 
 @dataclass

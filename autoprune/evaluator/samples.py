@@ -3,120 +3,141 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-from autoprune.database.batches import Parts, chunks, cut, gather, prepare, size
+from autoprune.database.batches import Parts, bucketed, size
+from autoprune.database.drawn import Drawn, draw
 from autoprune.evaluation import Split
-from autoprune.evaluator.dense_reference import Reference, observe
-from autoprune.evaluator.memory import with_room
+from autoprune.evaluator.dense_reference import Reference, observe, observe_all
+from autoprune.evaluator.memory import FEWEST, with_room
 from autoprune.evaluator.precision import Precision
 from autoprune.protocols import Batch, Task
 from autoprune.tracing.wiring import Site
 
-SMALLEST_BATCH = 8
+
+@dataclass(frozen=True)
+class Seen:
+    """Batches that go in lock step, and the dense model on each; moments are those of all of them."""
+
+    batches: Drawn
+    references: tuple[Reference, ...]
 
 
 class Samples:
     """Batches of every split, always the same ones in the same order, and the dense model's answers, seen once.
 
-    The dense model runs in `precision`, so that like is compared with like; on validation always in float32. Batches
-    that repair themselves by their `own` statistics are cut apart: smaller ones give other losses, and that is said.
+    The dense model runs in `precision`, so that like is compared with like; on validation always in float32.
+    `batch_size` samples are scored together, `at_once` go through a model of those that belong together because a
+    repair needs them all. Neither changes a result by more than rounding.
     """
 
     def __init__(
         self, task: Task, dense: nn.Module, parts: Parts, device: torch.device, batch_size: int, validation: int
     ) -> None:
-        self.parts, self.batch_size, self.own_size = parts, batch_size, batch_size
+        self.parts, self.at_once, self.batch_size = parts, parts.fits, min(batch_size, parts.fits)
         self.precision: Precision = "fp32"
         self.statistics = parts.statistics
-        self.seen: Reference
+        self.seen: Seen
         self._task, self._dense, self._device, self._validation = task, dense, device, validation
-        self._batches: dict[Split, Sequence[Batch]] = {"fitness": parts.fitness, "heldback": parts.heldback}
-        self._own: Sequence[Batch] = parts.fitness
+        given: dict[Split, Drawn] = {"fitness": parts.fitness, "heldback": parts.heldback}
+        if parts.validation is not None:
+            given["validation"] = parts.validation
+        self._batches = {split: kept.cut_to(self.batch_size) for split, kept in given.items()}
         self._references: dict[tuple[Split, int, int, int], Reference] = {}
+        self._own: dict[tuple[int, int], Seen] = {}
         self._sites: Mapping[str, Site] = {}
 
     def look(self, sites: Mapping[str, Site]) -> None:
-        """Run the dense model on the statistics batch, which is halved where it does not fit; `seen` is what it saw."""
+        """Run the dense model on the statistics samples; `seen` is what it saw."""
         self._sites = sites
-        self.seen = with_room(
-            lambda: observe(self._dense, self._task, self.statistics, sites, self.precision), self._halve_statistics
-        )
+        self.seen = with_room(lambda: self._observed(self.statistics, sites), self._shrink)
 
-    def batches(self, split: Split) -> Sequence[Batch]:
+    def batches(self, split: Split) -> Drawn:
         """The batches of a split; validation is loaded when it is first asked for."""
         if split not in self._batches:
-            whole = gather(self._task.split("validation"), self._validation)
-            parts = (part for batch in whole for part in chunks(batch, self.batch_size))
-            self._batches[split] = tuple(prepare(b, self._device, self.parts.layout) for b in parts)
+            whole = draw(self._task.split("validation"), self._validation).on(self._device, self.parts.layout)
+            self._batches[split] = whole.cut_to(self.batch_size)
         return self._batches[split]
 
-    def share(self, split: Split, fraction: float, own: bool = False) -> Sequence[Batch]:
+    def share(self, split: Split, fraction: float, own: bool = False) -> Drawn:
         """Always the same first samples of a split: as many as make up the fraction."""
-        batches = self._own if own else self.batches(split)
-        if fraction == 1.0:
-            return batches
-        left, taken = max(1, round(fraction * sum(size(b) for b in batches))), []
-        for batch in batches:
-            taken.append(batch if size(batch) <= left else cut(batch, 0, left))
-            left -= size(taken[-1])
-            if left <= 0:
-                break
-        return taken
+        batches = self.parts.fitness if own else self.batches(split)
+        return batches if fraction == 1.0 else batches.first(max(1, round(fraction * batches.samples)))
 
-    def reference(self, split: Split, index: int, batch: Batch, own: bool = False) -> Reference:
+    def reference(self, split: Split, index: int, batch: Batch) -> Reference:
         """The dense model on a batch of a split, or on its first samples."""
-        key = (split, self.own_size if own else self.batch_size, index, size(batch))
+        key = (split, self.batch_size, index, size(batch))
         if key not in self._references:
             self._references[key] = observe(self._dense, self._task, batch, None, self.precision_on(split))
         return self._references[key]
+
+    def references(self, split: Split, batches: Drawn) -> list[Reference]:
+        """The same for all of them."""
+        keys = [(split, self.batch_size, i, n) for i, n in enumerate(batches.sizes)]
+        return [self._references.get(key) or self.reference(split, key[2], batches[key[2]]) for key in keys]
+
+    def own(self, index: int, samples: int) -> Seen:
+        """The first `samples` of a fitness batch that is to be repaired by its own statistics."""
+        if (index, samples) not in self._own:
+            self._own[index, samples] = self._observed(self.parts.fitness[index : index + 1].first(samples), None)
+        return self._own[index, samples]
 
     def precision_on(self, split: Split) -> Precision:
         """Validation decides what is exported and compared, so it is never rounded."""
         return "fp32" if split == "validation" else self.precision
 
     def halve(self) -> bool:
-        """Halve the batch size; False where that would make batches of fewer than 8."""
-        if self.batch_size // 2 < SMALLEST_BATCH:
+        """Score half as many samples together; False where that would be fewer than 8."""
+        if self.batch_size // 2 < FEWEST:
             return False
         self.batch_size //= 2
-        self._batches = {
-            split: tuple(part for batch in batches for part in chunks(batch, self.batch_size))
-            for split, batches in self._batches.items()
-        }
+        self._batches = {split: batches.cut_to(self.batch_size) for split, batches in self._batches.items()}
         self._references.clear()
         return True
 
-    def halve_own(self) -> bool:
-        """Halve the fitness batches that repair themselves, and say so; False below 8."""
-        half = self.own_size // 2
-        if half < SMALLEST_BATCH:
+    def halve_at_once(self) -> bool:
+        """Send half as many samples through at once; False below 8."""
+        half = min(self.at_once, max((*self.statistics.sizes, *self.parts.fitness.sizes))) // 2
+        if half < FEWEST:
             return False
-        warnings.warn(
-            f"{self.own_size} samples do not fit in memory at once: batches of {half} repair themselves, and losses "
-            "of the tier stitch differ from those with more memory; evaluator.fitness: refit does not depend on it",
-            stacklevel=2,
-        )
-        self.own_size = half
-        self._own = tuple(part for batch in self._own for part in chunks(batch, half))
-        self._references.clear()
+        self.at_once = half
+        self._own.clear()
         return True
 
     def halve_statistics(self) -> bool:
-        """Halve the statistics batch, which a repair needs whole, and look anew; False below 8."""
-        if not self._halve_statistics():
+        """Send half as many statistics samples through at once, in the end only half of them, and look anew."""
+        if not self._shrink():
             return False
         self.look(self._sites)
         return True
 
-    def _halve_statistics(self) -> bool:
-        before = size(self.statistics)
-        if before // 2 < SMALLEST_BATCH:
+    def keep_one_kind(self) -> None:
+        """Repair by samples of one shape in one batch: the model does not run alike on all of them."""
+        largest = max(bucketed(self.statistics.raw), key=size)
+        warnings.warn(
+            f"the model does not run alike on all statistics samples: {size(largest)} of one shape repair, "
+            f"not {self.statistics.samples}, and go through at once",
+            stacklevel=2,
+        )
+        self.statistics, self.at_once = self.statistics.of([largest]), self.parts.total
+        self._own.clear()
+        self.look(self._sites)
+
+    def _observed(self, batches: Drawn, sites: Mapping[str, Site] | None) -> Seen:
+        parts = batches.cut_to(self.at_once)
+        return Seen(parts, observe_all(self._dense, self._task, parts, sites, self.precision))
+
+    def _shrink(self) -> bool:
+        if self.halve_at_once():
+            return True
+        before = self.statistics.samples
+        if before // 2 < FEWEST:
             return False
-        self.statistics = cut(self.statistics, 0, before // 2)
+        self.statistics = self.statistics.first(before // 2)
         warnings.warn(
             f"the {before} statistics samples do not fit in memory at once: the first {before // 2} are used, and "
             "results differ from those with more memory",

@@ -12,7 +12,7 @@ from autoprune.database.batches import Parts, in_format
 from autoprune.database.levels import Levels
 from autoprune.database.store import LevelDatabase
 from autoprune.evaluator.memory import bound_kernel_cache, keep_blocks
-from autoprune.evaluator.prepared import prepared_model, prepared_parts
+from autoprune.evaluator.prepared import fitted, prepared_model, prepared_parts
 from autoprune.evaluator.settings import Settings
 from autoprune.evaluator.tiers import TieredEvaluator
 from autoprune.files.machine import usable_cores
@@ -56,5 +56,6 @@ class Shipment:
         keep_blocks()
         device = self.settings.torch_device
         model = in_format(self.model.to(device).eval(), self.parts.layout)
-        database, parts = LevelDatabase.of(self.levels, self.settings.memory // usable_cores()), self.parts.on(device)
+        database = LevelDatabase.of(self.levels, self.settings.memory // usable_cores())
+        parts = fitted(self.parts, self.task, self.settings, model)
         return TieredEvaluator(self.task, self.structure, database, self.settings, model, self.latency, parts)

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from autoprune.costs import build_cost
 from autoprune.costs._latency_table import LatencyTable
 from autoprune.database.batches import Parts, size
 from autoprune.database.consumers import consumed
+from autoprune.database.drawn import Drawn
 from autoprune.database.stitch import Stitcher
 from autoprune.database.store import LevelDatabase
 from autoprune.database.zeros import patterned_weights
@@ -34,16 +35,18 @@ from autoprune.evaluator.keep_best import (
     restore,
     scorings,
 )
+from autoprune.evaluator.lock_step import Meet, OutOfStepError, in_step
 from autoprune.evaluator.memory import is_out_of_memory, trim_heap, with_room
 from autoprune.evaluator.one_pass import Once, repeating
-from autoprune.evaluator.precision import computing
+from autoprune.evaluator.precision import cast, computing, repeatable
 from autoprune.evaluator.prepared import prepared_model, prepared_parts, resolved_fidelity, resolved_precision
 from autoprune.evaluator.repair import FixedPoint, Folded, Refit
-from autoprune.evaluator.samples import Samples
+from autoprune.evaluator.samples import Samples, Seen
 from autoprune.evaluator.settings import Settings
 from autoprune.policy import Policy
 from autoprune.protocols import Batch, Progress, Recovery, Task
 from autoprune.structure import Structure
+from autoprune.tracing.copies import sharing
 from autoprune.tracing.one_thread import one_thread
 from autoprune.tracing.outputs import faithful
 from autoprune.tracing.wiring import batch_norms, find_sites
@@ -126,7 +129,7 @@ class TieredEvaluator:
         with_room(lambda: self._repair(ask), lambda: self._make_room(ask))
         return self.stitcher.model
 
-    def batches(self, split: Split) -> Sequence[Batch]:
+    def batches(self, split: Split) -> Drawn:
         """The batches of a split."""
         return self.samples.batches(split)
 
@@ -139,7 +142,7 @@ class TieredEvaluator:
     def standing(self, split: Split) -> Score:
         """The resident model as it stands, on a whole split, with metrics."""
         batches = self.samples.batches(split)
-        count, metrics = float(sum(size(b) for b in batches)), self._metrics(batches, split)
+        count, metrics = float(batches.samples), self._metrics(batches, split)
         if self.settings.metric is not None:
             return Score(self._signed(metrics), count, metrics)
         loss, single = self._losses(batches, split, direct=False)
@@ -205,7 +208,7 @@ class TieredEvaluator:
         """A backward pass counts as two passes forward."""
         direct = _repairs_itself(ask) and self.settings.metric is None
         split, batches = ask.split, self.samples.share(ask.split, ask.fraction, direct)
-        count = float(sum(size(b) for b in batches))
+        count = float(batches.samples)
         if self.settings.metric is not None:
             samples = self._repair(ask) + count
             metrics = self._metrics(batches, split)
@@ -224,14 +227,14 @@ class TieredEvaluator:
         samples += count + (self._repair(ask) if direct else 0.0)  # each batch had repaired itself; float32 is apart
         return Score(loss, samples, self._metrics(batches, split), single if split == "validation" else ())
 
-    def _at_once(self, batches: Sequence[Batch], split: Split) -> tuple[float, Mapping[str, float], float]:
+    def _at_once(self, batches: Drawn, split: Split) -> tuple[float, Mapping[str, float], float]:
         """Loss and metrics in one pass, and how many more the metrics took: none if they ask the model the same."""
         model, tally = self.stitcher.model, Tally()
-        references = [self.samples.reference(split, i, b).outputs for i, b in enumerate(batches)]
+        references = self.samples.references(split, batches)
 
         def score(i: int, batch: Batch) -> None:
             outputs = faithful(self.task, model, batch)
-            tally.add(self.measure(outputs, references[i]), size(batch))
+            tally.add(self.measure(outputs, references[i].outputs), size(batch))
 
         precision = self.samples.precision_on(split)
         with torch.no_grad(), computing(model, precision), self._forward_mode(), repeating(model) as repeat:
@@ -244,13 +247,34 @@ class TieredEvaluator:
         """The mean loss and, to 6 digits, that of each sample; none of these where outputs are not by sample."""
         model, tally = self.stitcher.model, Tally()
         for i, batch in enumerate(batches):
-            reference = self.samples.reference(split, i, batch, direct)
-            mode = self._forward_mode(reference if direct else None)
+            if direct:
+                tally.add(self._loss_of_own(i, size(batch)), size(batch))
+                continue
+            reference = self.samples.reference(split, i, batch)
             with torch.no_grad():
-                with computing(model, self.samples.precision_on(split)), mode:
+                with computing(model, self.samples.precision_on(split)), self._forward_mode():
                     outputs = faithful(self.task, model, batch)
                 tally.add(self.measure(outputs, reference.outputs), size(batch))
         return tally.loss, tally.by_sample
+
+    def _loss_of_own(self, index: int, samples: int) -> Tensor:
+        """The losses of the first samples of a fitness batch that repairs itself."""
+        seen = self.samples.own(index, samples)
+        outputs = self._in_step(seen, lambda reference, meet: FixedPoint(self.stitcher, reference, False, meet))
+        with torch.no_grad():
+            return self.measure(torch.cat(outputs), torch.cat([r.outputs for r in seen.references]))
+
+    def _in_step(self, seen: Seen, mode: Callable[[Reference, Meet], AbstractContextManager[object]]) -> list[Tensor]:
+        """Outputs of the resident model on batches that are repaired together, each in the `mode` for its reference."""
+        model, several = self.stitcher.model, len(seen.batches) > 1
+
+        def forward(i: int, meet: Meet) -> Tensor:
+            own = sharing(model) if several else model
+            with torch.no_grad(), cast(own, self.precision), mode(seen.references[i], meet):
+                return faithful(self.task, own, seen.batches[i])
+
+        with repeatable(model):
+            return in_step([partial(forward, i) for i in range(len(seen.batches))])
 
     def _signed(self, metrics: Mapping[str, float]) -> float:
         """The loss where the search minimises a metric, or its negative."""
@@ -263,10 +287,8 @@ class TieredEvaluator:
         with torch.no_grad(), computing(model, precision), mode:
             return {k: float(v) for k, v in self.task.metrics(model, batches).items()}
 
-    def _forward_mode(self, own: Reference | None = None) -> AbstractContextManager[object]:
-        """How a batch runs, repaired by its `own` reference if given; a dense model as it is, so that it is exact."""
-        if own is not None:
-            return FixedPoint(self.stitcher, own, settle=False)
+    def _forward_mode(self) -> AbstractContextManager[object]:
+        """How a batch runs; a dense model as it is, so that it is exact."""
         return Folded(self.stitcher.model, self._all_sites) if self.stitcher.narrowed() else nullcontext()
 
     def _repair(self, ask: Ask) -> float:
@@ -274,10 +296,10 @@ class TieredEvaluator:
         if ask.tier not in ("stitch", "refit", "tune"):
             raise InputError(f"the evaluator has no tier {ask.tier!r}; allowed: stitch, refit, tune")
         with_room(lambda: self._settle(ask), self._shrink_statistics)
-        samples = float(size(self.samples.statistics))
+        samples = float(self.samples.statistics.samples)
         if ask.tier == "tune":
             steps = self.settings.finetune_steps
-            heldback = sum(size(b) for b in self.samples.batches("heldback"))
+            heldback = self.samples.batches("heldback").samples
             samples += 3.0 * self._trained(steps) + scorings(steps) * heldback
         return samples
 
@@ -316,19 +338,24 @@ class TieredEvaluator:
 
     def _settle(self, ask: Ask) -> None:
         """Stitch, and one pass over the statistics samples that repairs."""
-        model = self.stitcher.stitch(ask.policy)
-        seen, batch = self.samples.seen, self.samples.statistics
-        mode: FixedPoint | Refit
-        if ask.tier == "stitch":
-            mode = FixedPoint(self.stitcher, seen, settle=True)
-        else:
-            mode = Refit(self.stitcher, seen, self.sites)
-        with torch.no_grad(), computing(model, self.precision), mode:
-            faithful(self.task, model, batch)
+
+        def mode(reference: Reference, meet: Meet) -> FixedPoint | Refit:
+            if ask.tier == "stitch":
+                return FixedPoint(self.stitcher, reference, True, meet)
+            return Refit(self.stitcher, reference, self.sites, meet)
+
+        self.stitcher.stitch(ask.policy)
+        try:
+            self._in_step(self.samples.seen, mode)
+        except OutOfStepError:
+            self.stitcher.mark_dirty()
+            self.samples.keep_one_kind()
+            self.stitcher.stitch(ask.policy)
+            self._in_step(self.samples.seen, mode)
 
     def _make_room(self, ask: Ask | None = None) -> bool:
         self.stitcher.mark_dirty()
-        if ask is not None and _repairs_itself(ask) and self.samples.halve_own():
+        if ask is not None and _repairs_itself(ask) and self.samples.halve_at_once():
             return True
         return self.samples.halve()
 

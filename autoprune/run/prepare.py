@@ -18,7 +18,7 @@ from autoprune.allocation.budget import Projector
 from autoprune.costs import build_cost
 from autoprune.costs._latency_table import LatencyTable
 from autoprune.criteria import build_criterion, criterion_identity
-from autoprune.database.batches import Parts, StatisticsOnly, digest, size
+from autoprune.database.batches import Parts, StatisticsOnly, digest
 from autoprune.database.on_disk import build_file
 from autoprune.database.store import LevelDatabase, database_key
 from autoprune.database.zeros import said_of
@@ -94,12 +94,12 @@ def prepare(
     samples = Samples(task, model, parts, settings.torch_device, settings.batch_size, settings.validation)
     fidelity = resolved_fidelity(task, model, settings, samples)
     said = check_data(task, model, settings, samples)
-    seen = StatisticsOnly(task, parts.statistics)
+    seen = StatisticsOnly(task, parts.statistics, samples.batch_size)
     path, built_s = _built(job, model, structure, seen, criterion, place)
     database = LevelDatabase.open(path, settings.memory)
     precision, _ = resolved_precision(task, model, structure, settings, samples, fidelity)
     settings = replace(settings, loss=fidelity.name, classes=fidelity.classes, precision=precision)
-    data = digest([parts.statistics, *parts.fitness, *parts.heldback])
+    data = digest(parts.all())
     if _tunes(job) and settings.learning_rate is None:
         made_here = partial(TieredEvaluator, task, structure, database, replace(settings, costs=()), model, parts=parts)
         settings = replace(settings, learning_rate=_peak_rate(settings, data, path, made_here))
@@ -191,11 +191,10 @@ def _space(job: Job, settings: Settings, calibration: int, tier: Tier) -> dict[s
 
 def _prices(parts: Parts, settings: Settings) -> Prices:
     """What asks cost on these samples."""
-    fitness, heldback = (sum(size(b) for b in part) for part in (parts.fitness, parts.heldback))
     return Prices(
-        statistics=size(parts.statistics),
-        fitness=fitness,
-        heldback=heldback,
+        statistics=parts.statistics.samples,
+        fitness=parts.fitness.samples,
+        heldback=parts.heldback.samples,
         validation=settings.validation,
         lesson=settings.finetune_steps * BATCH_SIZE,
         watched=settings.metrics_on_fitness,

@@ -45,6 +45,16 @@ def shadow(model: nn.Module) -> nn.Module:
     return private_copy(model, empty).to("meta")
 
 
+def sharing(model: nn.Module) -> nn.Module:
+    """A twin with the very tensors of `model`: two forwards may be under way, and neither sees what the other notes.
+
+    Raises:
+        InputError: the model cannot be copied.
+    """
+    held = [t for m in model.modules() for t in tree_leaves([*vars(m).values()]) if isinstance(t, Tensor)]
+    return copied(model, {id(t): t for t in held})
+
+
 def copied(model: nn.Module, instead: Mapping[int, Any] | None = None) -> nn.Module:
     """A deep copy of a lent model as it is, also of one that was just trained.
 

@@ -112,20 +112,20 @@ def test_a_last_smaller_batch_is_joined() -> None:
     assert whole[1].tolist() == [*range(N), 0]
 
 
-def test_parts_of_other_lengths_are_disjoint_and_complete_and_it_is_said_what_repairs() -> None:
-    batches = [torch.full((8, 5 + i % 3), float(i)) for i in range(8)]
-    with pytest.warns(UserWarning, match=r"8 samples of one shape repair, not 16|differ in shape"):
-        parts = Parts.of(Splits([torch.full((8, 5 + i), float(i)) for i in range(8)]), 64)  # type: ignore[arg-type]
-    assert [size(parts.statistics), sum(map(size, parts.fitness)), sum(map(size, parts.heldback))] == [8, 40, 16]
+def test_parts_of_other_lengths_are_disjoint_and_complete_and_those_of_one_length_go_together() -> None:
+    parts = Parts.of(Splits([torch.full((8, 5 + i), float(i)) for i in range(8)]), 64)  # type: ignore[arg-type]
+    assert [p.samples for p in (parts.statistics, parts.fitness, parts.heldback)] == [16, 32, 16]
+    assert [b.shape for b in parts.statistics] == [(8, 5), (8, 6)]
+    batches = [torch.full((4, 5 + i % 2), float(i)) for i in range(16)]
     parts = Parts.of(Splits(batches), 64)  # type: ignore[arg-type]
-    seen = [float(row[0]) for batch in (parts.statistics, *parts.fitness, *parts.heldback) for row in batch]
-    assert size(parts.statistics) == 16
-    assert sorted(seen) == sorted([float(i) for i in range(8)] * 8)
+    assert [b.shape for b in parts.statistics] == [(8, 5), (8, 6)]
+    seen = [float(row[0]) for batch in parts.all() for row in batch]
+    assert sorted(seen) == sorted([float(i) for i in range(16)] * 4)
 
 
 def test_parts_of_batches_in_one_piece_hold_one_at_least_each() -> None:
     parts = Parts.of(Splits([GRAPH] * 3), 100)  # type: ignore[arg-type]
-    assert torch.equal(parts.statistics[0][1], GRAPH[0][1])
+    assert torch.equal(parts.statistics[0][0][1], GRAPH[0][1])
     assert (len(parts.fitness), len(parts.heldback), parts.total) == (1, 1, 3)
     with pytest.raises(InputError, match="2 batches that cannot be cut into samples; at least 3"):
         Parts.of(Splits([GRAPH] * 2), 100)  # type: ignore[arg-type]

@@ -19,7 +19,7 @@ from tests.small import World, world, world_of
 
 def consumer(w: World, group: str, weight: str) -> tuple[Consumer, Gram]:
     sites = find_sites(w.model, w.task.example_inputs())
-    grams = collect_grams(w.model, {weight}, w.task, chunks(w.seen.statistics, 16))
+    grams = collect_grams(w.model, {weight}, w.task, chunks(w.statistics, 16))
     assert weight in consumed(w.structure.groups, sites)[group]
     return consumers_of(w.model, w.structure.group(group), [weight], sites, grams)[0], grams[weight]
 
@@ -51,7 +51,7 @@ def test_a_consumer_of_too_many_columns_is_cut_between_atoms(monkeypatch: pytest
     assert cut_channels([group], sites, model) == {}
     monkeypatch.setattr(consumers, "LARGEST", 20)
     assert cut_channels([group], sites, model) == {"3.weight": [(0, 18), (18, 36), (36, 54)]}
-    batches = chunks(w.seen.statistics, 256)
+    batches = chunks(w.statistics, 256)
     parts = [c for _, found in consumers_by_group(model, [group], w.task, batches) for c in found]
     assert [c.atoms.tolist() for c in parts] == [[0, 1], [2, 3], [4, 5]]
     database = build_database(model, w.structure, w.seen, plugins.load("criteria", "obs")())

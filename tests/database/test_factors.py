@@ -19,7 +19,7 @@ RIDGE = 1e-3  # of the mean diagonal of the Gram (ALGORITHMS 2.2)
 def consumers(w: World, group: str) -> list[Consumer]:
     sites = find_sites(w.model, w.task.example_inputs())
     readers = consumed(w.structure.groups, sites)[group]
-    grams = collect_grams(w.model, set(readers), w.task, chunks(w.seen.statistics, 16))
+    grams = collect_grams(w.model, set(readers), w.task, chunks(w.statistics, 16))
     return consumers_of(w.model, w.structure.group(group), readers, sites, grams)
 
 

@@ -30,7 +30,7 @@ def test_the_mean_of_the_outputs_over_the_statistics_samples_stays_that_of_the_d
     w = perceptron()
     database = build_database(w.model, w.structure, w.seen, plugins.load("criteria", "obs")())
     (group,) = w.structure.groups
-    (x, _), dense = w.seen.statistics, w.model
+    (x, _), dense = w.statistics, w.model
     with torch.no_grad():
         wanted = dense(x).mean(0)
         for width in (3, 8, 13):

@@ -21,7 +21,7 @@ from tests.small import World, world
 
 
 def lesson_of(w: World) -> Lesson:
-    samples = w.seen.statistics
+    samples = w.statistics
     with torch.no_grad():
         teacher = w.task.outputs(w.model, samples)
     sites = find_sites(w.model, w.task.example_inputs())

@@ -14,7 +14,7 @@ from autoprune.database.build import build_database
 from autoprune.database.consumers import consumed
 from autoprune.database.stitch import Stitcher
 from autoprune.evaluator.dense_reference import moments, observe
-from autoprune.evaluator.repair import FixedPoint, Folded, Refit, correct, ridge_towards
+from autoprune.evaluator.repair import FixedPoint, Folded, Refit, correct
 from autoprune.losses.mse import mse
 from autoprune.policy import Policy
 from autoprune.tracing.verify import audit, masked, relative_error
@@ -32,7 +32,7 @@ def references(w: World):  # type: ignore[no-untyped-def]
     sites = find_sites(w.model, w.task.example_inputs())
     readers = {n for names in consumed(w.structure.groups, sites).values() for n in names}
     sites = {n: s for n, s in sites.items() if n in readers and s.calls == 1}
-    return sites, observe(w.model, w.task, w.seen.statistics, sites)
+    return sites, observe(w.model, w.task, w.statistics, sites)
 
 
 def test_moments_are_mean_and_biased_variance() -> None:
@@ -98,7 +98,7 @@ def test_the_dense_model_is_a_fixed_point_of_both_repairs(family: str) -> None:
     for mode in (FixedPoint(stitcher, reference, settle=True), Refit(stitcher, reference, sites)):
         stitcher.stitch(Policy.dense(w.structure))
         with torch.no_grad(), mode:
-            w.task.outputs(stitcher.model, w.seen.statistics)
+            w.task.outputs(stitcher.model, w.statistics)
         for (name, a), b in zip(stitcher.model.state_dict().items(), w.model.state_dict().values(), strict=True):
             assert torch.equal(a, b), name
 
@@ -111,10 +111,10 @@ def test_a_refit_that_is_forced_on_the_dense_model_changes_it_by_rounding_only()
     mode = Refit(stitcher, reference, sites)
     mode.changed = True
     with torch.no_grad():
-        before = w.task.outputs(w.model, w.seen.statistics)
+        before = w.task.outputs(w.model, w.statistics)
         with mode:
-            w.task.outputs(stitcher.model, w.seen.statistics)
-        after = w.task.outputs(stitcher.model, w.seen.statistics)
+            w.task.outputs(stitcher.model, w.statistics)
+        after = w.task.outputs(stitcher.model, w.statistics)
     assert relative_error(after, before) < 1e-3  # products of bfloat16 factors
 
 
@@ -126,17 +126,17 @@ def test_the_refit_brings_the_outputs_closer_and_leaves_a_plain_model(family: st
     policy = Policy.of({g.name: max(g.grid[0], (2 * g.width) // 3) for g in w.structure.groups})
     dense = reference.outputs
     with torch.no_grad():
-        raw = mse(stitcher.stitch(policy)(w.seen.statistics[0]), dense, classes=-1).mean()
+        raw = mse(stitcher.stitch(policy)(w.statistics[0]), dense, classes=-1).mean()
         with Refit(stitcher, reference, sites):
-            inside = w.task.outputs(stitcher.model, w.seen.statistics)
-        settled = stitcher.model(w.seen.statistics[0])
+            inside = w.task.outputs(stitcher.model, w.statistics)
+        settled = stitcher.model(w.statistics[0])
     torch.testing.assert_close(inside, settled, rtol=1e-3, atol=1e-4)
     assert mse(settled, dense, classes=-1).mean() < raw
     audit(stitcher.model)
     keep = {n: stitcher.database.keep(n, width).tolist() for n, width in policy.widths}
     reference_model = masked(w.model, stitcher.model, w.structure, keep)
     with torch.no_grad():
-        assert relative_error(settled, reference_model(w.seen.statistics[0])) < 1e-4
+        assert relative_error(settled, reference_model(w.statistics[0])) < 1e-4
 
 
 def test_after_a_repair_the_next_stitch_starts_from_the_database_again() -> None:
@@ -149,17 +149,9 @@ def test_after_a_repair_the_next_stitch_starts_from_the_database_again() -> None
         clean = stitcher.stitch(b)(*w.task.example_inputs())
         stitcher.stitch(a)
         with Refit(stitcher, reference, sites):
-            w.task.outputs(stitcher.model, w.seen.statistics)
+            w.task.outputs(stitcher.model, w.statistics)
         again = stitcher.stitch(b)(*w.task.example_inputs())
     assert torch.equal(clean, again)
-
-
-def test_ridge_regression_returns_its_prior_where_the_prior_is_right() -> None:
-    g = torch.Generator().manual_seed(0)
-    u, prior = torch.randn(2, 50, 6, generator=g), torch.randn(2, 3, 6, generator=g)
-    weight, shift = ridge_towards(u, u @ prior.transpose(1, 2) + 0.7, prior, intercept=True)
-    torch.testing.assert_close(weight, prior, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(shift, torch.full((6,), 0.7), rtol=1e-3, atol=1e-3)
 
 
 class Silent(nn.Module):
@@ -220,10 +212,10 @@ def test_an_input_that_is_written_to_before_its_sum_is_known_is_refitted_as_if_i
         assert [sites[n].overwritten for n in ("conv1.weight", "conv2.weight")] == [inplace, inplace]
         policy = Policy.of({g.name: (2 * g.width) // 3 for g in w.structure.groups})
         with torch.no_grad():
-            raw = mse(stitcher.stitch(policy)(w.seen.statistics[0]), reference.outputs, classes=-1).mean()
+            raw = mse(stitcher.stitch(policy)(w.statistics[0]), reference.outputs, classes=-1).mean()
             with Refit(stitcher, reference, sites):
-                w.task.outputs(stitcher.model, w.seen.statistics)
-            settled.append(stitcher.model(w.seen.statistics[0]))
+                w.task.outputs(stitcher.model, w.statistics)
+            settled.append(stitcher.model(w.statistics[0]))
         assert mse(settled[-1], reference.outputs, classes=-1).mean() < raw
     assert torch.equal(*settled)
 
@@ -249,13 +241,13 @@ def test_odd_wirings_are_repaired_too_and_a_silent_row_stays() -> None:
     assert {"outer.weight", "up2.weight", "twice.weight"} <= stream  # stays wide, so that rows keep their places
     policy = Policy.of({g.name: g.width if g.name == "stem" else g.width // 2 for g in w.structure.groups})
     with torch.no_grad():
-        raw = mse(stitcher.stitch(policy)(w.seen.statistics[0]), reference.outputs, classes=-1).mean()
+        raw = mse(stitcher.stitch(policy)(w.statistics[0]), reference.outputs, classes=-1).mean()
         before = stitcher.live["outer.weight"][3].clone()
         with Refit(stitcher, reference, sites):
-            inside = w.task.outputs(stitcher.model, w.seen.statistics)
-        settled = stitcher.model(w.seen.statistics[0])
+            inside = w.task.outputs(stitcher.model, w.statistics)
+        settled = stitcher.model(w.statistics[0])
         with Folded(stitcher.model, find_sites(w.model, w.task.example_inputs())):
-            folded = stitcher.model(w.seen.statistics[0])
+            folded = stitcher.model(w.statistics[0])
     torch.testing.assert_close(inside, settled, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(folded, settled, rtol=1e-3, atol=1e-4)
     assert mse(settled, reference.outputs, classes=-1).mean() < raw
@@ -276,17 +268,3 @@ def test_an_output_that_the_model_returns_closes_nothing() -> None:
 
     site = find_sites(Both().eval(), (torch.randn(2, 3, 4, 4),))["conv.weight"]
     assert (site.closes, site.norm) == (False, None)
-
-
-def test_ridge_regression_is_the_minimum_of_its_formula() -> None:
-    """|t - u W' - b|^2 / n + r |W - prior|^2 with r of a hundredth of the mean diagonal of u'u / n, u centred."""
-    g = torch.Generator().manual_seed(1)
-    u, t = (torch.randn(1, 40, n, generator=g, dtype=torch.float64) for n in (5, 3))
-    prior = torch.randn(1, 3, 5, generator=g, dtype=torch.float64)
-    x, y = (v[0] - v[0].mean(0) for v in (u, t))
-    pull = (40 * 1e-2 * (x.T @ x / 40).diagonal().mean()).sqrt() * torch.eye(5, dtype=torch.float64)
-    expected = torch.linalg.lstsq(torch.cat([x, pull]), torch.cat([y, pull @ prior[0].T])).solution.T
-    shift = t[0].mean(0) - expected @ u[0].mean(0)
-    weight, intercept = ridge_towards(u.clone(), t, prior, intercept=True)
-    torch.testing.assert_close(weight[0], expected)
-    torch.testing.assert_close(intercept, shift)
