@@ -49,7 +49,9 @@ class Task(Protocol):
     def split(self, name: str) -> Iterable[Batch]:
         """Batches of `calibration`, `validation`, `test` or `train`.
 
-        The same ones in the same order at every call, but for `train`, which may shuffle and augment.
+        The same ones in the same order at every call, but for `train`, which may shuffle and augment. What is returned
+        may have `stored()`, the batches in the type in which they should be kept (bytes), and `ready`, a picklable
+        function that makes one of those what the split yields; and `samples`, how many there are.
         """
 
     def outputs(self, model: nn.Module, batch: Batch) -> Tensor:

@@ -7,6 +7,7 @@ import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -30,7 +31,8 @@ class Parts:
     """Disjoint parts of the calibration split: a quarter for statistics, half for fitness, a quarter held back.
 
     What repairs is fitted to all of `statistics` at once, however many batches these are; batches of other lengths are
-    batches of their own. `fits` samples go through the model together where only memory decides.
+    batches of their own. `fits` samples go through the model together where only memory decides. `folder` is where the
+    samples lie in files, if they do.
     """
 
     statistics: Drawn
@@ -40,6 +42,7 @@ class Parts:
     layout: torch.memory_format = torch.contiguous_format
     fits: int = 1 << 30
     validation: Drawn | None = None
+    folder: Path | None = None
 
     @staticmethod
     def of(task: Task, samples: int, batch_size: int = 256) -> Parts:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -60,16 +60,22 @@ def observe_all(
     batches: Iterable[Batch],
     sites: Mapping[str, Site] | None = None,
     precision: Precision = "fp32",
+    keep: Callable[[int, Reference], Reference] = lambda number, reference: reference,
 ) -> tuple[Reference, ...]:
-    """The same for batches that belong together: their moments are those of all of them."""
-    seen = []
-    for batch in batches:
+    """The same for batches that belong together: their moments are those of all of them.
+
+    `keep` is given each as it comes, without moments, and may put it elsewhere.
+    """
+    seen, found = [], []
+    for number, batch in enumerate(batches):
         watch = _Watch(model, sites or {})
         with torch.no_grad(), computing(model, precision), watch:
-            seen.append((faithful(task, model, batch).detach(), watch))
-    single = [name for name in seen[0][1].moments if all(len(w.moments.get(name, ())) == 1 for _, w in seen)]
-    norms = {name: pooled([w.moments[name][0] for _, w in seen]) for name in single}
-    return tuple(Reference(outputs, norms, watch.targets) for outputs, watch in seen)
+            outputs = faithful(task, model, batch).detach()
+        found.append(keep(number, Reference(outputs, {}, watch.targets)))
+        seen.append(watch.moments)
+    single = [name for name in seen[0] if all(len(m.get(name, ())) == 1 for m in seen)]
+    norms = {name: pooled([m[name][0] for m in seen]) for name in single}
+    return tuple(replace(reference, norms=norms) for reference in found)
 
 
 Measured = tuple[Tensor, Tensor, int]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 
 from autoprune import plugins
-from autoprune.database.batches import Parts, cut, in_format, prepare, size
+from autoprune.database.batches import Parts, cut, digest, in_format, prepare, size
 from autoprune.database.drawn import draw, opened
 from autoprune.errors import InputError
 from autoprune.evaluator.dense_reference import observe
@@ -71,12 +72,32 @@ def prepared_parts(task: Task, settings: Settings, model: nn.Module, folder: Pat
     return fitted(replace(parts, layout=fast_format(task, model)), task, settings, model)
 
 
+def drawn_once(task: Task, settings: Settings, model: nn.Module, place: Path) -> tuple[Parts, str, Path | None]:
+    """The parts, their digest, and the folder in `place` in which workers find them, where they are many.
+
+    Raises:
+        RunError: the samples cannot be written.
+    """
+    draft = place / "draft.samples"
+    shutil.rmtree(draft, ignore_errors=True)
+    parts = prepared_parts(task, settings, model, draft)
+    data = digest(parts.all())
+    if not draft.exists():
+        return parts, data, None
+    folder = place / f"{data.removeprefix('sha256:')[:12]}-{settings.validation}.samples"
+    if folder.exists():
+        shutil.rmtree(draft, ignore_errors=True)  # what is mapped from there stays readable
+    else:
+        draft.rename(folder)
+    return replace(parts, folder=folder), data, folder
+
+
 def shared_parts(task: Task, settings: Settings, model: nn.Module, folder: Path) -> Parts:
     """The same from the files that another process has written to `folder`; what it kept to itself is drawn anew."""
     split = task.split("calibration")
     whole = opened(split, folder / "calibration") or draw(split, settings.calibration)
     parts = Parts.cut(whole, settings.batch_size)
-    parts = replace(parts, validation=opened(task.split("validation"), folder / "validation"))
+    parts = replace(parts, validation=opened(task.split("validation"), folder / "validation"), folder=folder)
     return fitted(replace(parts, layout=fast_format(task, model)), task, settings, model)
 
 

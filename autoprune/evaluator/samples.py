@@ -15,6 +15,7 @@ from autoprune.evaluation import Split
 from autoprune.evaluator.dense_reference import Reference, observe, observe_all
 from autoprune.evaluator.memory import FEWEST, with_room
 from autoprune.evaluator.precision import Precision
+from autoprune.evaluator.shared_reference import TargetFiles
 from autoprune.protocols import Batch, Task
 from autoprune.tracing.wiring import Site
 
@@ -54,7 +55,7 @@ class Samples:
     def look(self, sites: Mapping[str, Site]) -> None:
         """Run the dense model on the statistics samples; `seen` is what it saw."""
         self._sites = sites
-        self.seen = with_room(lambda: self._observed(self.statistics, sites), self._shrink)
+        self.seen = with_room(self._looked, self._shrink)
 
     def batches(self, split: Split) -> Drawn:
         """The batches of a split; validation is loaded when it is first asked for."""
@@ -126,6 +127,19 @@ class Samples:
         self.statistics, self.at_once = self.statistics.of([largest]), self.parts.total
         self._own.clear()
         self.look(self._sites)
+
+    def _looked(self) -> Seen:
+        """What the dense model does on the statistics samples: from the files of this machine, or computed now."""
+        folder = self.parts.folder
+        if folder is None or self._device.type != "cpu":
+            return self._observed(self.statistics, self._sites)
+        parts = self.statistics.cut_to(self.at_once)
+        files = TargetFiles(folder, self._dense, self._sites, parts.sizes, self.precision)
+        found = files.found()
+        if found is None:
+            found = observe_all(self._dense, self._task, parts, self._sites, self.precision, files.keep)
+            files.finish(found)
+        return Seen(parts, found)
 
     def _observed(self, batches: Drawn, sites: Mapping[str, Site] | None) -> Seen:
         parts = batches.cut_to(self.at_once)

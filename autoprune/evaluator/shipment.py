@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
@@ -43,11 +43,12 @@ class Shipment:
         database: LevelDatabase,
         settings: Settings,
         latency: LatencyTable | None = None,
+        parts: Parts | None = None,
     ) -> Shipment:
-        """Pack; data and model are prepared here, once for all workers."""
+        """Pack; the model, and data that is not at hand, are prepared here, once for all workers."""
         here = settings.on("cpu")
         model = prepared_model(task, here.torch_device)
-        parts = prepared_parts(task, here, model)
+        parts = prepared_parts(task, here, model) if parts is None else replace(parts, folder=None)
         return Shipment(task, structure, database.levels, settings, model, parts, latency)
 
     def __call__(self) -> TieredEvaluator:

@@ -79,14 +79,14 @@ def go_on_from(mirror: Mirror, job: Job) -> None:
     mirror.fetch()
 
 
-def forget(folder: Path, database: Path) -> None:
-    """Remove the files of an earlier run, and nothing else."""
+def forget(folder: Path, database: Path, samples: Path | None = None) -> None:
+    """Remove the files of an earlier run, and nothing else; those of `database` and `samples` are the new one's."""
     for name in RUN_FILES:
         (folder / name).unlink(missing_ok=True)
     for name in RUN_FOLDERS:
         shutil.rmtree(folder / name, ignore_errors=True)
     for path in (folder / "database").glob("*"):
-        if path.stem != database.stem and path.is_dir():
+        if path.stem != database.stem and path != samples and path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         elif path != database and path.suffix == ".safetensors":
             path.unlink()

@@ -18,7 +18,7 @@ from autoprune.allocation.budget import Projector
 from autoprune.costs import build_cost
 from autoprune.costs._latency_table import LatencyTable
 from autoprune.criteria import build_criterion, criterion_identity
-from autoprune.database.batches import Parts, StatisticsOnly, digest
+from autoprune.database.batches import Parts, StatisticsOnly
 from autoprune.database.on_disk import build_file
 from autoprune.database.store import LevelDatabase, database_key
 from autoprune.database.zeros import said_of
@@ -28,7 +28,7 @@ from autoprune.evaluator.checks import check_data
 from autoprune.evaluator.fidelity import AUTO
 from autoprune.evaluator.finetune import BATCH_SIZE
 from autoprune.evaluator.keep_best import scorings
-from autoprune.evaluator.prepared import prepared_model, prepared_parts, resolved_fidelity, resolved_precision
+from autoprune.evaluator.prepared import drawn_once, prepared_model, resolved_fidelity, resolved_precision
 from autoprune.evaluator.samples import Samples
 from autoprune.evaluator.settings import COSTS, Settings
 from autoprune.evaluator.tiers import PROBED_SHARE, TieredEvaluator
@@ -90,7 +90,7 @@ def prepare(
     place = (shared or folder).resolve() / "database"  # workers may stand in other folders
     latency = _latency(job, structure, model, task, place) if "latency" in settings.costs else None
     problem = _problem(job, structure, latency)
-    parts = prepared_parts(task, settings, model)
+    parts, data, samples_path = drawn_once(task, settings, model, place)
     samples = Samples(task, model, parts, settings.torch_device, settings.batch_size, settings.validation)
     fidelity = resolved_fidelity(task, model, settings, samples)
     said = check_data(task, model, settings, samples)
@@ -99,7 +99,6 @@ def prepare(
     database = LevelDatabase.open(path, settings.memory)
     precision, _ = resolved_precision(task, model, structure, settings, samples, fidelity)
     settings = replace(settings, loss=fidelity.name, classes=fidelity.classes, precision=precision)
-    data = digest(parts.all())
     if _tunes(job) and settings.learning_rate is None:
         made_here = partial(TieredEvaluator, task, structure, database, replace(settings, costs=()), model, parts=parts)
         settings = replace(settings, learning_rate=_peak_rate(settings, data, path, made_here))
@@ -122,6 +121,8 @@ def prepare(
         latency=latency,
         built_s=built_s,
         fidelity=fidelity,
+        parts=parts,
+        samples_path=samples_path,
         said=(*filter(None, [found.said]), *said, *database.said(), *filter(None, [said_of(model)])),
     )
 

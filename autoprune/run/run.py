@@ -106,7 +106,7 @@ class Run:
             self._setting = self._ready(job, task, fresh) if alone is None else alone.with_table(None)
             self._fail_early()
             if fresh:  # not before the new job has proved good
-                forget(folder, self._setting.database_path)
+                forget(folder, self._setting.database_path, self._setting.samples_path)
                 forget_study(folder, job.storage_url)
                 self._mirror.forget() if self._mirror is not None else None
             write_whole(folder / "job.yaml", job.dump())

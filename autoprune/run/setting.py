@@ -12,6 +12,7 @@ from pathlib import Path
 from autoprune import plugins
 from autoprune.allocation.sensitivity import Table
 from autoprune.costs._latency_table import LatencyTable
+from autoprune.database.batches import Parts
 from autoprune.database.store import LevelDatabase
 from autoprune.evaluation import Ask, Tier
 from autoprune.evaluator.fidelity import Fidelity
@@ -33,7 +34,8 @@ class Setting:
     `lent` is a Task that came from Python and does not travel to other processes; None where the job names it.
     `settings` are the evaluator's, with the precision that `auto` came to on this machine and the loss that it came to
     for these outputs (`fidelity` says why): workers compute in it too. `said` is what the user ought to know of it,
-    `controls` are the control arms that the space can take.
+    `controls` are the control arms that the space can take. `parts` are the calibration data, `samples_path` is the
+    folder of their files, where they are many.
     """
 
     job: Job
@@ -47,6 +49,8 @@ class Setting:
     base: Base
     prices: Prices
     fidelity: Fidelity
+    parts: Parts
+    samples_path: Path | None = None
     controls: tuple[str, ...] = ()
     constraints: tuple[Constraint, ...] = ()
     latency: LatencyTable | None = None
@@ -107,18 +111,16 @@ class Setting:
     def evaluator_factory(self) -> Callable[[], TieredEvaluator]:
         """What builds an evaluator, here or in a worker."""
         if self.lent is not None:
-            return partial(
-                TieredEvaluator, self.lent, self.structure, self.database, self.settings, latency=self.latency
-            )
-        return partial(
-            make_evaluator, self.job.dump(), self.settings, self.structure, self.database_path, latency=self.latency
-        )
+            made, given = TieredEvaluator, (self.lent, self.structure, self.database, self.settings)
+            return partial(made, *given, latency=self.latency, parts=self.parts)
+        given_files = (self.job.dump(), self.settings, self.structure, self.database_path)
+        return partial(make_evaluator, *given_files, latency=self.latency, samples=self.samples_path)
 
     def shipment(self) -> EvaluatorFactory:
         """The same for workers that share no files with this process."""
         from autoprune.evaluator.shipment import Shipment
 
-        return Shipment.of(self.task, self.structure, self.database, self.settings, self.latency)
+        return Shipment.of(self.task, self.structure, self.database, self.settings, self.latency, self.parts)
 
     def executor(self) -> Executor:
         """The job's executor, started; a task lent from Python is evaluated in this process unless it can travel."""

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from autoprune.errors import InputError, did_you_mean
@@ -17,24 +18,58 @@ Pair = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
-class Batches:
-    """Pictures as (inputs float32, targets int64), the same at every pass; made batch by batch."""
+class Normalised:
+    """Bytes [n, H, W, C] become inputs [n, C, H, W]: (x / scale - mean) / std. Inputs that are none stay."""
 
-    images: Tensor
-    labels: Tensor
     mean: Tensor
     std: Tensor
-    scale: float
+    scale: float = 255.0
+
+    def __call__(self, pair: Pair) -> Pair:
+        pictures, labels = pair
+        if pictures.dtype != torch.uint8:
+            return pair
+        scaled = pictures.permute(0, 3, 1, 2).float() / self.scale
+        return (scaled - self.mean[:, None, None]) / self.std[:, None, None], labels
+
+    def back(self, pair: Pair) -> Pair:
+        """The bytes that inputs come from, where they come from bytes to the last bit; else the inputs."""
+        inputs, labels = pair
+        pictures = (inputs * self.std[:, None, None] + self.mean[:, None, None]) * self.scale
+        found = pictures.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous(), labels
+        return found if torch.equal(self(found)[0], inputs) else pair
+
+
+@dataclass(frozen=True)
+class Batches:
+    """Pictures as (inputs float32, targets int64), the same at every pass; made batch by batch.
+
+    They are the `rows` of `images`, bytes [N, H, W, C], which may be mapped from a file.
+    """
+
+    images: np.ndarray
+    rows: np.ndarray
+    labels: Tensor
+    ready: Normalised
     size: int = 256
 
     def __len__(self) -> int:
-        return -(-len(self.images) // self.size)
+        return -(-len(self.rows) // self.size)
 
     def __iter__(self) -> Iterator[Pair]:
-        for start in range(0, len(self.images), self.size):
-            pictures = self.images[start : start + self.size].permute(0, 3, 1, 2).float() / self.scale
-            inputs = (pictures - self.mean[:, None, None]) / self.std[:, None, None]
-            yield inputs.contiguous(), self.labels[start : start + self.size]
+        for pair in self.stored():
+            inputs, labels = self.ready(pair)
+            yield inputs.contiguous(), labels
+
+    @property
+    def samples(self) -> int:
+        return len(self.rows)
+
+    def stored(self) -> Iterator[Pair]:
+        """The same as bytes, of which `ready` makes inputs."""
+        for start in range(0, len(self.rows), self.size):
+            pictures = torch.from_numpy(np.array(self.images[self.rows[start : start + self.size]]))
+            yield pictures, self.labels[start : start + self.size]
 
 
 def cut(n: int, n_calibration: int | None, n_validation: int | None, seed: int) -> Mapping[str, np.ndarray]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from autoprune.errors import InputError, did_you_mean, one_line
-from autoprune.tasks._arrays import DIRECTIONS, Pair, accuracies, cut
+from autoprune.tasks._arrays import DIRECTIONS, Normalised, Pair, accuracies, cut
 from autoprune.tasks._libraries import unusable
 from autoprune.tasks._wrap import Output, WrappedTask
 
@@ -29,10 +29,14 @@ Transform = Callable[[Any], Tensor]
 
 @dataclass(frozen=True)
 class Transforms:
-    """How an image becomes an input: the same at every pass, and with augmentation for the train split."""
+    """How an image becomes an input: the same at every pass, and with augmentation for the train split.
+
+    Both end with `ready`, which makes an input of bytes, where that is known.
+    """
 
     steady: Transform
     training: Transform
+    ready: Normalised | None = None
 
 
 @dataclass(frozen=True)
@@ -83,13 +87,15 @@ def _hidden(name: str) -> bool:
 class Decoded:
     """Images as (inputs float32 [n, C, H, W], targets int64 [n]), decoded batch by batch at every pass; none is kept.
 
-    `shuffles`: another order at each pass, drawn from torch's global generator, as augmentation may be.
+    `shuffles`: another order at each pass, drawn from torch's global generator, as augmentation may be. `ready` is how
+    `transform` ends.
     """
 
     root: Path
     files: Sequence[str]
     targets: Tensor
     transform: Transform
+    ready: Normalised | None = None
     shuffles: bool = False
     size: int = 32
 
@@ -101,6 +107,14 @@ class Decoded:
         for rows in order.split(self.size):
             inputs = [self.transform(opened(self.root / self.files[i])) for i in rows.tolist()]
             yield torch.stack(inputs), self.targets[rows]
+
+    @property
+    def samples(self) -> int:
+        return len(self.files)
+
+    def stored(self) -> Iterator[Pair]:
+        """The same as the bytes that they were before they were normalised, a quarter of their size."""
+        return iter(self) if self.ready is None else map(self.ready.back, self)
 
 
 def opened(path: Path) -> Any:
@@ -187,10 +201,9 @@ def classification(found: Classifier, folders: Folders) -> WrappedTask:
     """
     train, test, transforms = folders.train, folders.test, found.transforms
     numbers = torch.tensor(_numbers(folders, found.outputs, found.known))
-    splits = {"test": _decoded(test, range(len(test.files)), _named(test, train, numbers), transforms.steady)}
+    splits = {"test": _decoded(test, range(len(test.files)), _named(test, train, numbers), transforms)}
     for name, rows in cut(len(train.files), *_sizes(folders), folders.seed).items():
-        transform = transforms.training if name == "train" else transforms.steady
-        splits[name] = _decoded(train, rows, numbers, transform, shuffles=name == "train")
+        splits[name] = _decoded(train, rows, numbers, transforms, training=name == "train")
     return WrappedTask(found.model.eval(), splits, F.cross_entropy, _accuracies, DIRECTIONS, Output(), spread=False)
 
 
@@ -212,10 +225,15 @@ def _named(test: ImageFolder, train: ImageFolder, numbers: Tensor) -> Tensor:
 
 
 def _decoded(
-    folder: ImageFolder, rows: Sequence[int] | np.ndarray, numbers: Tensor, transform: Transform, shuffles: bool = False
+    folder: ImageFolder,
+    rows: Sequence[int] | np.ndarray,
+    numbers: Tensor,
+    transforms: Transforms,
+    training: bool = False,
 ) -> Decoded:
     targets = numbers[torch.from_numpy(folder.owners[rows])]
-    return Decoded(folder.path, [folder.files[i] for i in rows], targets, transform, shuffles)
+    transform = transforms.training if training else transforms.steady
+    return Decoded(folder.path, [folder.files[i] for i in rows], targets, transform, transforms.ready, training)
 
 
 def _numbers(folders: Folders, outputs: int, known: Sequence[str]) -> list[int]:

@@ -122,7 +122,8 @@ class WrappedTask:
     def split(self, name: str) -> Iterable[Batch]:
         if name not in self._loaders:
             raise InputError(f"unknown split {name!r}; {did_you_mean(name, SPLITS)}")
-        return Pairs(self._loaders[name], self._spread)
+        loader = self._loaders[name]
+        return loader if hasattr(loader, "stored") else Pairs(loader, self._spread)  # pairs of tensors already
 
     def outputs(self, model: nn.Module, batch: Batch) -> Tensor:
         return pick_output(call_model(model, arguments_of(batch[0])), self._output.wanted)

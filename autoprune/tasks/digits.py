@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from autoprune.errors import InputError
 from autoprune.files.whole import whole
 from autoprune.protocols import Batch, Direction
-from autoprune.tasks._arrays import DIRECTIONS, Batches, accuracies, cut, pick
+from autoprune.tasks._arrays import DIRECTIONS, Batches, Normalised, accuracies, cut, pick
 from autoprune.tasks._cifar_resnet import CifarResNet
 from autoprune.tasks._weights import load_weights
 from autoprune.tracing.one_thread import one_thread
@@ -34,14 +34,14 @@ class Digits:
         from sklearn.datasets import load_digits
 
         data = load_digits()
-        images = torch.from_numpy(data.images.astype(np.uint8))[..., None]
+        images = data.images.astype(np.uint8)[..., None]
         labels = torch.from_numpy(data.target.astype(np.int64))
         order = np.random.default_rng(1234).permutation(len(images))  # the test split does not move with the seed
         test, rest = order[:N_TEST], order[N_TEST:]
         parts = cut(len(rest), n_calibration, n_validation, seed)
         rows = {**{name: rest[part] for name, part in parts.items()}, "test": test}
-        norm = torch.tensor([0.3]), torch.tensor([0.38])
-        self._splits = {name: Batches(images[r], labels[r], *norm, scale=16.0) for name, r in rows.items()}
+        ready = Normalised(torch.tensor([0.3]), torch.tensor([0.38]), scale=16.0)
+        self._splits = {name: Batches(images, r, labels[r], ready) for name, r in rows.items()}
         self._key = f"{n_calibration}-{n_validation}-{seed}"
 
     @property

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from autoprune import plugins
 from autoprune.errors import InputError
 from autoprune.protocols import Batch, Direction
-from autoprune.tasks._arrays import DIRECTIONS, Batches, accuracies, cut, pick
+from autoprune.tasks._arrays import DIRECTIONS, Batches, Normalised, accuracies, cut, pick
 from autoprune.tasks._weights import load_weights
 
 
@@ -42,8 +42,8 @@ class Images:
         test = _load_pair(Path(test_images), Path(test_labels))
         norm = _check_norm(mean, std, train[0].shape[-1])
         parts = cut(len(train[0]), n_calibration, n_validation, seed)
-        self._splits = {name: _batches(train[0][rows], train[1][rows], norm) for name, rows in parts.items()}
-        self._splits["test"] = _batches(test[0], test[1], norm)
+        self._splits = {name: _batches(train, rows, norm) for name, rows in parts.items()}
+        self._splits["test"] = _batches(test, np.arange(len(test[0])), norm)
         self.build()  # wrong weights must not wait for the search
 
     @property
@@ -100,12 +100,11 @@ def _load(path: Path) -> np.ndarray:
     return array
 
 
-def _check_norm(mean: Sequence[float], std: Sequence[float], channels: int) -> tuple[Tensor, Tensor]:
+def _check_norm(mean: Sequence[float], std: Sequence[float], channels: int) -> Normalised:
     if len(mean) not in (1, channels) or len(std) not in (1, channels) or min(std) <= 0:
         raise InputError(f"mean and std need 1 or {channels} values (std above 0), not {list(mean)} and {list(std)}")
-    return torch.tensor(mean, dtype=torch.float32), torch.tensor(std, dtype=torch.float32)
+    return Normalised(torch.tensor(mean, dtype=torch.float32), torch.tensor(std, dtype=torch.float32))
 
 
-def _batches(images: np.ndarray, labels: np.ndarray, norm: tuple[Tensor, Tensor]) -> Batches:
-    pixels = torch.from_numpy(np.array(images))  # a copy: a read-only map must not be aliased by torch
-    return Batches(pixels, torch.from_numpy(np.array(labels, dtype=np.int64)), *norm, scale=255.0)
+def _batches(pair: tuple[np.ndarray, np.ndarray], rows: np.ndarray, ready: Normalised) -> Batches:
+    return Batches(pair[0], rows, torch.from_numpy(np.array(pair[1][rows], dtype=np.int64)), ready)

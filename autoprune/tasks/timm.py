@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from autoprune.errors import InputError, did_you_mean
+from autoprune.tasks._arrays import Normalised
 from autoprune.tasks._folders import Classifier, Transforms, over_folders
 from autoprune.tasks._libraries import nearest, unusable
 from autoprune.tasks._weights import filled, untraced
@@ -37,7 +38,8 @@ def timm(model: str, weights: Path | None) -> Classifier:
     net: Any = _cached(library, model) if weights is None else filled(build, _head, weights)
     config = library.data.resolve_model_data_config(net)
     made = [library.data.create_transform(**config, is_training=training) for training in (False, True)]
-    return Classifier(net, net.num_classes, Transforms(*made), _synsets(library, net))
+    ready = Normalised(torch.tensor(config["mean"]), torch.tensor(config["std"]))
+    return Classifier(net, net.num_classes, Transforms(made[0], made[1], ready), _synsets(library, net))
 
 
 def _library() -> Any:

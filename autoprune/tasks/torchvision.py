@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from autoprune.errors import InputError
+from autoprune.tasks._arrays import Normalised
 from autoprune.tasks._folders import Classifier, Transforms, over_folders
 from autoprune.tasks._libraries import nearest, unusable
 from autoprune.tasks._weights import filled, untraced
@@ -40,7 +41,8 @@ def torchvision(model: str, weights: Path | None) -> Classifier:
     else:
         net = filled(build, _last, weights)
     preset = entry.transforms()
-    transforms = Transforms(preset, _augmenting(library, preset))
+    ready = Normalised(torch.tensor(preset.mean), torch.tensor(preset.std))
+    transforms = Transforms(preset, _augmenting(library, preset), ready)
     return Classifier(net, len(net.get_parameter(_last(net))), transforms)
 
 

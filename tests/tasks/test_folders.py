@@ -13,9 +13,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from autoprune.database.drawn import draw
 from autoprune.errors import InputError
 from autoprune.files.job import Job
 from autoprune.protocols import SPLITS, Task
+from autoprune.tasks._arrays import Normalised
 from autoprune.tasks._folders import MOST_CUT, Classifier, Decoded, Folders, ImageFolder, Transforms, classification
 from autoprune.tasks.timm import timm
 from autoprune.tasks.torchvision import torchvision
@@ -268,3 +270,18 @@ def test_a_torchvision_that_does_not_fit_torch_names_the_pair_to_install(
     pair = r"torchvision does not fit torch .*nms does not exist.*pip install 'torch>=9.14.0' torchvision==9.29.1$"
     with warnings.catch_warnings(), pytest.raises(InputError, match=pair):
         torchvision("resnet18", *roots)
+
+
+def test_where_the_normalisation_is_known_bytes_are_kept_and_become_the_same_inputs(roots: tuple[Path, Path]) -> None:
+    ready = Normalised(torch.tensor([0.5, 0.4, 0.3]), torch.tensor([0.2, 0.3, 0.4]))
+
+    def normalised(image: Any) -> Tensor:
+        return ready((torch.from_numpy(np.array(image))[None], torch.zeros(1)))[0][0]
+
+    found = Classifier(net(3), 3, Transforms(normalised, jittered, ready))
+    task = classification(found, folders(roots))
+    kept = draw(task.split("validation"), 100)
+    assert {batch[0].dtype for batch in kept.raw} == {torch.uint8}
+    assert torch.equal(kept[0][0], drawn(task, "validation")[0])
+    augmented = draw(task.split("train"), 10)
+    assert augmented[0][0].dtype == torch.float32, "what is no bytes stays as it is"
