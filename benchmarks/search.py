@@ -139,17 +139,16 @@ class Base:
         """With it; the database's folder keeps it, the results what it took."""
         made: list[Setting] = []
         folder, plain = self._args.out / "base", self.plain
-        n_widths = plain.job.evaluator.sensitivity
+        plan = plain.table_plan(self._args.trials)
+        path = plain.table_path(plan)
 
         def drive() -> Iterator[Evaluation]:
             evaluate = partial(evaluated, plain, folder, stage="table")
-            made.append(
-                plain.with_table((yield from measured_table(plain.structure, plain.table_path, n_widths, evaluate)))
-            )
+            made.append(plain.with_table((yield from measured_table(plain.structure, path, plan, evaluate))))
 
         for _ in drive():
             pass
-        self._store.share(table_cost(plain.table_path))
+        self._store.share(table_cost(path))
         return made[0]
 
 

@@ -75,16 +75,23 @@ def parse_seeds(text: str) -> int | tuple[int, ...]:
         raise InputError(f"--seeds takes a number, as in 3, or a list, as in 0,1,2 or 7, (not {text!r})") from None
 
 
-def check_same_job(folder: Path, job: Job) -> None:
-    """InputError that names the keys where `folder` holds a comparison of a job that differs."""
+def same_job(folder: Path, job: Job) -> Job:
+    """The job as the comparison in `folder` goes on with it.
+
+    Raises:
+        InputError: it differs (names the keys).
+    """
     if not (folder / "job.yaml").exists():
-        return
-    keys = [key for key in changed_keys(Job.load(folder / "job.yaml"), job) if key not in MAY_DIFFER]
+        return job
+    before = Job.load(folder / "job.yaml")
+    job = job.continuing(before)
+    keys = [key for key in changed_keys(before, job) if key not in MAY_DIFFER]
     if keys:
         raise InputError(
             f"{folder} holds a comparison of another job: {', '.join(keys)} differ; trials may grow, strategies, "
             f"budgets, seeds and executor.* may change, for anything else choose another --out"
         )
+    return job
 
 
 def check_reach(problem: Problem, budgets: Sequence[float]) -> None:

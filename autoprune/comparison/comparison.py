@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from autoprune.allocation.sensitivity import table_cost
+from autoprune.allocation.sensitivity import Plan, table_cost
 from autoprune.comparison.arm import Arm, ArmId, arm_key, closed_form_arm, searched_arm
 from autoprune.comparison.checks import (
     asked_names,
@@ -22,12 +22,12 @@ from autoprune.comparison.checks import (
     at_tier,
     check_fits,
     check_reach,
-    check_same_job,
     checked_budgets,
     checked_names,
     checked_seeds,
     is_closed_form,
     options_of,
+    same_job,
 )
 from autoprune.comparison.document import csv_of, document_of
 from autoprune.errors import NoPointError
@@ -99,15 +99,16 @@ class Comparison:
         self.budgets = checked_budgets(job.budget.plain().at if budgets is None else budgets)
         self.seeds = checked_seeds(seeds, job.search.seed)
         self.path = Path(out) if out is not None else Path("runs") / f"{job.name}-compare"
-        self._job = at_budgets(job, self.budgets)
         with new_folder(self.path), locked(self.path):
-            check_same_job(self.path, job)
+            job = same_job(self.path, job)
+            self._job = at_budgets(job, self.budgets)
             check_executor(job)
             self._setting = self._checked(job, task)
             write_whole(self.path / "job.yaml", job.dump())
         usable_ones = usable(job.compare.controls, self._setting.structure)
         self.controls = tuple(name for name in usable_ones if name in self.strategies)
         self.arms: dict[tuple[str, int], Arm] = {}
+        self._tabled: Plan | None = None  # how the sensitivity table was measured, where an arm needs one
         self.stage, self.note, self.done, self.total, self.kept, self._begun = "prepare", "", 0, 0, 0, 0
 
     def __iter__(self) -> Iterator[Evaluation]:
@@ -133,8 +134,8 @@ class Comparison:
             self.finish()
         ordered = {(name, seed): self.arms[name, seed] for name in self.strategies for seed in self.seeds}
         setting = self._setting
-        tabled = setting.problem.table is not None  # where an arm needed one
-        table, directions = table_cost(setting.table_path) if tabled else None, setting.base.directions
+        table = None if self._tabled is None else table_cost(setting.table_path(self._tabled))
+        directions = setting.base.directions
         problem, controls = setting.problem, self.controls
         found = document_of(ordered, self.budgets, controls, problem, directions=directions, table=table)
         return {**found, "note": self.note}
@@ -187,8 +188,9 @@ class Comparison:
                 return evaluate_all(record, executor, asks, stage)
 
             if any(self._needs_table(name) for name in self.strategies):
-                n_widths, tabled = self._job.evaluator.sensitivity, partial(evaluate, "table")
-                tabling = measured_table(setting.structure, setting.table_path, n_widths, tabled)
+                self._tabled = plan = setting.table_plan(record.horizon(setting.job.search.trials))
+                place, tabled = setting.table_path(plan), partial(evaluate, "table")
+                tabling = measured_table(setting.structure, place, plan, tabled)
                 setting = setting.with_table((yield from tabling))
             if self._job.evaluator.leaves_tier:
                 seed = setting.job.search.seed
@@ -199,7 +201,7 @@ class Comparison:
     def _needs_table(self, name: str) -> bool:
         if is_closed_form(name):
             return uses_table(name)
-        return self._job.evaluator.sensitivity > 0 and needs(name, options_of(self._job, name)).table
+        return self._job.evaluator.has_table and needs(name, options_of(self._job, name)).table
 
     def _measure(self, seed: int) -> Iterator[Evaluation]:
         """The arms of the closed-form strategies at `seed`."""

@@ -247,7 +247,7 @@ class Job(Part):
     def continuing(self, old: Job) -> Job:
         """This job with what `old` began with where it names nothing and the defaults were others once."""
         parts: dict[str, Any] = {}
-        for part, key in (("objectives", "loss"), ("space", "multiple_of")):
+        for part, key in (("objectives", "loss"), ("space", "multiple_of"), ("evaluator", "sensitivity")):
             mine = getattr(self, part)
             if key not in mine.model_fields_set:
                 parts[part] = mine.model_copy(update={key: getattr(getattr(old, part), key)})

@@ -233,7 +233,8 @@ class SearchPart(Part):
 class EvaluatorPart(Part):
     """How many samples score a candidate, at which tier and precision, and how the finalists are tuned.
 
-    `sensitivity` is the number of widths of each group in the sensitivity table, 0 for none; `finalists` are tuned at
+    `sensitivity` is the number of widths of each group in the sensitivity table, 0 for none; auto is 5, fewer where the
+    table would cost more than the search's trials (then, if need be, at the `stitch` tier). `finalists` are tuned at
     each asked budget; `precision` auto is bf16 where the machine that starts the search has instructions for it and
     the model bears it, else fp32; policy.json tells which. `memory` ("4GB") is what the compensated weights that were
     made so far may take on a machine, all its workers together.
@@ -244,7 +245,7 @@ class EvaluatorPart(Part):
     fitness: Literal["auto", "stitch", "refit", "tune"] = "auto"
     finalists: Natural = 8
     finetune_steps: Natural = 100
-    sensitivity: Natural = 5
+    sensitivity: Natural | Literal["auto"] = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     device: str = Field(default="auto", pattern=r"^(auto|cpu|mps|cuda(:[0-9]+)?)$")
     memory: Bytes = "auto"
@@ -253,6 +254,11 @@ class EvaluatorPart(Part):
     def memory_bytes(self) -> int:
         """Bytes of level database entries to keep on a machine; auto is an eighth of its memory."""
         return machine_memory() // 8 if isinstance(self.memory, str) else int(self.memory)
+
+    @property
+    def has_table(self) -> bool:
+        """Whether a sensitivity table may be measured."""
+        return self.sensitivity != 0
 
     @property
     def tuned_finalists(self) -> int:

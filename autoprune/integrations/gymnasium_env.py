@@ -9,7 +9,7 @@ import tempfile
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import gymnasium
 import numpy as np
@@ -22,7 +22,9 @@ from autoprune.allocation.walk import CLASSIC_FEATURES, RESIDUAL_FEATURES, Episo
 from autoprune.errors import InputError, one_line
 from autoprune.evaluation import Ask, Evaluation
 from autoprune.protocols import Evaluator, Problem
-from autoprune.structure import Structure
+
+if TYPE_CHECKING:
+    from autoprune.run.setting import Setting
 
 ID = "autoprune/AMC-v0"
 OBSERVATIONS = {"residual": RESIDUAL_FEATURES, "classic": CLASSIC_FEATURES}
@@ -150,18 +152,19 @@ def make_env(job: Any, profile: str = "residual", target: float | None = None, o
         setting = prepare(parsed, Path(out))
         problem, evaluate = setting.problem, setting.evaluator_factory()()
         if profile.removeprefix("amc-") != "classic":  # the paper's walk knows no sensitivities
-            n_widths = parsed.evaluator.sensitivity
-            problem = replace(problem, table=_table(problem.structure, setting.table_path, n_widths, evaluate))
+            problem = replace(problem, table=_table(setting, evaluate))
         env = AmcEnv(problem, evaluate, profile, target, folder)
         undo.pop_all()
     return env
 
 
-def _table(structure: Structure, path: Path, n_widths: int, evaluate: Evaluator) -> Table:
+def _table(setting: Setting, evaluate: Evaluator) -> Table:
     """The sensitivity table, from its file or measured now."""
     from autoprune.run.before import measured_table
 
-    stages = measured_table(structure, path, n_widths, lambda asks: (evaluate(ask) for _, ask in asks))
+    plan = setting.table_plan(setting.job.search.trials)
+    path, answers = setting.table_path(plan), lambda asks: (evaluate(ask) for _, ask in asks)
+    stages = measured_table(setting.structure, path, plan, answers)
     while True:
         try:
             next(stages)

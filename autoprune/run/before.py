@@ -12,7 +12,7 @@ import numpy as np
 
 from autoprune import plugins
 from autoprune.allocation.knapsack import Allocator, penalties
-from autoprune.allocation.sensitivity import Table, load_table, save_table, table_asks, table_of
+from autoprune.allocation.sensitivity import Plan, Table, load_table, save_table, table_asks, table_of
 from autoprune.codec import Codec
 from autoprune.errors import InputError
 from autoprune.evaluation import Ask, Evaluation, Labelled
@@ -34,18 +34,18 @@ Evaluate = Callable[[Labelled], Iterator[Evaluation]]
 
 
 def measured_table(
-    structure: Structure, path: Path, n_widths: int, evaluate: Evaluate
+    structure: Structure, path: Path, plan: Plan, evaluate: Evaluate
 ) -> Generator[Evaluation, None, Table]:
-    """The sensitivity table from its file, or measured now at `n_widths` widths of every group."""
+    """The sensitivity table from its file, or measured now as planned."""
     table = load_table(path)
     if table is not None:
         return table
     answers: list[Evaluation] = []
-    for evaluation in evaluate(table_asks(structure, max(1, n_widths))):
+    for evaluation in evaluate(table_asks(structure, plan)):
         answers.append(evaluation)
         yield evaluation
     made = table_of(structure, answers)
-    save_table(path, made, answers)
+    save_table(path, made, plan, answers)
     return made
 
 

@@ -59,7 +59,8 @@ class Inspection:
         self.folder, self.stage, self.note, self.done, self.total = folder, "sensitivity table", "", 0.0, 1.0
         with new_folder(folder), locked(folder):
             self._setting: Setting = prepare(job, folder, task)
-        self.path = self._setting.table_path
+        self._plan = self._setting.table_plan(job.search.trials)
+        self.path = self._setting.table_path(self._plan)
 
     def __iter__(self) -> Iterator[Evaluation]:
         s = self._setting
@@ -75,7 +76,7 @@ class Inspection:
                     self.total = float(len(asks))
                     return evaluate_all(record, executor, asks, "table")
 
-                for evaluation in measured_table(s.structure, self.path, s.job.evaluator.sensitivity, evaluate):
+                for evaluation in measured_table(s.structure, self.path, self._plan, evaluate):
                     self.done += 1
                     yield evaluation
         finally:

@@ -12,10 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from autoprune.allocation.sensitivity import table_asks
+from autoprune.allocation.sensitivity import Plan, table_asks
 from autoprune.errors import RunError
 from autoprune.evaluation import Ask, Evaluation, Labelled
-from autoprune.evaluator.fidelity import AUTO
 from autoprune.evaluator.prepared import prepared_model
 from autoprune.files.job import Job, checked_task
 from autoprune.files.policy_file import save_csv, save_front
@@ -93,7 +92,7 @@ class Run:
         alone: Setting | None = None,
     ) -> None:
         self.path, self.stage, self.note, self._alone = folder, "prepare", "", alone is not None
-        self.done, self._plan = 0.0, dict[str, float]()
+        self.done, self._plan, self._tabled = 0.0, dict[str, float](), Plan()
         self._executor: Executor | None = None
         self._result: tuple[Front, tuple[Mapping[str, Any], ...]] | None = None
         with new_folder(folder), locked(folder):  # who uses it already is told now, and not after the preparation
@@ -167,7 +166,7 @@ class Run:
         """What each stage of a finished run took, in whichever call, in full evaluations; "search" is the ledger."""
         s, found = self._setting, dict(self._plan)
         if s.problem.table is not None:  # it may have been there
-            asks = table_asks(s.structure, max(1, s.job.evaluator.sensitivity))
+            asks = table_asks(s.structure, self._tabled)
             found[STAGES["table"]] = s.worth(ask for _, ask in asks)
         order = (*STAGES.values(), "search", "held back", "finalists", "validation", "fine-tuned")
         return {stage: found[stage] for stage in order if found.get(stage, 0.0) > 0}
@@ -210,7 +209,7 @@ class Run:
     def _fail_early(self) -> None:
         """What would only be found wrong after minutes of work."""
         s, part = self._setting, self._setting.job.search
-        rehearse_sampler(part.sampler, s.problem, s.job.options("search"), tabled=s.job.evaluator.sensitivity > 0)
+        rehearse_sampler(part.sampler, s.problem, s.job.options("search"), tabled=s.job.evaluator.has_table)
         for name in s.controls:
             with named("compare.controls", name):
                 rehearse_strategy(name, s.problem)
@@ -235,11 +234,14 @@ class Run:
             self._begin(STAGES[stage], asks)
             return evaluate_all(record, executor, asks, stage)
 
-        self._speak()
-        if self._has_table():
-            place, n_widths = self._setting.table_path, self._setting.job.evaluator.sensitivity
-            tabling = measured_table(self._setting.structure, place, n_widths, partial(evaluate, "table"))
-            self._setting = self._setting.with_table((yield from tabling))
+        s = self._setting
+        plan = s.table_plan(record.horizon(s.job.search.trials)) if self._has_table() else None
+        self._speak(plan)
+        if plan is not None:
+            self._tabled = plan
+            self._setting = s.with_table(
+                (yield from measured_table(s.structure, s.table_path(plan), plan, partial(evaluate, "table")))
+            )
         if self._setting.job.evaluator.leaves_tier:
             seed = self._setting.job.search.seed
             found = yield from chosen_tier(self._setting.problem, seed, partial(evaluate, "proxy"))
@@ -262,22 +264,19 @@ class Run:
         self._plan["search"] = self._setting.worth(e.ask for e in told[len(seeds) :])
         self._export(told, (yield from self._finals(record, executor, told)))
 
-    def _speak(self) -> None:
-        """Say which loss, how many samples and which latency table the search goes by."""
+    def _speak(self, plan: Plan | None) -> None:
+        """Say which loss, how many samples, which sensitivity and latency table the search goes by."""
         s, said = self._setting, self._setting.fidelity
         write_event(self.path, "loss", {"name": said.name, "classes": said.classes, "why": said.why})
-        notes = [f"loss {said.name}: {said.why}"] if s.job.objectives.loss == AUTO else []
-        notes += s.said
         if s.latency is not None:
-            notes.append(s.latency.verdict())
             write_event(self.path, "latency", s.latency.summary())
-        self.note = "; ".join(notes)
+        self.note = "; ".join(s.notes(plan))
 
     def _has_table(self) -> bool:
         """Whether the sampler or a control arm works from a sensitivity table, and the job lets it be measured."""
         job, controls = self._setting.job, () if self._alone else self._setting.controls
         wanted = needs(job.search.sampler, job.options("search")).table or any(map(uses_table, controls))
-        return job.evaluator.sensitivity > 0 and wanted
+        return job.evaluator.has_table and wanted
 
     def _seed_asks(self, record: Record) -> Labelled:
         """What the search starts from; alone, only where its sampler wants any, and on its own ledger."""

@@ -10,12 +10,12 @@ from functools import partial
 from pathlib import Path
 
 from autoprune import plugins
-from autoprune.allocation.sensitivity import Table
+from autoprune.allocation.sensitivity import Plan, Table, affordable
 from autoprune.costs._latency_table import LatencyTable
 from autoprune.database.batches import Parts
 from autoprune.database.store import LevelDatabase
 from autoprune.evaluation import Ask, Tier
-from autoprune.evaluator.fidelity import Fidelity
+from autoprune.evaluator.fidelity import AUTO, Fidelity
 from autoprune.evaluator.settings import Settings
 from autoprune.evaluator.tiers import TieredEvaluator
 from autoprune.files.job import Job
@@ -99,12 +99,24 @@ class Setting:
         """What `asks` cost together, in full evaluations at the fitness tier: one that comes again costs nothing."""
         return self.prices.worth(asks, self.tier)
 
-    @property
-    def table_path(self) -> Path:
+    def table_plan(self, ledger: int) -> Plan:
+        """How the sensitivity table is measured: as the job says, or as a search of so many trials can afford."""
+        asked = self.job.evaluator.sensitivity
+        return affordable(self.structure, self.worth, ledger) if asked == "auto" else Plan(max(1, asked))
+
+    def notes(self, plan: Plan | None) -> tuple[str, ...]:
+        """What a user ought to know before the search: its loss, what is special, sensitivity and latency table."""
+        chosen, e = self.fidelity, self.job.evaluator
+        loss = f"loss {chosen.name}: {chosen.why}" if self.job.objectives.loss == AUTO else ""
+        table = plan.said() if plan is not None and e.sensitivity == "auto" else ""
+        latency = "" if self.latency is None else self.latency.verdict()
+        return tuple(filter(None, (loss, *self.said, table, latency)))
+
+    def table_path(self, plan: Plan) -> Path:
         """Where the sensitivity table lies: beside the database, under what its figures depend on."""
         s = self.settings
         loss = (self.fidelity.identity, s.metric, s.direction)
-        what = (*loss, s.calibration, s.precision, self.job.evaluator.sensitivity, self.base.data)
+        what = (*loss, s.calibration, s.precision, plan.identity, self.base.data)
         key = hashlib.sha256(repr(what).encode()).hexdigest()[:8]
         return self.database_path.with_name(f"{self.database_path.stem}-{key}.sensitivity.json")
 
