@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +35,14 @@ class Ingredients:
     def work(self) -> float:
         """What the levels cost, in multiplications: drops and factor are cubic in the columns."""
         return float(sum(len(c.second) * c.second.shape[1] ** 3 for c in self.consumers))
+
+    def on(self, device: torch.device) -> Ingredients:
+        """The same on a device, which then computes."""
+        moved = (
+            replace(c, **{name: getattr(c, name).to(device) for name in ("matrix", "second", "mean", "share")})
+            for c in self.consumers
+        )
+        return replace(self, consumers=tuple(moved))
 
     def levels(self, criterion: Criterion | None, keep: Sequence[int] | None = None) -> Levels:
         """Rank and factorise.

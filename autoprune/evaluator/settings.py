@@ -54,7 +54,11 @@ class Settings:
 
     @property
     def torch_device(self) -> torch.device:
-        """The device; `auto` is a GPU where there is one.
+        """`find_device`."""
+        return self.find_device()
+
+    def find_device(self) -> torch.device:
+        """The device, wherever this is called; `auto` is a GPU where there is one.
 
         Raises:
             InputError: there is no such device here.

@@ -4,24 +4,29 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import ray
 from ray._private import services
-from ray.exceptions import RayError
+from ray.exceptions import RayError, RayTaskError
 from ray.util.serialization import deregister_serializer, register_serializer
 
 from autoprune.errors import InputError, RunError, one_line
-from autoprune.protocols import EvaluatorFactory
 
 if TYPE_CHECKING:
     import torch
 
 CONNECT_S = 5.0
+RETRIES = 3
+"""How often an item is tried again whose node is lost."""
+AHEAD = 2
+"""Items that wait in the object store."""
 
 
 def connect(address: str, runtime_env: Mapping[str, Any] | None = None, cores: int | None = None) -> None:
@@ -88,9 +93,14 @@ def demand(resources: Mapping[str, float] | None) -> dict[str, Any]:
     return {"num_cpus": custom.pop("cpu"), "num_gpus": custom.pop("gpu", 0.0), "resources": custom or None}
 
 
+def _wanted(resources: Mapping[str, float] | None) -> dict[str, float]:
+    """The same by the names that Ray's nodes have for them."""
+    return {{"cpu": "CPU", "gpu": "GPU"}.get(n, n): v for n, v in {"cpu": 1.0, **(resources or {})}.items()}
+
+
 def check_room(resources: Mapping[str, float] | None) -> None:
     """InputError unless one node, or one that the cluster's autoscaler may add, could hold a worker."""
-    wanted = {{"cpu": "CPU", "gpu": "GPU"}.get(n, n): v for n, v in {"cpu": 1.0, **(resources or {})}.items()}
+    wanted = _wanted(resources)
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     if any(all(node.get(name, 0.0) >= value for name, value in wanted.items()) for node in nodes):
         return
@@ -106,15 +116,57 @@ def check_room(resources: Mapping[str, float] | None) -> None:
     )
 
 
-def put(make_evaluator: EvaluatorFactory) -> Any:
-    """The factory in the object store."""
+def spread(
+    function: Callable[[Any], Any], items: Iterable[tuple[int, Any]], resources: Mapping[str, float] | None
+) -> Iterator[tuple[int, Any]]:
+    """(number, what `function` gives) for all items, as they come; those of a node that is lost are tried again.
+
+    No more of them lie in the object store than the cluster can work on, and a few for what joins it.
+    """
+    remote = ray.remote(_apply).options(max_retries=RETRIES, **demand(resources))
+    work, todo, under_way = put(function), iter(items), dict[Any, int]()
+    try:
+        while True:
+            for number, item in islice(todo, max(0, _room(resources) + AHEAD - len(under_way))):
+                under_way[remote.remote([work, put(item)], sys.path)] = number
+            if not under_way:
+                return
+            (reference, *_), _ = ray.wait(list(under_way), num_returns=1)
+            yield under_way.pop(reference), ray.get(reference)
+    except RayTaskError as error:
+        if isinstance(error.cause, InputError):
+            raise InputError(str(error.cause)) from None
+        raise RunError(f"a worker of the Ray cluster failed: {one_line(error.cause)}") from error
+    except (RayError, ConnectionError) as error:
+        raise RunError(f"the Ray cluster is lost: {one_line(error)}; the same command goes on") from error
+    finally:
+        for reference in under_way:
+            ray.cancel(reference, force=True)
+
+
+def _apply(parcels: Sequence[Any], path: Sequence[str]) -> Any:
+    """What the first parcel gives for the second; they are opened where everything can be imported."""
+    sys.path[:] = path
+    function, item = ray.get(list(parcels))
+    return function(item)
+
+
+def _room(resources: Mapping[str, float] | None) -> int:
+    """Workers that the cluster has room for as it is."""
+    wanted = _wanted(resources)
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return sum(min((int(n.get(name, 0.0) / v) for name, v in wanted.items() if v > 0), default=1) for n in nodes)
+
+
+def put(value: Any) -> Any:
+    """A value, such as an evaluator's factory, in the object store."""
     try:
         with _tensors_as_arrays():
-            return ray.put(make_evaluator)
+            return ray.put(value)
     except RayError as error:
         raise RunError(f"executor: no room for the data in Ray's object store: {one_line(error)}") from error
     except Exception as error:  # whatever pickling runs into
-        raise InputError(f"executor: the evaluator's factory cannot be sent to workers: {one_line(error)}") from error
+        raise InputError(f"executor: what workers need cannot be sent: {one_line(error)}") from error
 
 
 @contextmanager

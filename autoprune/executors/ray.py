@@ -7,7 +7,7 @@ import sys
 import time
 import warnings
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any, Literal
@@ -19,7 +19,7 @@ from ray.util.metrics import Counter
 from autoprune.errors import InputError, RunError, one_line
 from autoprune.evaluation import Ask, Evaluation
 from autoprune.executors._asks import Asked, Asks
-from autoprune.executors._ray_cluster import check_room, connect, demand, put
+from autoprune.executors._ray_cluster import check_room, connect, demand, put, spread
 from autoprune.executors._worker import answer, broken, one_thread
 from autoprune.protocols import Evaluator, EvaluatorFactory, WorkerState
 
@@ -116,6 +116,24 @@ class Ray:
         if not ray.is_initialized():
             connect(address or "auto", runtime_env)
         check_room(resources)
+
+    @staticmethod
+    def each(
+        function: Callable[[Any], Any],
+        items: Iterable[tuple[int, Any]],
+        *,
+        address: str | None = None,
+        resources: Mapping[str, float] | None = None,
+        runtime_env: Mapping[str, Any] | None = None,
+    ) -> Iterator[tuple[int, Any]]:
+        """Work that is no ask, anywhere on the cluster: (number, what `function` gives for the item), as they come.
+
+        Raises:
+            InputError: as the function says, or as `check` does.
+            RunError: the cluster is lost, or an item cost several nodes their lives.
+        """
+        Ray.check(address, resources, runtime_env)
+        yield from spread(function, items, resources)
 
     def submit(self, index: int, ask: Ask) -> None:
         """Send `ask` to an idle actor, or queue it."""

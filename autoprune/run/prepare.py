@@ -19,6 +19,7 @@ from autoprune.costs import build_cost
 from autoprune.costs._latency_table import LatencyTable
 from autoprune.criteria import build_criterion, criterion_identity
 from autoprune.database.batches import Parts, StatisticsOnly
+from autoprune.database.makers import Across, Beside, Here, Maker
 from autoprune.database.on_disk import build_file
 from autoprune.database.store import LevelDatabase, database_key
 from autoprune.database.zeros import said_of
@@ -142,10 +143,20 @@ def _built(
     if path.exists():
         return path, 0.0
     started = time.perf_counter()
-    named = {"name": job.criterion.name, "options": job.options("criterion")}
-    workers = job.executor.n_workers if job.executor.kind == "local" else 1
-    build_file(path, model, structure, seen, criterion, named=named, workers=workers)
+    build_file(path, model, structure, seen, criterion, _maker(job))
     return path, time.perf_counter() - started
+
+
+def _maker(job: Job) -> Maker:
+    """Who makes the levels: the executor's cluster, this machine's GPU, or as many processes as evaluate."""
+    executor, settings = plugins.load("executors", job.executor.kind), settings_of(job)
+    if hasattr(executor, "each"):
+        each = partial(executor.each, **plugins.with_paths(executor, job.executor_options))
+        return Across(each, settings.find_device)
+    if settings.torch_device.type == "cuda":
+        return Here(settings.torch_device)
+    named = {"name": job.criterion.name, "options": job.options("criterion")}
+    return Beside(named, job.executor.n_workers if job.executor.kind == "local" else 1)
 
 
 def _base(

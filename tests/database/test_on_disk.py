@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import pickle
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from autoprune import plugins
+from autoprune.database import makers
 from autoprune.database import on_disk as rooms
-from autoprune.database.build import build_database
+from autoprune.database.build import Ingredients, build_database
+from autoprune.database.makers import Across, Beside
 from autoprune.database.on_disk import build_file, building
 from autoprune.database.store import LevelDatabase
 from autoprune.errors import InputError
@@ -47,15 +52,15 @@ def test_a_file_holds_what_memory_would_and_nothing_half_done(tmp_path: Path, fa
 
 def test_a_killed_build_goes_on_with_the_group_that_it_was_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     w, made, path = world("projection"), plugins.load("criteria", "obs")(), tmp_path / "k.safetensors"
-    levels, seen, kill_at = rooms.Ingredients.levels, [], 2
+    levels, seen, kill_at = Ingredients.levels, [], 2
 
-    def watched(self: rooms.Ingredients, *given: object) -> object:
+    def watched(self: Ingredients, *given: object) -> object:
         seen.append(self.group.name)
         if len(seen) == kill_at:
             raise KeyboardInterrupt
         return levels(self, *given)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(rooms.Ingredients, "levels", watched)
+    monkeypatch.setattr(Ingredients, "levels", watched)
     with pytest.raises(KeyboardInterrupt):
         build_file(path, w.model, w.structure, w.seen, made)
     assert not path.exists()
@@ -70,11 +75,28 @@ def test_a_killed_build_goes_on_with_the_group_that_it_was_at(tmp_path: Path, mo
 
 def test_processes_that_help_make_the_same_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     w, made = world("projection"), plugins.load("criteria", "obs")()
-    monkeypatch.setattr(rooms, "WORTH", 1.0)
-    work_off = rooms._work_off
-    monkeypatch.setattr(rooms, "_work_off", lambda *given: ())  # this one leaves all of it to the other
-    build_file(tmp_path / "k.safetensors", w.model, w.structure, w.seen, made, named={"name": "obs"}, workers=2)
-    monkeypatch.setattr(rooms, "_work_off", work_off)
+    monkeypatch.setattr(makers, "WORTH", 1.0)
+    work_off = makers._work_off
+    monkeypatch.setattr(makers, "_work_off", lambda *given: ())  # this one leaves all of it to the other
+    build_file(tmp_path / "k.safetensors", w.model, w.structure, w.seen, made, Beside({"name": "obs"}, 2))
+    monkeypatch.setattr(makers, "_work_off", work_off)
+    assert equal(build_database(w.model, w.structure, w.seen, made), LevelDatabase.open(tmp_path / "k.safetensors"), w)
+
+
+def test_a_cluster_makes_the_same_database_in_whatever_order_it_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    w, made = world("projection"), plugins.load("criteria", "obs")()
+    monkeypatch.setattr(makers, "WORTH", 1.0)
+    numbers = []
+
+    def backwards(function: Callable[[Any], Any], items: Iterable[tuple[int, Any]]) -> Iterator[tuple[int, Any]]:
+        for number, item in reversed(list(items)):
+            numbers.append(number)
+            yield number, function(pickle.loads(pickle.dumps(item)))
+
+    build_file(tmp_path / "k.safetensors", w.model, w.structure, w.seen, made, Across(backwards))
+    assert sorted(numbers) == list(range(len(w.structure)))
     assert equal(build_database(w.model, w.structure, w.seen, made), LevelDatabase.open(tmp_path / "k.safetensors"), w)
 
 

@@ -127,6 +127,36 @@ def scraped(metric: str, worker: str) -> float:
     return total
 
 
+@pytest.mark.usefixtures("cluster")
+def test_work_that_is_no_ask_is_spread_and_its_input_errors_are_the_users() -> None:
+    items = [(i, torch.full((64, 64), float(i))) for i in range(12)]
+    found = dict(Ray.each(lambda t: (float(t.sum()), ray.get_runtime_context().get_node_id()), items, resources=SLOT))
+    assert {i: total for i, (total, _) in found.items()} == {i: 4096.0 * i for i in range(12)}
+    assert len({node for _, node in found.values()}) > 0
+
+    def refuse(item: torch.Tensor) -> None:
+        raise InputError("no such thing")
+
+    with pytest.raises(InputError, match=r"^no such thing$"):
+        list(Ray.each(refuse, items, resources=SLOT))
+
+
+def test_what_a_killed_node_was_at_is_done_elsewhere(cluster: Cluster) -> None:
+    doomed = add_node(cluster, 2)
+
+    def slow(item: int) -> int:
+        time.sleep(1.0)
+        return item * item
+
+    found, gone = {}, False
+    for number, square in Ray.each(slow, [(i, i) for i in range(10)], resources=SLOT):
+        found[number] = square
+        if not gone:
+            cluster.remove_node(doomed, allow_graceful=False)
+            gone = True
+    assert found == {i: i * i for i in range(10)}
+
+
 def test_a_killed_node_costs_no_answer_and_a_new_one_is_used(cluster: Cluster) -> None:
     doomed = add_node(cluster, 2)
     with closing(Ray(OnNode(STRUCTURE, seconds=1.0), 6, resources=SLOT)) as executor:
