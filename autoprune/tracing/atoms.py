@@ -163,6 +163,8 @@ def _components(modules: Mapping[str, nn.Module], axes: Sequence[Axis], found: S
 
 def _split(label: IntArray, axis_of: IntArray, starts: IntArray) -> list[Atoms]:
     """Atoms that touch the same axes with as many positions each, by the first of them; an atom is one `label`."""
+    if len(label) == 0:  # no layer whose channels could be anyone's
+        return []
     order = np.lexsort((np.arange(len(label)), axis_of, label))
     label, axis = label[order], axis_of[order]
     positions = order - starts[axis]

@@ -24,9 +24,6 @@ def private_copy(model: nn.Module, instead: Mapping[int, Any] | None = None) -> 
     """
     _refuse_closed(model)
     twin = copied(model, instead)
-    for module in twin.modules():
-        if unwrapped(module) is not module and hasattr(module, "_orig_mod"):
-            module.__dict__["forward"] = unwrapped(module).__call__  # compiling anew at every width would take minutes
     for parameter in twin.parameters():
         parameter.grad = None
         if parameter.is_floating_point() or parameter.is_complex():
@@ -56,7 +53,7 @@ def sharing(model: nn.Module) -> nn.Module:
 
 
 def copied(model: nn.Module, instead: Mapping[int, Any] | None = None) -> nn.Module:
-    """A deep copy of a lent model as it is, also of one that was just trained.
+    """A deep copy of a lent model as it is, also of one that was just trained; what was compiled runs uncompiled.
 
     `instead` is that of `private_copy`.
 
@@ -82,6 +79,9 @@ def copied(model: nn.Module, instead: Mapping[int, Any] | None = None) -> nn.Mod
         if not isinstance(parameter, nn.Parameter):  # TorchScript's have become plain tensors
             parameter._is_param = True
             parameter.requires_grad_(lent[name].requires_grad)
+    for module in twin.modules():  # whose forward a copy compiles again, for ever other widths and hooks
+        if unwrapped(module) is not module and hasattr(module, "_orig_mod"):
+            module.__dict__["forward"] = unwrapped(module).__call__
     return twin
 
 

@@ -155,3 +155,19 @@ def test_a_copy_of_torchscript_trains_as_the_original_does() -> None:
     twin(X[0]).square().sum().backward()
     optimizer.step()
     assert all(not torch.equal(b, p) for b, p in zip(before, twin.middle.parameters(), strict=True))
+
+
+def test_copies_of_copies_of_a_compiled_model_run_uncompiled() -> None:
+    seen: list[int] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., object]:
+        seen.append(len(inputs))
+        return graph.forward
+
+    model = nn.Sequential(torch.compile(net(), backend=backend))
+    twin = copied(copied(model))
+    expected = net()(*X)
+    assert torch.equal(twin(*X), expected)
+    assert not seen, "nothing was compiled"
+    assert torch.equal(model(*X), expected)
+    assert seen, "the lent model still is"

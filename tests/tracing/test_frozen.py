@@ -286,3 +286,20 @@ def test_what_feeds_a_quantised_layer_is_told_so() -> None:
         structure = analyze(quantised, (torch.randn(2, 5),))
     assert structure.names == ("0",)
     assert structure.frozen["2"].startswith("it feeds '4': a quantised layer keeps its weight packed")
+
+
+class Decides(nn.Module):
+    """Its only output is a number of a class."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scores = nn.Linear(4, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scores(x).argmax(-1)
+
+
+def test_a_model_of_which_no_gradient_comes_back_is_frozen_with_that_reason() -> None:
+    structure = analyze(Decides(), (torch.randn(2, 4),))
+    assert structure.names == ()
+    assert "no gradient path" in structure.frozen["scores"]
