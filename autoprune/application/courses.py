@@ -17,10 +17,11 @@ from safetensors.torch import load_file, save_file
 from scipy.stats import qmc
 from torch import Tensor
 
-from autoprune.database.batches import size
+from autoprune.database.drawn import samples_in
 from autoprune.errors import InputError
 from autoprune.evaluation import Ask
-from autoprune.evaluator.finetune import BATCH_SIZE, Course, Recipe, usual_rate
+from autoprune.evaluator.finetune import Course, Recipe, usual_rate
+from autoprune.evaluator.material import BATCH_SIZE
 from autoprune.evaluator.settings import Settings
 from autoprune.evaluator.tiers import TieredEvaluator
 from autoprune.files import old_form
@@ -169,7 +170,7 @@ class Tuition:
     def _made(self) -> Course:
         e, steps = self._evaluator, self._attempt.epochs * self._per_epoch
         e.stitcher.mark_dirty()  # before the first step: whatever happens in it
-        lesson, at_once = e.lesson(math.ceil(_n_train(e) / BATCH_SIZE)), min(BATCH_SIZE, e.samples.batch_size)
+        lesson, at_once = e.lesson(math.ceil(_n_train(e) / BATCH_SIZE)), e.samples.trained_at_once
         return Course(e.stitcher.model, lesson, steps, e.settings.seed, at_once, self._attempt.recipe)
 
 
@@ -185,7 +186,7 @@ def epoch_steps(evaluator: TieredEvaluator) -> int:
 
 
 def _n_train(evaluator: TieredEvaluator) -> int:
-    return sum(size(batch) for batch in evaluator.task.split("train"))
+    return samples_in(evaluator.task.split("train"))
 
 
 def load_weights(evaluator: TieredEvaluator, policy: Policy, folder: Path) -> None:

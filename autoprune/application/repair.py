@@ -14,11 +14,12 @@ from torch import nn
 from autoprune import plugins
 from autoprune.application.courses import Attempt, Tuition, epoch_steps
 from autoprune.application.training import Recipe, Training, stored_recipe
-from autoprune.database.batches import StatisticsOnly, in_format, size
+from autoprune.database.batches import StatisticsOnly, in_format
 from autoprune.database.build import build_database
+from autoprune.database.drawn import samples_in
 from autoprune.errors import InputError
 from autoprune.evaluation import Ask, Tier
-from autoprune.evaluator.finetune import BATCH_SIZE
+from autoprune.evaluator.material import BATCH_SIZE
 from autoprune.evaluator.precision import Precision
 from autoprune.evaluator.prepared import prepared_model, prepared_parts
 from autoprune.evaluator.settings import Settings
@@ -127,8 +128,7 @@ def _recovered(evaluator: TieredEvaluator, training: Training) -> Mapping[str, A
     epochs = FULL_EPOCHS if training.epochs is None else training.epochs
     if epochs == 0.0:
         return {}
-    n_train = sum(size(batch) for batch in evaluator.task.split("train"))
-    steps = max(1, round(epochs * n_train / BATCH_SIZE))
+    steps = max(1, round(epochs * samples_in(evaluator.task.split("train")) / BATCH_SIZE))
     options = dict(training.options)
     if "learning_rate" in inspect.signature(plugins.load("recovery", training.schedule)).parameters:
         options.setdefault("learning_rate", evaluator.found_rate(steps))

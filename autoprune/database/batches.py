@@ -31,8 +31,8 @@ class Parts:
     """Disjoint parts of the calibration split: a quarter for statistics, half for fitness, a quarter held back.
 
     What repairs is fitted to all of `statistics` at once, however many batches these are; batches of other lengths are
-    batches of their own. `fits` samples go through the model together where only memory decides. `folder` is where the
-    samples lie in files, if they do.
+    batches of their own. `fits` samples go through the model together where only memory decides, `trains` in training.
+    `folder` is where the samples lie in files, if they do.
     """
 
     statistics: Drawn
@@ -41,6 +41,7 @@ class Parts:
     total: int
     layout: torch.memory_format = torch.contiguous_format
     fits: int = 1 << 30
+    trains: int = 1 << 30
     validation: Drawn | None = None
     folder: Path | None = None
 
@@ -174,23 +175,19 @@ def drawing(seed: int) -> Iterator[None]:
 class Pool:
     """Samples to draw from: batches that could not be joined, each with samples of its own."""
 
-    batches: tuple[Batch, ...]
+    batches: Drawn
 
     def __len__(self) -> int:
-        return sum(map(size, self.batches))
+        return self.batches.samples
 
     def pieces(self, index: Tensor) -> Iterator[tuple[int, Batch, Tensor]]:
         """The samples at `index` by the batch that holds them: its number, they as a batch, their places in it."""
-        if len(self.batches) == 1:
-            yield 0, take(self.batches[0], index), index
-            return
         start = 0
-        for number, batch in enumerate(self.batches):
-            stop = start + size(batch)
-            rows = index[(index >= start) & (index < stop)] - start
+        for number, n in enumerate(self.batches.sizes):
+            rows = index if len(self.batches) == 1 else index[(index >= start) & (index < start + n)] - start
             if len(rows):
-                yield number, take(batch, rows), rows
-            start = stop
+                yield number, self.batches.taken(number, rows), rows
+            start += n
 
 
 def in_format(model: nn.Module, memory_format: torch.memory_format) -> nn.Module:

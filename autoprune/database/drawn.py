@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -13,8 +13,9 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten, treespec_dumps, treespec_loads
+from torch.utils.data import DataLoader
 
-from autoprune.database.rows import as_tensors, chunks, cut, joined, kind, samples_of, size, tensors_of
+from autoprune.database.rows import as_tensors, chunks, cut, joined, kind, samples_of, size, take, tensors_of
 from autoprune.errors import InputError, RunError, one_line
 from autoprune.protocols import Batch
 
@@ -65,7 +66,7 @@ class Drawn(Sequence[Batch]):
     @cached_property
     def is_small(self) -> bool:
         """Whether all of it may lie in memory, ready."""
-        return _bytes(self.raw) * (1 if self.ready is None else WIDER) <= SMALL
+        return bytes_of(self.raw) * (1 if self.ready is None else WIDER) <= SMALL
 
     @cached_property
     def sizes(self) -> tuple[int, ...]:
@@ -98,6 +99,12 @@ class Drawn(Sequence[Batch]):
             samples -= n
         return replace(self, raw=tuple(raw), _made=made)
 
+    def taken(self, number: int, index: Tensor) -> Batch:
+        """Samples of one batch, by their places in it."""
+        if self.is_small:
+            return take(self[number], index.to(self.device))
+        return prepare(self._ready(take(self.raw[number], index)), self.device, self.layout)
+
     def on(self, device: torch.device, layout: torch.memory_format) -> Drawn:
         """The same made ready for another device and format."""
         return replace(self, device=device, layout=layout, _made={})
@@ -114,7 +121,23 @@ def total(batches: Sequence[Batch]) -> int:
     return batches.samples if isinstance(batches, Drawn) else sum(map(size, batches))
 
 
-def draw(split: Iterable[Batch], samples: int, folder: Path | None = None) -> Drawn:
+class TooMuchError(Exception):
+    """More was drawn than may be kept."""
+
+
+def samples_in(split: Iterable[Batch]) -> int:
+    """How many samples a split has: as it or its loader says, else counted in a pass over it."""
+    known = getattr(split, "samples", None)
+    if isinstance(known, int):
+        return known
+    loader = getattr(split, "loader", None)
+    if isinstance(loader, DataLoader) and isinstance(loader.batch_size, int) and isinstance(loader.sampler, Sized):
+        n = len(loader.sampler)
+        return n // loader.batch_size * loader.batch_size if loader.drop_last else n
+    return sum(size(as_tensors(batch)) for batch in split)
+
+
+def draw(split: Iterable[Batch], samples: int, folder: Path | None = None, most: int | None = None) -> Drawn:
     """The first `samples` samples of a split, joined into as few batches as their shapes allow; usually one.
 
     A split may have more than its batches: `stored()`, the same ones in the type in which they should be kept, and
@@ -123,6 +146,7 @@ def draw(split: Iterable[Batch], samples: int, folder: Path | None = None) -> Dr
 
     Raises:
         InputError: the split yields no batch.
+        TooMuchError: it would be more than `most` bytes.
     """
     stored = getattr(split, "stored", None)
     source: Iterable[Batch] = split if stored is None else stored()
@@ -130,11 +154,13 @@ def draw(split: Iterable[Batch], samples: int, folder: Path | None = None) -> Dr
     n, held, before = 0, 0, None
     for batch in source:
         part = cut(as_tensors(batch), 0, samples - n)
-        n, held, alike = n + size(part), held + _bytes(part), kind(part)
+        n, held, alike = n + size(part), held + bytes_of(part), kind(part)
         if not runs or alike is None or alike != before:
             runs.append(_Run(len(runs)))
         runs[-1].add(part)
         before = alike
+        if most is not None and held > most:
+            raise TooMuchError
         if folder is not None and held > SMALL:
             for run in runs:
                 run.spill(folder)
@@ -234,7 +260,8 @@ def _is_plain(batch: Batch) -> bool:
     return n is not None and all(isinstance(t, Tensor) and t.dim() and len(t) % n == 0 for t in leaves)
 
 
-def _bytes(tree: Any) -> int:
+def bytes_of(tree: Any) -> int:
+    """What the tensors of a tree take."""
     return sum(t.numel() * t.element_size() for t in tensors_of(tree))
 
 

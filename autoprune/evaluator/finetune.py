@@ -11,33 +11,29 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from autoprune.database.batches import Pool, chunks, drawing, gather, prepare
-from autoprune.database.rows import size, take_rows
 from autoprune.errors import InputError
 from autoprune.evaluator.fidelity import Fidelity
+from autoprune.evaluator.material import BATCH_SIZE, Material, Portion, Step
 from autoprune.evaluator.precision import Precision, computing
 from autoprune.evaluator.repair import Folded
-from autoprune.protocols import Batch, Progress, Task
+from autoprune.protocols import Batch, Progress
 from autoprune.tracing.one_thread import one_thread
-from autoprune.tracing.outputs import faithful
 from autoprune.tracing.sound_gradients import SoundGradients
 from autoprune.tracing.wiring import Site, batch_norms
 
-BATCH_SIZE = 128
 MAX_NORM = 1.0
 """Largest gradient norm: with fixed statistics a batch norm no longer tames a large step."""
 
 
 @dataclass(frozen=True)
 class Lesson:
-    """Training samples, the dense outputs for each of their batches, the loss between outputs; how to compute it fast.
+    """Training samples with the dense outputs, the loss between outputs; how to compute it fast.
 
     `sites` say which batch norm can be folded into which weight; `task_loss` is the task's own, for a recipe that does
     not distil alone. The zeros of `patterned` weights stay.
     """
 
-    samples: Pool
-    teacher: tuple[Tensor, ...]
+    material: Material
     outputs: Callable[[nn.Module, Batch], Tensor]
     fidelity: Fidelity
     sites: Mapping[str, Site]
@@ -55,22 +51,6 @@ class Recipe:
 
     learning_rate: float | None = None
     distillation: float = 1.0
-
-
-def training_samples(task: Task, steps: int, seed: int, device: torch.device, layout: torch.memory_format) -> Pool:
-    """The first training samples, as many as `steps` can use; a loader that shuffles or augments draws from `seed`."""
-    with drawing(seed):
-        drawn = gather(task.split("train"), steps * BATCH_SIZE)
-    return Pool(tuple(prepare(batch, device, layout) for batch in drawn))
-
-
-def taught(
-    task: Task, dense: nn.Module, samples: Pool, at_once: int, precision: Precision = "fp32"
-) -> tuple[Tensor, ...]:
-    """The dense outputs for each batch of `samples`."""
-    with torch.no_grad(), computing(dense, precision):
-        parts = [[faithful(task, dense, b) for b in chunks(batch, at_once)] for batch in samples.batches]
-    return tuple(torch.cat(part) for part in parts)
 
 
 class Course:
@@ -98,6 +78,7 @@ class Course:
         self._alive = [(p, p.detach() != 0) for name, p in model.named_parameters() if name in lesson.patterned]
         self._optimizer = _optimizer(model, bool(batch_norms(model)), self._recipe.learning_rate)
         self._peak = self._optimizer.defaults["lr"]
+        self._source: Iterator[Step] | None = None
         self._chance: list[Tensor] = []  # states of the generators that dropout draws from; none before the first step
 
     @one_thread()
@@ -108,7 +89,8 @@ class Course:
             ArithmeticError: the loss is not finite.
         """
         model, stop, seen = self._model, min(self.done + steps, self._steps), 0
-        order = islice(_batches(len(self._lesson.samples), stop, self._seed), self.done, None)
+        if self._source is None:
+            self._source = self._lesson.material.steps(self.done, self._steps, self._seed, self._at_once)
         model.train().requires_grad_(True)
         for norm in batch_norms(model).values():
             norm.eval()
@@ -116,10 +98,10 @@ class Course:
         try:
             with torch.enable_grad(), precise, torch.random.fork_rng(devices=[]):
                 self._seed_chance()
-                for index in order:
-                    self._step(index)
-                    seen += len(index)
-                self._chance = _chance(self._lesson.teacher[0].device)
+                for samples, portions in islice(self._source, stop - self.done):
+                    self._step(portions)
+                    seen += samples
+                self._chance = _chance(self._lesson.material.device)
         finally:
             self.seen += seen
             model.zero_grad(set_to_none=True)
@@ -138,12 +120,12 @@ class Course:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where the course of `state` stood; the model must have its weights of then."""
-        self.done, self._chance = int(state["done"]), list(state["chance"])
+        self.done, self._chance, self._source = int(state["done"]), list(state["chance"]), None
         self._optimizer.load_state_dict(state["optimizer"])
 
-    def _step(self, index: Tensor) -> None:
+    def _step(self, portions: Iterable[Portion]) -> None:
         self._optimizer.zero_grad(set_to_none=True)
-        loss = _backward(self._model, self._lesson, index, self._at_once, self._recipe.distillation)
+        loss = _backward(self._model, self._lesson, portions, self._recipe.distillation)
         if not math.isfinite(loss):
             raise ArithmeticError(f"the fine-tuning loss is {loss} at step {self.done}")
         self.loss = loss
@@ -163,20 +145,17 @@ class Course:
             return
         torch.set_rng_state(self._chance[0])
         if len(self._chance) > 1:
-            torch.cuda.set_rng_state(self._chance[1], self._lesson.teacher[0].device)
+            torch.cuda.set_rng_state(self._chance[1], self._lesson.material.device)
 
 
-def _backward(model: nn.Module, lesson: Lesson, index: Tensor, at_once: int, distillation: float) -> float:
-    """Gradients of the samples at `index`; returns their loss."""
+def _backward(model: nn.Module, lesson: Lesson, portions: Iterable[Portion], distillation: float) -> float:
+    """Gradients of the samples of a step; returns their loss."""
     total = 0.0
-    for part in index.to(lesson.teacher[0].device).split(at_once):
-        for number, batch, rows in lesson.samples.pieces(part):
-            teacher = lesson.teacher[number]
-            right = take_rows(teacher, rows, len(teacher) // size(lesson.samples.batches[number]))
-            with SoundGradients(), Folded(model, lesson.sites):
-                loss = _loss(model, lesson, batch, right, distillation) * (len(rows) / len(index))
-            loss.backward()
-            total += loss.item()
+    for portion in portions:
+        with SoundGradients(), Folded(model, lesson.sites):
+            loss = _loss(model, lesson, portion.batch, portion.teacher, distillation) * portion.share
+        loss.backward()
+        total += loss.item()
     return total
 
 
@@ -209,16 +188,6 @@ def _optimizer(model: nn.Module, convolutional: bool, rate: float | None) -> tor
 def _chance(device: torch.device) -> list[Tensor]:
     states = [torch.get_rng_state()]
     return [*states, torch.cuda.get_rng_state(device)] if device.type == "cuda" else states
-
-
-def _batches(samples: int, steps: int, seed: int) -> Iterator[Tensor]:
-    """Indices of each step's batch: whole batches of one random order after the other."""
-    generator, order = torch.Generator().manual_seed(seed), torch.empty(0, dtype=torch.long)
-    for _ in range(steps):
-        if len(order) < min(BATCH_SIZE, samples):
-            order = torch.randperm(samples, generator=generator)
-        yield order[:BATCH_SIZE]
-        order = order[BATCH_SIZE:]
 
 
 def _rate(step: int, warm: int, steps: int) -> float:

@@ -53,30 +53,35 @@ def with_room(attempt: Callable[[], T], make_room: Callable[[], bool]) -> T:
         trim_heap()
 
 
-def samples_at_once(forward: Callable[[], object], samples: int, memory: int, device: torch.device) -> int:
-    """How many samples may go through a model together; `forward` runs it on `samples` of them.
+def samples_at_once(forward: Callable[[], object], samples: int, memory: int, device: torch.device) -> tuple[int, int]:
+    """How many samples may go through a model together, and in training; `forward` runs it on `samples` of them.
 
     So many that the tensors that the largest call reads and writes fit into an eighth of `memory`: what is alive at a
-    time is about twice as much. A multiple of 8, and no fewer.
+    time is about twice as much. In training all that calls return is alive; half of the memory is for that. Multiples
+    of 8 and 4, and no fewer.
     """
-    room = memory // SHARE
+    room, training = memory // SHARE, memory // 2
     if device.type == "cuda":
-        room = int(torch.cuda.get_device_properties(device).total_memory) // GPU_SHARE
+        there = int(torch.cuda.get_device_properties(device).total_memory)
+        room, training = there // GPU_SHARE, there // 4
     with torch.no_grad(), _Largest() as seen:
         forward()
+    few = FEWEST // 2
     fits: int = room * samples // max(1, seen.bytes) // FEWEST * FEWEST
-    return max(FEWEST, fits)
+    trains: int = training * samples // max(1, seen.returned) // few * few
+    return max(FEWEST, fits), max(few, trains)
 
 
 class _Largest(TorchFunctionMode):
-    """Bytes of the tensors of the largest call, parameters apart."""
+    """Bytes of the tensors of the largest call, parameters apart, and of all that calls return."""
 
-    bytes = 0
+    bytes = returned = 0
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         held = {id(t): t for t in tree_leaves((args, kwargs, out)) if type(t) is Tensor}
         self.bytes = max(self.bytes, sum(t.numel() * t.element_size() for t in held.values()))
+        self.returned += sum(t.numel() * t.element_size() for t in tree_leaves(out) if type(t) is Tensor)
         return out
 
 

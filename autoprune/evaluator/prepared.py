@@ -106,8 +106,8 @@ def fitted(parts: Parts, task: Task, settings: Settings, model: nn.Module) -> Pa
     device = settings.torch_device
     parts = parts.on(device)
     few = prepare(parts.statistics.first(2)[0], device, parts.layout)
-    fits = samples_at_once(lambda: faithful(task, model, few), size(few), settings.memory, device)
-    return replace(parts, fits=fits)
+    fits, trains = samples_at_once(lambda: faithful(task, model, few), size(few), settings.memory, device)
+    return replace(parts, fits=fits, trains=trains)
 
 
 def resolved_precision(

@@ -13,6 +13,7 @@ from autoprune.database.batches import Parts, bucketed, size
 from autoprune.database.drawn import Drawn, draw
 from autoprune.evaluation import Split
 from autoprune.evaluator.dense_reference import Reference, observe, observe_all
+from autoprune.evaluator.material import BATCH_SIZE
 from autoprune.evaluator.memory import FEWEST, with_room
 from autoprune.evaluator.precision import Precision
 from autoprune.evaluator.shared_reference import TargetFiles
@@ -51,6 +52,11 @@ class Samples:
         self._references: dict[tuple[Split, int, int, int], Reference] = {}
         self._own: dict[tuple[int, int], Seen] = {}
         self._sites: Mapping[str, Site] = {}
+
+    @property
+    def trained_at_once(self) -> int:
+        """Samples of a training step that go through together."""
+        return min(BATCH_SIZE, self.batch_size, self.parts.trains)
 
     def look(self, sites: Mapping[str, Site]) -> None:
         """Run the dense model on the statistics samples; `seen` is what it saw."""

@@ -24,7 +24,7 @@ from autoprune.errors import InputError, did_you_mean, one_line
 from autoprune.evaluation import Ask, Evaluation, Split
 from autoprune.evaluator.dense_reference import Reference
 from autoprune.evaluator.fidelity import Tally
-from autoprune.evaluator.finetune import BATCH_SIZE, Course, Lesson, Recipe, taught, training_samples, usual_rate
+from autoprune.evaluator.finetune import Course, Lesson, Recipe, usual_rate
 from autoprune.evaluator.keep_best import (
     PROBE_STEPS,
     Kept,
@@ -36,6 +36,7 @@ from autoprune.evaluator.keep_best import (
     scorings,
 )
 from autoprune.evaluator.lock_step import Meet, OutOfStepError, in_step
+from autoprune.evaluator.material import material_for
 from autoprune.evaluator.memory import is_out_of_memory, trim_heap, with_room
 from autoprune.evaluator.one_pass import Once, repeating
 from autoprune.evaluator.precision import cast, computing, repeatable
@@ -150,15 +151,16 @@ class TieredEvaluator:
 
     @one_thread()
     def lesson(self, steps: int) -> Lesson:
-        """The first training samples, as many as `steps` can use, with the dense outputs; the last one is kept."""
+        """What a fine-tune of `steps` learns from; the last one is kept."""
         if self._lesson is None or self._lesson[0] != steps:
-            samples = training_samples(self.task, steps, self.settings.seed, self.device, self.parts.layout)
-            teacher = taught(self.task, self.dense, samples, self.samples.batch_size, self.precision)
+            at_once, seed = self.samples.batch_size, self.settings.seed
+            material = material_for(
+                self.task, self.dense, steps, seed, self.parts.layout, at_once=at_once, precision=self.precision
+            )
             self._lesson = (
                 steps,
                 Lesson(
-                    samples,
-                    teacher,
+                    material,
                     partial(faithful, self.task),
                     self.measure,
                     sites=self._all_sites,
@@ -305,7 +307,7 @@ class TieredEvaluator:
 
     def _course(self, steps: int, rate: float, schedule: int | None = None) -> Course:
         """A fine-tune of the resident model from where it stands, on the lesson of `steps`."""
-        lesson, at_once = self.lesson(steps), min(BATCH_SIZE, self.samples.batch_size)
+        lesson, at_once = self.lesson(steps), self.samples.trained_at_once
         self.stitcher.mark_dirty()  # before the first step: whatever happens in it
         return Course(self.stitcher.model, lesson, schedule or steps, self.settings.seed, at_once, Recipe(rate))
 

@@ -8,11 +8,12 @@ from functools import partial
 import torch
 from torch import nn
 
-from autoprune.database.rows import cut
+from autoprune.database.drawn import draw
 from autoprune.database.zeros import patterned_weights
 from autoprune.errors import InputError
 from autoprune.evaluator.fidelity import AUTO, fidelity_for
-from autoprune.evaluator.finetune import Course, Lesson, Recipe, taught, training_samples
+from autoprune.evaluator.finetune import Course, Lesson, Recipe
+from autoprune.evaluator.material import material_for
 from autoprune.evaluator.prepared import LOOKED_AT, fast_format
 from autoprune.protocols import Progress, Task
 from autoprune.tracing.one_thread import one_thread
@@ -49,11 +50,12 @@ class OneShot:
 
 @one_thread()
 def _lesson(dense: nn.Module, task: Task, steps: int, seed: int, loss: str) -> Lesson:
-    """The first training samples, as many as `steps` can use, with the dense outputs."""
+    """What a course of `steps` learns from."""
     device = next((p.device for p in dense.parameters()), torch.device("cpu"))
-    samples = training_samples(task, steps, seed, device, fast_format(task, dense))
-    measure = fidelity_for(task, dense, cut(samples.batches[0], 0, LOOKED_AT), loss)
+    layout = fast_format(task, dense)
+    samples = draw(task.split("train"), LOOKED_AT).on(device, layout)
+    measure = fidelity_for(task, dense, samples[0], loss)
     sites = find_sites(dense, task.example_inputs())
-    teacher = taught(task, dense, samples, AT_ONCE)
+    material = material_for(task, dense, steps, seed, layout, at_once=AT_ONCE)
     keep = patterned_weights(dense)
-    return Lesson(samples, teacher, partial(faithful, task), measure, sites, task_loss=task.loss, patterned=keep)
+    return Lesson(material, partial(faithful, task), measure, sites, task_loss=task.loss, patterned=keep)

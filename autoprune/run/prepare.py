@@ -27,8 +27,8 @@ from autoprune.errors import InputError, did_you_mean
 from autoprune.evaluation import Tier
 from autoprune.evaluator.checks import check_data
 from autoprune.evaluator.fidelity import AUTO
-from autoprune.evaluator.finetune import BATCH_SIZE
 from autoprune.evaluator.keep_best import scorings
+from autoprune.evaluator.material import BATCH_SIZE
 from autoprune.evaluator.prepared import drawn_once, prepared_model, resolved_fidelity, resolved_precision
 from autoprune.evaluator.samples import Samples
 from autoprune.evaluator.settings import COSTS, Settings

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from autoprune.database.batches import Parts, Pool, chunks, drawing, gather, split_at
+from autoprune.database.drawn import Drawn
 from autoprune.database.rows import as_tensors, cut, kind, samples_of, size, take
 from autoprune.errors import InputError
 
@@ -132,7 +133,7 @@ def test_parts_of_batches_in_one_piece_hold_one_at_least_each() -> None:
 
 
 def test_a_pool_draws_from_each_of_its_batches() -> None:
-    pool = Pool((torch.zeros(3, 2), torch.ones(4, 5)))
+    pool = Pool(Drawn((torch.zeros(3, 2), torch.ones(4, 5))))
     assert len(pool) == 7
     found = {number: (batch.shape, rows.tolist()) for number, batch, rows in pool.pieces(torch.tensor([6, 0, 3, 2]))}
     assert found == {0: ((2, 2), [0, 2]), 1: ((2, 5), [3, 0])}

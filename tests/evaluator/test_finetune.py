@@ -12,9 +12,11 @@ import torch
 from torch import nn
 
 from autoprune.database.batches import Pool
+from autoprune.database.drawn import Drawn
 from autoprune.errors import InputError
 from autoprune.evaluator.fidelity import Fidelity
 from autoprune.evaluator.finetune import Course, Lesson, Recipe, _loss
+from autoprune.evaluator.material import Repeated
 from autoprune.losses.kl import kl
 from autoprune.tracing.wiring import find_sites
 from tests.small import World, world
@@ -25,7 +27,7 @@ def lesson_of(w: World) -> Lesson:
     with torch.no_grad():
         teacher = w.task.outputs(w.model, samples)
     sites = find_sites(w.model, w.task.example_inputs())
-    return Lesson(Pool((samples,)), (teacher,), w.task.outputs, Fidelity("kl", -1, kl), sites)
+    return Lesson(Repeated(Pool(Drawn((samples,))), (teacher,)), w.task.outputs, Fidelity("kl", -1, kl), sites)
 
 
 def student_of(w: World) -> nn.Module:
@@ -73,7 +75,9 @@ def test_every_parameter_learns_and_statistics_stay() -> None:
 def test_a_loss_that_is_not_finite_stops_the_training() -> None:
     w = world("plain", samples=256)
     lesson = lesson_of(w)
-    broken = replace(lesson, teacher=(torch.full_like(lesson.teacher[0], float("inf")),))
+    assert isinstance(lesson.material, Repeated)
+    wrong = torch.full_like(lesson.material.teacher[0], float("inf"))
+    broken = replace(lesson, material=replace(lesson.material, teacher=(wrong,)))
     with pytest.raises(ArithmeticError, match="the fine-tuning loss is nan at step 0"):
         Course(student_of(w), broken, 2, 0).advance(2)
 
@@ -126,7 +130,8 @@ def test_the_rate_rises_over_a_tenth_of_the_steps_and_falls_as_a_cosine_to_nothi
 def test_the_loss_is_the_weighted_sum_of_distillation_and_the_tasks_own() -> None:
     w = world("plain")
     lesson, student = replace(lesson_of(w), task_loss=w.task.loss), student_of(w)
-    given = lesson.samples.batches[0], lesson.teacher[0]
+    assert isinstance(lesson.material, Repeated)
+    given = lesson.material.samples.batches[0], lesson.material.teacher[0]
     whole, none, part = (_loss(student, lesson, *given, share).item() for share in (1.0, 0.0, 0.2))
     assert whole != pytest.approx(none)
     assert part == pytest.approx(0.2 * whole + 0.8 * none)
