@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 from autoprune.errors import InputError, did_you_mean
 
 Role = Literal["produce", "carry", "consume"]
-FINGERPRINT_VERSION = 2
+FINGERPRINT_VERSION = 3
 """To be raised whenever the same model gets another fingerprint: more is found in it, or more of it is hashed."""
 Kind = Literal["channel", "head", "kv_group", "neuron", "block", "weight"]
 

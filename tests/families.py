@@ -185,7 +185,7 @@ class SharedConv(nn.Module):
 
 FAMILIES: dict[str, Family] = {
     "plain": Family(PlainCnn, (3, 8, 8), {"conv1": 8, "conv2": 12, "fc1": 20}),
-    "padded": Family(lambda: Residual(False), (3, 8, 8), {"a1.0": 8, "b1.0": 16}),
+    "padded": Family(lambda: Residual(False), (3, 8, 8), {"conv1": 8, "a1.0": 8, "b1.0": 16}),
     "projection": Family(lambda: Residual(True), (3, 8, 8), {"conv1": 8, "a1.0": 8, "b1.0": 16, "down.0": 16}),
     "densenet": Family(DenseNet, (3, 8, 8), {"stem": 8, "conv1": 6, "conv2": 6, "transition": 10}),
     "mobilenet": Family(

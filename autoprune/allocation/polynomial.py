@@ -10,7 +10,7 @@ import numpy as np
 from autoprune.errors import InputError
 from autoprune.policy import IntArray
 from autoprune.protocols import FloatArray
-from autoprune.structure import Structure, TensorSpec
+from autoprune.structure import Group, Structure, TensorSpec
 
 Affine = tuple[int, tuple[tuple[int, int], ...]]
 """A size as a function of the widths: constant + sum of coefficient * widths[group]."""
@@ -102,13 +102,23 @@ def _sizes(structure: Structure) -> dict[tuple[str, int], Affine]:
     shapes = {spec.name: spec.shape for op in structure.ops for spec in op.tensors}
     sizes: dict[tuple[str, int], tuple[int, dict[int, int]]] = {}
     for index, group in enumerate(structure.groups):
-        for piece in group.slices:
-            if piece.tensor not in shapes:
-                raise InputError(f"group {group.name!r}: no operation owns its tensor {piece.tensor!r}")
-            if piece.count is not None and (piece.first, piece.count) != (0, group.width):
-                raise InputError(f"group {group.name!r}: its width alone does not say how {piece.tensor!r} shrinks")
-            key = (piece.tensor, piece.dim)
-            constant, slopes = sizes.setdefault(key, (shapes[piece.tensor][piece.dim], {}))
-            slopes[index] = slopes.get(index, 0) + piece.repeat
-            sizes[key] = (constant - piece.repeat * group.width, slopes)
+        for key, each in _positions_an_atom(group).items():
+            if key[0] not in shapes:
+                raise InputError(f"group {group.name!r}: no operation owns its tensor {key[0]!r}")
+            constant, slopes = sizes.setdefault(key, (shapes[key[0]][key[1]], {}))
+            slopes[index] = each
+            sizes[key] = (constant - each * group.width, slopes)
     return {key: (constant, tuple(sorted(slopes.items()))) for key, (constant, slopes) in sizes.items()}
+
+
+def _positions_an_atom(group: Group) -> dict[tuple[str, int], int]:
+    """(tensor, dim) -> positions that each atom owns there; slices may hold some of the atoms each."""
+    owned: dict[tuple[str, int], IntArray] = {}
+    for piece in group.slices:
+        count = group.width if piece.count is None else piece.count
+        held = owned.setdefault((piece.tensor, piece.dim), np.zeros(group.width, dtype=np.int64))
+        held[piece.first : piece.first + count] += piece.repeat
+    for (tensor, _), held in owned.items():
+        if (held != held[0]).any():
+            raise InputError(f"group {group.name!r}: its width alone does not say how {tensor!r} shrinks")
+    return {key: int(held[0]) for key, held in owned.items()}

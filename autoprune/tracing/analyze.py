@@ -12,12 +12,21 @@ from torch.utils._pytree import tree_leaves
 
 from autoprune.structure import Group, Structure
 from autoprune.tracing.atoms import Candidate, candidates, numbered
-from autoprune.tracing.certify import Proof, failures
+from autoprune.tracing.certify import failures
 from autoprune.tracing.copies import private_copy, quiet_random_state
 from autoprune.tracing.couple import closures
 from autoprune.tracing.observe import observe
 from autoprune.tracing.ops import with_groups
-from autoprune.tracing.reasons import below, doubted, explain, known_reason, lost_reason, module_reasons
+from autoprune.tracing.reasons import (
+    below,
+    doubted,
+    explain,
+    known_reason,
+    lost_reason,
+    module_reasons,
+    worth_another_look,
+)
+from autoprune.tracing.second_look import Settled, second_look
 from autoprune.tracing.watch import Trace, is_producer
 
 WORTH_SAYING_S = 2.0
@@ -71,16 +80,25 @@ def analyzed(model: nn.Module, example_inputs: Any, *, seed: int = 0) -> Analysi
         modules = module_reasons(twin, trace)
         frozen = {c.name: reason for c in found if (reason := known_reason(c, trace, modules))}
         open_ = [c for c in found if c.name not in frozen]
-        proof = Proof({}, 0, look.small)
+        settled = Settled((), 0, look.small)
         if open_:
             doubtful = [c.name for c in open_ if doubted(c, trace)]
             proof = failures(twin, look, _groups(open_), True, doubtful)
             frozen |= {c.name: explain(c, trace, proof.failed[c.name]) for c in open_ if c.name in proof.failed}
-        alive = [c for c in open_ if c.name not in frozen]
-        said = _all_frozen(twin, trace, found, _groups(alive), frozen, modules)
-    groups = _renamed(alive)
+            alive = tuple(c for c in open_ if c.name not in frozen)
+            settled = Settled(alive, proof.passes, proof.example)
+        if any(worth_another_look(reason) for reason in frozen.values()):
+            settled = second_look(twin, look, settled)
+        said = _all_frozen(twin, trace, found, settled.alive, frozen, modules)
+    groups = _renamed(sorted(settled.alive, key=lambda c: _rank(c, trace)))
     structure = Structure(groups, with_groups(look.ops, groups), said)
-    return Analysis(structure, proof.passes, proof.example.inputs, time.process_time() - begun)
+    return Analysis(structure, settled.passes, settled.example.inputs, time.process_time() - begun)
+
+
+def _rank(candidate: Candidate, trace: Trace) -> tuple[int, int]:
+    """By the first call of what makes the channels, then by where they lie in it."""
+    made = [s for s in candidate.group.slices if s.role == "produce"] if candidate.group is not None else []
+    return trace.order.get(candidate.producers[0], len(trace.order)), min((s.offset for s in made[:1]), default=0)
 
 
 def _groups(some: Sequence[Candidate]) -> tuple[Group, ...]:
@@ -91,13 +109,13 @@ def _all_frozen(
     model: nn.Module,
     trace: Trace,
     found: Sequence[Candidate],
-    groups: Sequence[Group],
+    alive: Sequence[Candidate],
     frozen: dict[str, str],
     modules: dict[str, str],
 ) -> dict[str, str]:
     """Reasons of frozen groups, of the other producers that share their channels, and of modules outside all groups."""
-    alive = {g.name for g in groups}
-    pruned = {producer for c in found if c.name in alive for producer in c.producers}
+    slices = [s for g in _groups(alive) for s in g.slices if s.role != "consume"]
+    pruned = {p for c in alive for p in c.producers} | {s.tensor.rpartition(".")[0] for s in slices}
     said: dict[str, str] = {}
     for candidate in found:  # the parts of one producer get along with one entry
         if candidate.name in frozen and candidate.producers[0] not in {*pruned, *said}:
@@ -107,7 +125,7 @@ def _all_frozen(
             if candidate.name in frozen and producer not in {*pruned, *said}:
                 said[producer] = f"shares its channels with {candidate.name}: {frozen[candidate.name].split('; ')[0]}"
     for name, module in model.named_modules():
-        if name in modules and name not in said:
+        if name in modules and name not in {*said, *pruned}:
             said[name or "(model)"] = modules[name]
         elif is_producer(module) and name not in {*said, *pruned} and not any(below(name, m) for m in modules):
             said[name] = lost_reason(name, module, trace)

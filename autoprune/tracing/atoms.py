@@ -15,11 +15,14 @@ from autoprune.structure import Group, Role, Slice
 from autoprune.tracing.couple import Closure, Reach, Side
 from autoprune.tracing.slim import named_tensors
 from autoprune.tracing.spread import IntArray
-from autoprune.tracing.watch import is_depthwise, is_producer
+from autoprune.tracing.watch import is_depthwise, is_producer, multiplies
 
 ROLES: Mapping[Side, Role] = {"out": "produce", "in": "consume", "carry": "carry"}
 Atoms = dict[int, IntArray]
 """Atoms that are laid out alike: axis index -> their positions, ascending, [atoms, positions of one]."""
+
+MOST_RUNS = 8
+"""Parts with steps of their own into which channels that meet the same layers may fall."""
 
 NORMS = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
 
@@ -58,23 +61,24 @@ class Candidate:
 def candidates(model: nn.Module, closures: Sequence[Closure], order: Mapping[str, int]) -> tuple[Candidate, ...]:
     """All candidates, in execution order of their first producer. `order` ranks the modules by their first call."""
     modules = dict(model.named_modules())
-    axes = _axes(modules, dict(model.named_parameters()), closures)
+    axes = _axes(modules, named_tensors(model), closures)
     owned = _components(modules, axes, closures)
     late = len(order)
     makers = {a: (order.get(axis.name, late), axis.name) for a, axis in enumerate(axes) if axis.side == "out"}
-    alike = [atoms for atoms in owned if any(a in makers for a in atoms)]
+    made = [atoms for atoms in owned if any(a in makers for a in atoms)]
+    alike = [run for atoms in made for run in _runs(atoms, _maker(atoms, makers))]
     names = {id(t): n for n, t in named_tensors(model).items()}
     relatives = _relatives([{axes[a].name for a in atoms if a in makers} for atoms in alike])
     ordered = sorted(alike, key=lambda atoms: _rank(atoms, makers))
-    made = [sorted((a for a in atoms if a in makers), key=makers.__getitem__) for atoms in ordered]
-    labels = numbered([axes[producers[0]].name for producers in made])
+    makes = [sorted((a for a in atoms if a in makers), key=makers.__getitem__) for atoms in ordered]
+    labels = numbered([axes[producers[0]].name for producers in makes])
     found = []
-    for label, atoms, producers in zip(labels, ordered, made, strict=True):
-        order_made = np.argsort(atoms[producers[0]][:, 0], kind="stable")
-        group, reason = _group(label, {a: table[order_made] for a, table in atoms.items()}, axes, modules, names)
+    for label, atoms, producers in zip(labels, ordered, makes, strict=True):
+        group, reason = _group(label, atoms, axes, modules, names)
         touched = tuple(dict.fromkeys(axes[a].name for a in atoms))
         made_by = tuple(axes[a].name for a in producers)
-        found.append(Candidate(label, len(order_made), made_by, touched, relatives[made_by[0]], group, reason))
+        width = len(atoms[producers[0]])
+        found.append(Candidate(label, width, made_by, touched, relatives[made_by[0]], group, reason))
     return tuple(found)
 
 
@@ -97,24 +101,47 @@ def _relatives(families: Sequence[set[str]]) -> dict[str, tuple[str, ...]]:
     return {name: tuple(sorted(family)) for family in joined for name in family}
 
 
+def _maker(atoms: Atoms, makers: Mapping[int, tuple[int, str]]) -> int:
+    return min((a for a in atoms if a in makers), key=makers.__getitem__)
+
+
 def _rank(atoms: Atoms, makers: Mapping[int, tuple[int, str]]) -> tuple[int, int]:
-    first = min((a for a in atoms if a in makers), key=makers.__getitem__)
+    first = _maker(atoms, makers)
     return makers[first][0], int(atoms[first].min())
 
 
-def _axes(modules: Mapping[str, nn.Module], parameters: Mapping[str, Tensor], found: Sequence[Closure]) -> list[Axis]:
+def _runs(atoms: Atoms, maker: int) -> list[Atoms]:
+    """Atoms in the order in which `maker` makes them, cut where they go on at another step: parts of a split.
+
+    Whole where that would be a patchwork.
+    """
+    order = np.argsort(atoms[maker][:, 0], kind="stable")
+    atoms = {a: table[order] for a, table in atoms.items()}
+    steps = np.concatenate([np.diff(table, axis=0) for table in atoms.values()], 1)
+    cuts, start = [0], 0
+    for i in range(1, len(order)):
+        if (steps[i - 1] != steps[start]).any():
+            cuts.append(i)
+            start = min(i, len(steps) - 1)
+    sizes = np.diff([*cuts, len(order)])
+    if len(cuts) == 1 or len(cuts) > MOST_RUNS or sizes.min() < 2:
+        return [atoms]
+    return [{a: table[i : i + n] for a, table in atoms.items()} for i, n in zip(cuts, sizes, strict=True)]
+
+
+def _axes(modules: Mapping[str, nn.Module], tensors: Mapping[str, Tensor], found: Sequence[Closure]) -> list[Axis]:
     axes: dict[Axis, None] = {}
     for closure in found:
         for reach in closure.reaches:
-            axes[_axis(reach, modules, parameters)] = None
+            axes[_axis(reach, modules, tensors)] = None
     return list(axes)
 
 
-def _axis(reach: Reach, modules: Mapping[str, nn.Module], parameters: Mapping[str, Tensor]) -> Axis:
+def _axis(reach: Reach, modules: Mapping[str, nn.Module], tensors: Mapping[str, Tensor]) -> Axis:
     if reach.lost:
         return Axis(reach.name, reach.side, 0, None, reach.lost)
     if reach.dim is not None:
-        return Axis(reach.name, reach.side, int(parameters[reach.name].shape[reach.dim]), reach.dim)
+        return Axis(reach.name, reach.side, int(tensors[reach.name].shape[reach.dim]), reach.dim)
     return Axis(reach.name, reach.side, axis_size(modules[reach.name], reach.side))
 
 
@@ -128,6 +155,8 @@ def axis_size(module: nn.Module, side: str) -> int:
         return module.num_embeddings if side == "in" else module.embedding_dim
     if isinstance(module, NORMS):
         return int(module.num_features)
+    if isinstance(module, nn.GroupNorm):
+        return int(module.num_channels) if module.affine else 0
     if isinstance(module, nn.PReLU):
         return int(module.num_parameters)
     return 0
@@ -135,14 +164,14 @@ def axis_size(module: nn.Module, side: str) -> int:
 
 def _components(modules: Mapping[str, nn.Module], axes: Sequence[Axis], found: Sequence[Closure]) -> list[Atoms]:
     """Atoms, those that are alike together: connected components of the relation "goes together"."""
-    index = {(axis.name, axis.side): i for i, axis in enumerate(axes)}
+    index = {(axis.name, axis.side, axis.dim): i for i, axis in enumerate(axes)}
     sizes = [max(axis.size, 1) for axis in axes]
     starts = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
     left, right = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
     for closure in found:
-        root = index[closure.root, "out"]
+        root = index[closure.root, closure.side, closure.dim]
         for reach in closure.reaches:
-            a = index[reach.name, reach.side]
+            a = index[reach.name, reach.side, reach.dim]
             if 1 in (axes[a].size, axes[root].size):  # one channel is broadcast to many, it does not go with them
                 continue
             positions, roots = reach.positions, reach.roots
@@ -189,6 +218,8 @@ def _period(module: nn.Module | None, side: str) -> int:
     """Channels of one conv group on this side; all conv groups stay alike, so positions a period apart go together."""
     if not isinstance(module, nn.modules.conv._ConvNd) or module.groups == 1 or is_depthwise(module):
         return 0
+    if multiplies(module):  # what goes with what is made of it: `probe` says so
+        return 0
     return (module.in_channels if side == "in" else module.out_channels) // module.groups
 
 
@@ -221,7 +252,7 @@ def _places(
 ) -> Iterable[tuple[str, int, Role, int]]:
     """(tensor, dim, role, period) of every tensor along an axis; period is 0 but within a grouped conv's weight."""
     if axis.dim is not None:
-        return [(axis.name, axis.dim, "carry", 0)]
+        return [(axis.name, axis.dim, ROLES[axis.side], 0)]
     module = modules[axis.name]
     role = ROLES[axis.side]
     period = _period(module, axis.side)

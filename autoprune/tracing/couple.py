@@ -47,10 +47,15 @@ class Reach:
 
 @dataclass(frozen=True, slots=True)
 class Closure:
-    """Everything that torch-pruning would cut together with the output channels of module `root`."""
+    """Everything that would be cut together with the channels on a side of `root`: the output of a module.
+
+    `dim` is the dimension of a raw tensor, and None for a module.
+    """
 
     root: str
     reaches: tuple[Reach, ...]
+    side: Side = "out"
+    dim: int | None = None
 
 
 def closures(model: nn.Module, inputs: Sequence[Any]) -> tuple[Closure, ...]:

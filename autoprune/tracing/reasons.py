@@ -11,7 +11,7 @@ from torch.nn.utils import parametrize
 from autoprune.tracing.atoms import NORMS, Candidate, axis_size
 from autoprune.tracing.certify import CRASH
 from autoprune.tracing.slim import expected_attributes
-from autoprune.tracing.watch import Trace, is_producer
+from autoprune.tracing.watch import Trace, is_producer, multiplies
 
 OUTPUT = "its channels are the model's output"
 RECURRENT = "recurrent layers are not pruned"
@@ -20,15 +20,20 @@ ATTENTION = "attention is not pruned by channels"
 QUANTISED = "a quantised layer keeps its weight packed, and that is not narrowed: prune first, quantise afterwards"
 SCRIPT = "TorchScript is compiled and cannot be cut: use the plain nn.Module that it was made of"
 
+DECIDES = "decides by the data"
+
 CLOSED = (RECURRENT, ATTENTION, SCRIPT, QUANTISED)
 
 
-def module_reasons(model: nn.Module, trace: Trace) -> dict[str, str]:
-    """Module name -> why its own tensors may not be narrowed; modules that are fine are left out."""
+def module_reasons(model: nn.Module, trace: Trace, firm: bool = False) -> dict[str, str]:
+    """Module name -> why its own tensors may not be narrowed; modules that are fine are left out.
+
+    Some reasons only hold for channels that a graph follows; those that hold anyway are `firm`.
+    """
     found: dict[str, str] = {}
     for name, module in model.named_modules():
         said = any(below(name, other) for other in found)  # what is inside a module goes with it
-        if not said and (reason := _module_reason(name, module, trace)):
+        if not said and (reason := _module_reason(name, module, trace, firm)):
             found[name] = reason
     return found
 
@@ -44,6 +49,11 @@ def known_reason(candidate: Candidate, trace: Trace, modules: Mapping[str, str])
     if not any(s.role == "consume" for s in candidate.group.slices):
         return explain(candidate, trace, NO_READER)
     return explain(candidate, trace, "its channels could only go all together") if candidate.width < 2 else ""
+
+
+def worth_another_look(reason: str) -> bool:
+    """Whether what is frozen for `reason` might be followed in another way."""
+    return reason != OUTPUT and not any(words in reason for words in (*CLOSED, DECIDES))
 
 
 def explain(candidate: Candidate, trace: Trace, complaint: str) -> str:
@@ -75,7 +85,7 @@ def _decision(candidate: Candidate, trace: Trace) -> str:
     """The module that branches on data which the channels are part of, or which holds layers of theirs."""
     for place, function in trace.decisions.items():
         if any(below(m, place) for m in candidate.modules) or _feeds(candidate, trace, trace.inputs.get(place, ())):
-            return f"{_place(place)} decides by the data (Tensor.{function}), so one trace does not show every branch"
+            return f"{_place(place)} {DECIDES} (Tensor.{function}), so one trace does not show every branch"
     return ""
 
 
@@ -98,13 +108,17 @@ def lost_reason(name: str, module: nn.Module, trace: Trace) -> str:
     return "the trace loses it: no gradient path leads from it to the output (torch.no_grad, detach, or unused)"
 
 
-def _module_reason(name: str, module: nn.Module, trace: Trace) -> str:
+def _module_reason(name: str, module: nn.Module, trace: Trace, firm: bool) -> str:
     if reason := _closed(module):
         return reason
     own = list(module.parameters(recurse=False))
+    if not firm and multiplies(module):
+        return "a depthwise convolution with a multiplier makes several channels of each"
     if parametrize.is_parametrized(module) or _computes_weight(module):
         return "its weight is computed from other tensors (weight_norm, spectral_norm or another parametrization)"
     if isinstance(module, nn.GroupNorm) and module.num_groups > 1:
+        if firm and module.affine:
+            return ""
         share = module.num_channels // module.num_groups
         over = f"each {share} neighbouring channels" if share > 1 else "each channel by itself"
         return f"GroupNorm normalises over {over}, and its groups are not narrowed"
@@ -112,11 +126,12 @@ def _module_reason(name: str, module: nn.Module, trace: Trace) -> str:
         return f"{type(module).__name__} normalises over all its channels"
     if isinstance(module, NORMS) and not expected_attributes(module):
         return f"{type(module).__name__} without parameters and statistics cannot tell its width"
-    if reason := _used_elsewhere(name, own, trace):
+    if reason := _used_elsewhere(name, own, trace, firm):
         return reason
-    if own and name not in trace.order:
+    if own and name not in trace.order and not (firm and any(id(p) in trace.touched for p in own)):
         return _unreached(own, trace)
-    known = axis_size(module, "out") or not own or not type(module).__module__.startswith("torch.")
+    plain = firm and isinstance(module, nn.ParameterList | nn.ParameterDict)
+    known = axis_size(module, "out") or plain or not own or not type(module).__module__.startswith("torch.")
     return "" if known else f"autoprune does not know how to narrow {type(module).__name__}"
 
 
@@ -131,12 +146,12 @@ def _closed(module: nn.Module) -> str:
     return f"{ATTENTION} (MultiheadAttention)" if isinstance(module, nn.MultiheadAttention) else ""
 
 
-def _used_elsewhere(name: str, own: Sequence[nn.Parameter], trace: Trace) -> str:
+def _used_elsewhere(name: str, own: Sequence[nn.Parameter], trace: Trace, firm: bool) -> str:
     for parameter in own:
         users = trace.users.get(id(parameter), set())
         if foreign := users.difference(trace.owners.get(id(parameter), ())):
             return f"its weights are used outside its own forward (in {_place(min(foreign))})"
-        if len(users) > 1:
+        if len(users) > 1 and not firm:
             return f"{trace.shared[name]}, and both use it"
     return ""
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from autoprune.errors import InputError, did_you_mean
 from autoprune.structure import Group, Role, Slice, Structure
+from autoprune.tracing.watch import multiplies
 
 Keep = Mapping[str, Sequence[int]]
 """Group name -> kept atoms, ascending, in original coordinates; a group that is not named keeps all."""
@@ -84,12 +85,15 @@ def positions_of(part: Slice, atoms: Tensor) -> Tensor:
 def set_attributes(model: nn.Module, structure: Structure | None = None) -> None:
     """Make in_channels, out_features, num_features, groups and the like agree with the tensors.
 
-    A conv is depthwise if its attributes say so, or, where a `structure` is given, if it carries a group: only then
-    is a grouped conv with one channel left in each conv group told from a depthwise one.
+    A conv is depthwise if its attributes say so, or, where a `structure` is given, if it carries a group (with a
+    multiplier: if an atom owns all that is made of a channel): only then is a grouped conv with one channel left in
+    each conv group told from a depthwise one.
     """
     carried = None
+    multiplied = {f"{n}.weight": m.out_channels // m.groups for n, m in model.named_modules() if multiplies(m)}
     if structure is not None:
-        carried = {s.tensor for g in structure.groups for s in g.slices if s.role == "carry"}
+        slices = [s for g in structure.groups for s in g.slices]
+        carried = {s.tensor for s in slices if s.role == "carry" or 1 < s.repeat == multiplied.get(s.tensor)}
     for name, module in model.named_modules():
         for attribute, value in expected_attributes(module, None if carried is None else f"{name}.weight" in carried):
             if getattr(module, attribute) != value:
@@ -112,6 +116,10 @@ def expected_attributes(module: nn.Module, carries: bool | None = None) -> list[
         return [("num_embeddings", weight.shape[0]), ("embedding_dim", weight.shape[1])]
     if isinstance(module, nn.PReLU):
         return [("num_parameters", weight.numel())]
+    if isinstance(module, nn.GroupNorm):
+        share = module.num_channels // module.num_groups
+        many = module.num_groups > 1  # whole norm groups go
+        return [("num_channels", len(weight)), ("num_groups", len(weight) // share if many else 1)]
     return []
 
 
@@ -123,8 +131,9 @@ def named_tensors(model: nn.Module) -> dict[str, Tensor]:
 def _conv_attributes(conv: nn.modules.conv._ConvNd, weight: Tensor, carries: bool | None) -> list[tuple[str, object]]:
     groups = conv.groups
     looks_depthwise = groups > 1 and groups == conv.in_channels == conv.out_channels
-    if weight.shape[1] == 1 and (looks_depthwise if carries is None else carries):
-        groups = weight.shape[0]
+    each = max(conv.out_channels // max(conv.groups, 1), 1) if multiplies(conv) else 1
+    if weight.shape[1] == 1 and (looks_depthwise or each > 1 if carries is None else carries):
+        groups = weight.shape[0] // each
     sides = [weight.shape[0], weight.shape[1] * groups]
     inner, outer = sides if conv.transposed else sides[::-1]
     return [("in_channels", inner), ("out_channels", outer), ("groups", groups)]

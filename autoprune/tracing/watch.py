@@ -114,6 +114,13 @@ def is_depthwise(module: nn.Module) -> bool:
     return module.groups == module.in_channels == module.out_channels
 
 
+def multiplies(module: nn.Module) -> bool:
+    """Whether a conv makes several channels of every channel by itself: depthwise with a multiplier."""
+    if not isinstance(module, nn.modules.conv._ConvNd) or module.transposed:
+        return False
+    return 1 < module.groups == module.in_channels < module.out_channels
+
+
 @contextmanager
 def _hooks(model: nn.Module, trace: Trace, stack: list[str]) -> Iterator[None]:
     handles, closed = [], []
@@ -215,7 +222,7 @@ class _Watcher(TorchFunctionMode):
             return
         x = args[0] if args else kwargs["input"]
         weight = args[1] if len(args) > 1 else kwargs["weight"]
-        if id(weight) not in self._trace.owners:
+        if id(weight) not in self._names:
             return
         self._trace.users.setdefault(id(weight), set()).add(here)
         use = self._trace.uses.setdefault(id(weight), WeightUse())

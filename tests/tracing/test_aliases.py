@@ -24,7 +24,7 @@ def test_a_module_under_two_names_goes_by_the_first() -> None:
     assert {s.tensor.split(".")[0] for s in structure.groups[0].slices} == {"stem", "c"}
 
 
-def test_one_weight_in_two_layers_is_the_reason() -> None:
+def test_what_one_weight_in_two_layers_reads_goes_together() -> None:
     def way(m: Any, x: Tensor) -> Tensor:
         x = F.relu(m.free(x))
         y: Tensor = m.o(F.relu(m.p(F.relu(m.a(x)))) + F.relu(m.q(F.relu(m.b(x)))))
@@ -34,12 +34,11 @@ def test_one_weight_in_two_layers_is_the_reason() -> None:
     q, p = model.get_submodule("q"), model.get_submodule("p")
     q.weight = p.weight
     structure = analyze(model, X)
-    assert structure.names == ("free",)
-    assert structure.frozen["p"] == "its weight is one Parameter with that of 'q', and both use it"
-    assert structure.frozen["a"].startswith("it meets 'p': its weight is one Parameter")
+    assert {g.name: g.width for g in structure} == {"free": 6, "a": 8, "p": 9}
+    assert {s.tensor for s in structure.group("a").slices if s.role == "produce"} >= {"a.weight", "b.weight"}
 
 
-def test_one_scale_in_two_norms_is_the_reason() -> None:
+def test_what_one_scale_in_two_norms_scales_goes_together() -> None:
     def way(m: Any, x: Tensor) -> Tensor:
         y: Tensor = m.o(F.relu(m.second(m.b(F.relu(m.first(m.a(x)))))))
         return y
@@ -47,11 +46,11 @@ def test_one_scale_in_two_norms_is_the_reason() -> None:
     model = Way(way, a=conv(3, 8), first=nn.BatchNorm2d(8), b=conv(8, 8), second=nn.BatchNorm2d(8), o=conv(8, 2))
     model.get_submodule("second").weight = model.get_submodule("first").weight
     structure = analyze(model, X)
-    assert structure.names == ()
-    assert structure.frozen["a"].startswith("its weight is one Parameter with that of 'second'")
+    assert {g.name: g.width for g in structure} == {"a": 8}
+    assert {s.tensor for s in structure.group("a").slices if s.role == "produce"} >= {"a.weight", "b.weight"}
 
 
-def test_raw_parameters_of_a_list_are_not_called_unreached() -> None:
+def test_raw_parameters_of_a_list_are_narrowed_too() -> None:
     class Scales(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -61,7 +60,7 @@ def test_raw_parameters_of_a_list_are_not_called_unreached() -> None:
             return x * self.scales[0]
 
     model = Way(lambda m, x: m.c(m.s(m.a(x))), a=conv(3, 8), s=Scales(), c=conv(8, 2))
-    assert "outside of any forward of its own" in analyze(model, X).frozen["a"]
+    assert ("s.scales.0", 0) in {(s.tensor, s.dim) for s in analyze(model, X).group("a").slices}
 
 
 def test_a_group_is_called_as_its_module_is() -> None:
@@ -72,11 +71,13 @@ def test_a_group_is_called_as_its_module_is() -> None:
     assert analyze(model, (torch.randn(2, 5),)).names == ("layer#1", "layer#2")
 
 
-def test_norms_over_parts_of_the_channels_say_over_how_many() -> None:
-    said = []
-    for groups in (1, 2, 8):
+def test_of_norms_over_parts_of_the_channels_whole_parts_go() -> None:
+    widths = []
+    for groups in (2, 8):
         model = Way(lambda m, x: m.c(m.n(m.a(x))), a=conv(3, 8), n=nn.GroupNorm(groups, 8), c=conv(8, 2))
-        said.append(analyze(model, X).frozen["a"].split(": ")[1])
-    assert said[0] == "GroupNorm normalises over all its channels"
-    assert said[1].startswith("GroupNorm normalises over each 4 neighbouring channels")
-    assert said[2].startswith("GroupNorm normalises over each channel by itself")
+        widths.append({g.name: g.width for g in analyze(model, X)})
+    assert widths == [{"a": 2}, {"a": 8}]
+    plain = Way(lambda m, x: m.c(m.n(m.a(x))), a=conv(3, 8), n=nn.GroupNorm(2, 8, affine=False), c=conv(8, 2))
+    assert "GroupNorm normalises over each 4 neighbouring channels" in analyze(plain, X).frozen["a"]
+    over_all = Way(lambda m, x: m.c(m.n(m.a(x))), a=conv(3, 8), n=nn.GroupNorm(1, 8), c=conv(8, 2))
+    assert analyze(over_all, X).frozen["a"].endswith("GroupNorm normalises over all its channels")

@@ -27,13 +27,16 @@ def test_every_family_has_the_expected_groups_alive(name: str) -> None:
     assert not set(structure.frozen) & set(structure.names)
 
 
-def test_the_cifar_resnet_has_its_nine_inner_groups_and_says_why_the_stream_is_frozen() -> None:
+def test_the_cifar_resnet_has_its_nine_inner_groups_and_the_stream_that_padding_shifts() -> None:
     structure = analyze(resnet20(), (torch.zeros(2, 3, 32, 32).normal_(generator=torch.Generator().manual_seed(0)),))
     widths = {f"layer{stage}.{block}.conv1": 8 * 2**stage for stage in (1, 2, 3) for block in range(3)}
-    assert {g.name: g.width for g in structure.groups} == widths
-    stream = ["conv1", *(f"layer{stage}.{block}.conv2" for stage in (1, 2, 3) for block in range(3))]
-    assert all("padded" in structure.frozen[name] for name in stream)
-    assert structure.frozen["linear"] == "its channels are the model's output"
+    assert {g.name: g.width for g in structure.groups} == {"conv1": 16, **widths}
+    stream = structure.group("conv1")
+    stages = {"conv1": 0, "layer1": 0, "layer2": 8, "layer3": 24}
+    assert all(s.offset == stages[s.tensor.split(".")[0]] for s in stream.slices if s.role == "produce")
+    reads = {s.tensor: s.offset for s in stream.slices if s.role == "consume"}
+    assert (reads["layer2.0.conv1.weight"], reads["layer3.0.conv1.weight"], reads["linear.weight"]) == (0, 8, 24)
+    assert dict(structure.frozen) == {"linear": "its channels are the model's output"}
 
 
 def test_groups_come_in_execution_order_and_not_in_the_order_of_registration() -> None:

@@ -45,7 +45,9 @@ def test_channels_that_are_used_by_their_number_are_frozen_whatever_the_weights(
             o=conv(6, 5),
         )
         structure = analyze(model, (X,), seed=seed)
-        assert structure.names == ("free", "b")
+        assert {"free", "b"} <= set(structure.names)
+        moved = {s.offset: g.width for g in structure for s in g.slices if s.tensor == "a.weight" and s.dim == 0}
+        assert moved == ({2: 14} if name == "two are a flow" else {})  # behind the two that stay all may go
 
 
 class Gate(nn.Module):

@@ -43,12 +43,6 @@ def between(middle: nn.Module, width: int = 8, out: int = 8) -> nn.Module:
     )
 
 
-class Shuffle(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        n, c, h, w = x.shape
-        return x.view(n, 2, c // 2, h, w).transpose(1, 2).reshape(n, c, h, w)
-
-
 class Flip(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x.flip(1)
@@ -67,11 +61,6 @@ class Branch(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.one(x) if x.mean() > 0 else self.two(x)
         return y
-
-
-class Pad(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return F.pad(x, (0, 0, 0, 0, 2, 2))
 
 
 class Sequence(nn.Module):
@@ -95,9 +84,6 @@ class SelfAttention(nn.Module):
 
 
 MIDDLES: dict[str, tuple[Callable[[], nn.Module], int, int, str]] = {
-    "pixel shuffle": (lambda: nn.PixelShuffle(2), 8, 2, "pixel_shuffle"),
-    "channel shuffle by hand": (Shuffle, 8, 8, "channel shuffle"),
-    "channel shuffle module": (lambda: nn.ChannelShuffle(2), 8, 8, "channel_shuffle"),
     "lstm": (lambda: Sequence(nn.LSTM(8, 8, batch_first=True)), 8, 8, "recurrent layers are not pruned (LSTM)"),
     "gru": (lambda: Sequence(nn.GRU(8, 8, batch_first=True)), 8, 8, "recurrent layers are not pruned (GRU)"),
     "attention module": (
@@ -109,14 +95,11 @@ MIDDLES: dict[str, tuple[Callable[[], nn.Module], int, int, str]] = {
     "attention by hand": (SelfAttention, 8, 8, "activations are multiplied with activations"),
     "weight norm": (lambda: nn.utils.parametrizations.weight_norm(conv(8, 8)), 8, 8, "parametrization"),
     "spectral norm": (lambda: nn.utils.parametrizations.spectral_norm(conv(8, 8)), 8, 8, "parametrization"),
-    "group norm": (lambda: nn.GroupNorm(2, 8), 8, 8, "GroupNorm normalises over each 4 neighbouring channels"),
     "layer norm": (lambda: nn.LayerNorm([8, 8, 8]), 8, 8, "LayerNorm normalises over all its channels"),
     "softmax": (lambda: nn.Softmax(1), 8, 8, "softmax runs over its channels"),
     "mean over channels": (ChannelMean, 8, 8, "reduced to one value (mean over the channels)"),
     "flip": (Flip, 8, 8, "flip runs over its channels"),
-    "padding": (Pad, 8, 12, "padded with constants"),
     "data-dependent branch": (Branch, 8, 8, "'middle' decides by the data"),
-    "instance norm without tensors": (lambda: nn.InstanceNorm2d(8), 8, 8, "cannot tell its width"),
 }
 
 

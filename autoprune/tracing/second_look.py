@@ -1,0 +1,96 @@
+"""What the first look froze, looked at again: channels as the probe follows them, and parts that must shrink alike."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+
+from autoprune.structure import Group
+from autoprune.tracing.atoms import Candidate, candidates, numbered
+from autoprune.tracing.certify import failures
+from autoprune.tracing.inputs import Example
+from autoprune.tracing.observe import Look
+from autoprune.tracing.probe import probed
+from autoprune.tracing.reasons import known_reason, module_reasons
+from autoprune.tracing.slim import positions_of
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """Candidates whose groups are proved; passes of the model that it took, and on which inputs."""
+
+    alive: tuple[Candidate, ...]
+    passes: int
+    example: Example
+
+
+def second_look(twin: nn.Module, look: Look, first: Settled) -> Settled:
+    """`first` and what else is proved; `twin` is a private copy of the model and has other weights afterwards."""
+    trace = look.trace
+    try:
+        found = candidates(twin, probed(twin, look.small.inputs), trace.order)
+    except Exception:  # a forward may refuse the mode that looks at it, and the first look stands
+        return first
+    modules = module_reasons(twin, trace, firm=True)
+    free = _free(found, first.alive)
+    open_ = [c for c in free if c.group is not None and not known_reason(c, trace, modules)]
+    tried = _tried(twin, look, first, _named(first.alive, open_)) if open_ else first
+    alike = _alike(_free(open_, tried.alive))
+    return _tried(twin, look, tried, _named(tried.alive, alike)) if alike else tried
+
+
+def _tried(twin: nn.Module, look: Look, known: Settled, new: Sequence[Candidate]) -> Settled:
+    both = [c.group for c in (*known.alive, *new) if c.group is not None]
+    proof = failures(twin, look, both, True, [c.name for c in new])
+    alive = tuple(c for c in (*known.alive, *new) if c.name not in proof.failed)
+    return Settled(alive, known.passes + proof.passes, proof.example)
+
+
+def _free(found: Sequence[Candidate], alive: Sequence[Candidate]) -> list[Candidate]:
+    """Those of `found` that no group in `alive` shares a position with."""
+    taken: dict[tuple[str, int], set[int]] = defaultdict(set)
+    for candidate in alive:
+        for key, positions in _positions(candidate):
+            taken[key].update(positions)
+    return [c for c in found if not any(taken[key].intersection(positions) for key, positions in _positions(c))]
+
+
+def _positions(candidate: Candidate) -> list[tuple[tuple[str, int], list[int]]]:
+    if candidate.group is None:
+        return []
+    atoms = torch.arange(candidate.group.width)
+    return [((s.tensor, s.dim), positions_of(s, atoms).tolist()) for s in candidate.group.slices]
+
+
+def _alike(open_: Sequence[Candidate]) -> list[Candidate]:
+    """Parts of one layer that are as wide as each other, as one group: a forward may cut in equal shares."""
+    parts: dict[tuple[str, int], list[Candidate]] = defaultdict(list)
+    for candidate in open_:
+        parts[candidate.producers[0], candidate.width].append(candidate)
+    return [_together(some) for some in parts.values() if len(some) > 1]
+
+
+def _together(parts: Sequence[Candidate]) -> Candidate:
+    groups = [c.group for c in parts if c.group is not None]
+    slices = dict.fromkeys(s for g in groups for s in g.slices)
+    first = parts[0]
+    return replace(
+        first,
+        producers=tuple(dict.fromkeys(p for c in parts for p in c.producers)),
+        modules=tuple(dict.fromkeys(m for c in parts for m in c.modules)),
+        group=Group(first.name, groups[0].kind, first.width, tuple(slices), groups[0].grid),
+    )
+
+
+def _named(known: Sequence[Candidate], new: Sequence[Candidate]) -> list[Candidate]:
+    """`new` under names that are free."""
+    names = numbered([*(c.name for c in known), *(c.name for c in new)])[len(known) :]
+    return [
+        replace(c, name=name, group=replace(c.group, name=name))
+        for c, name in zip(new, names, strict=True)
+        if c.group is not None
+    ]
