@@ -42,6 +42,19 @@ def names(folder: Folder) -> tuple[str, ...]:
     return tuple(sorted(found))
 
 
+SHIPPED = {
+    "criteria": ("bn_scale", "l1_norm", "l2_norm", "obs", "random", "taylor"),
+    "costs": ("bytes", "latency", "macs", "params"),
+    "losses": ("bernoulli_kl", "cosine", "kl", "mse"),
+}
+"""What records of evaluations know by its name alone; any other file is told by its source."""
+
+
+def is_users(folder: Folder, name: str) -> bool:
+    """Whether a plug-in may change under its name: "module:attribute", or a file that somebody put into the folder."""
+    return name not in SHIPPED.get(folder, ())
+
+
 OPTUNA_NAMES = ("random", "tpe", "nsga2", "nsga3", "gp", "cmaes", "qmc")
 """Samplers that live together in samplers/optuna_bridge.py, the exception to one file a name."""
 

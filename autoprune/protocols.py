@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, cast, get_args, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
+from autoprune.errors import InputError
 from autoprune.evaluation import Ask, Evaluation
 from autoprune.policy import IntArray, Policy
 from autoprune.structure import Group, Structure
@@ -25,6 +26,14 @@ FloatArray = npt.NDArray[np.float64]
 Direction = Literal["maximize", "minimize"]
 FitnessTier = Literal["stitch", "refit", "tune"]
 SPLITS = ("calibration", "validation", "test", "train")
+
+
+def check_directions(directions: Mapping[str, object]) -> Mapping[str, Direction]:
+    """The directions of a task's metrics; InputError for one that is none."""
+    for name, way in directions.items():
+        if way not in get_args(Direction):
+            raise InputError(f"directions: {name!r} is {way!r}; allowed: {', '.join(get_args(Direction))}")
+    return cast("Mapping[str, Direction]", directions)
 
 
 @runtime_checkable

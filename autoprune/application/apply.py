@@ -81,13 +81,25 @@ def apply(
         model,
         example_inputs,
         task,
-        settings or searched_settings(point, Settings()),
+        settings or _searched(point, task),
         trusted_criterion(point, () if criterion is None else (criterion,)),
         training,
     )
     facts = {**applied.facts, "task": point.base.task or None}
     remember(applied.model, applied.kept, facts, f"point {point.id}")
     return applied.model
+
+
+def _searched(point: Point, task: Task | None) -> Settings:
+    """The settings of the search; InputError where a repair needs a loss that is the user's own."""
+    settings, loss = searched_settings(point, Settings()), str(point.base.space.get("loss", ""))
+    if task is not None and ":" in loss:
+        raise InputError(
+            f"the point was found with the loss {loss!r}, which is none of autoprune's own; a file is data, so nothing "
+            f"is imported for it: give settings=searched_settings(point, Settings(loss={loss!r})), from "
+            "autoprune.application.repair and autoprune.evaluator.settings"
+        )
+    return settings
 
 
 @one_thread()

@@ -117,7 +117,8 @@ def check_free(out: Path) -> None:
     inside = {path.name for path in out.iterdir()}
     if inside & {"study.journal", "front.csv", "job.yaml", "database"}:
         raise InputError(f"--out {out} holds the front of a search, which apply would overwrite; choose another folder")
-    foreign = sorted(inside - OURS)
+    ours = OURS | {Path(str(name)).name for name in _facts(out).get("files") or ()}  # a format of the user's own
+    foreign = sorted(n for n in inside - OURS if not any(n == o or n.startswith(f"{o}.") for o in ours))
     if foreign or (inside and not inside & {FACTS, OLD_FACTS}):
         what = foreign or sorted(inside)
         raise InputError(

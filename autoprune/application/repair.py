@@ -26,7 +26,7 @@ from autoprune.evaluator.settings import Settings
 from autoprune.evaluator.tiers import TieredEvaluator
 from autoprune.front import Point
 from autoprune.policy import Policy
-from autoprune.protocols import Criterion, Task
+from autoprune.protocols import Criterion, Task, check_directions
 from autoprune.recovery import build_recovery
 from autoprune.structure import Structure
 from autoprune.tracing.copies import copied
@@ -85,10 +85,14 @@ def repaired(
 def searched_settings(point: Point, own: Settings) -> Settings:
     """The settings of the search as far as the point knows them, `own` for the rest: the figures are to be the same."""
     space = point.base.space
-    loss = space.get("loss", point.losses.get("validation", {}).get("name"))
+    minimised = point.losses.get("validation", {}).get("name")
+    loss, ways = space.get("loss", minimised), check_directions(point.base.directions)
+    metric = space.get("metric", minimised if minimised in ways and minimised != loss else own.metric)
     return replace(
         own,
         loss=loss if loss in plugins.names("losses") else own.loss,
+        metric=metric,
+        direction=None if metric is None else ways.get(metric, own.direction),
         calibration=int(space.get("calibration", own.calibration)),
         validation=int(space.get("validation", own.validation)),
     )

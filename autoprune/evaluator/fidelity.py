@@ -30,7 +30,7 @@ class Fidelity:
     @property
     def identity(self) -> str:
         """What its values depend on beside the outputs: name and axis, and the source of a user's own."""
-        own = f" {plugins.source_digest(self.measure)}" if ":" in self.name else ""
+        own = f" {plugins.source_digest(self.measure)}" if plugins.is_users("losses", self.name) else ""
         return f"{self.name}{own} along {self.classes}"
 
     def __call__(self, outputs: Tensor, dense: Tensor) -> Tensor:

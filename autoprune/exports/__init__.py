@@ -110,7 +110,7 @@ def _written(name: str, model: nn.Module, inputs: tuple[Any, ...], wanted: Any, 
         except Exception as error:  # exporters fail in many ways; each means that this model cannot be exported
             raise RunError(f"cannot export to {name}: {root_line(error)}") from error
         if got is None:
-            warnings.warn(f"{target} is written, but nothing here can run it, so it is not compared", stacklevel=3)
+            warnings.warn(f"{target.name} is written, but nothing here can run it, so it is not compared", stacklevel=3)
         else:
             _compare(got, wanted, target)
     return target
@@ -120,13 +120,13 @@ def _compare(got: Any, wanted: Any, target: Path) -> None:
     """RunError where the outputs of the file are not the eager ones."""
     pairs = list(zip(float_tensors(got), float_tensors(wanted), strict=False))
     if not pairs:
-        raise RunError(f"{target}: it gives no outputs to compare with the eager model's")
+        raise RunError(f"{target.name}: it gives no outputs to compare with the eager model's")
     for mine, eager in pairs:
         if mine.shape != eager.shape:
-            raise RunError(f"{target}: its outputs are {list(mine.shape)}, the eager model's {list(eager.shape)}")
+            raise RunError(f"{target.name}: its outputs are {list(mine.shape)}, the eager model's {list(eager.shape)}")
         difference = float((mine.double() - eager.double()).norm() / eager.double().norm().clamp_min(1e-12))
         if not difference <= TOLERANCE:
-            raise RunError(f"{target}: its outputs differ from the eager model's by {difference:.2g} (relative)")
+            raise RunError(f"{target.name}: its outputs differ from the eager model's by {difference:.2g} (relative)")
 
 
 @contextmanager

@@ -251,6 +251,10 @@ class Job(Part):
             mine = getattr(self, part)
             if key not in mine.model_fields_set:
                 parts[part] = mine.model_copy(update={key: getattr(getattr(old, part), key)})
+        loss, before = self.objectives.loss, old.objectives.loss
+        if isinstance(loss, MetricLoss) and isinstance(before, MetricLoss) and loss.direction is None:
+            said = loss.model_copy(update={"direction": before.direction})
+            parts["objectives"] = self.objectives.model_copy(update={"loss": said})
         return self.model_copy(update=parts)
 
     def search_space(self) -> Space:

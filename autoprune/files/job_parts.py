@@ -125,10 +125,10 @@ class CriterionPart(Part):
 
 
 class MetricLoss(Part):
-    """One of the task's own metrics as the loss of the search."""
+    """One of the task's own metrics as the loss of the search; it is the task that says which way is better."""
 
     metric: str
-    direction: Direction = "maximize"
+    direction: Direction | None = None
 
 
 def _loss_branch(value: object) -> str:

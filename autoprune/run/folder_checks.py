@@ -85,7 +85,7 @@ def forget(folder: Path, database: Path, samples: Path | None = None) -> None:
         (folder / name).unlink(missing_ok=True)
     for name in RUN_FOLDERS:
         shutil.rmtree(folder / name, ignore_errors=True)
-    for path in (folder / "database").glob("*"):
+    for path in (folder.resolve() / "database").glob("*"):  # `database` is absolute too
         if path.stem != database.stem and path != samples and path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         elif path != database and path.suffix == ".safetensors":

@@ -37,7 +37,7 @@ from autoprune.files.job import Job
 from autoprune.files.whole import write_whole
 from autoprune.front import Base
 from autoprune.latency.whole_models import fit_latency, table_key
-from autoprune.protocols import Criterion, Problem, Task
+from autoprune.protocols import Criterion, Problem, Task, check_directions
 from autoprune.run.before import usable
 from autoprune.run.constraints import parse_constraints
 from autoprune.run.ledger import Prices
@@ -82,7 +82,7 @@ def prepare(
     """
     lent, task = task, task or job.build_task()
     settings = as_recorded(settings_of(job), recorded or {}, job.executor.kind)
-    _check_metric(settings, task)
+    settings = with_direction(settings, task)
     criterion = build_criterion(job.criterion_named)
     constraints = parse_constraints(job.constraints, task.directions)
     model = prepared_model(task, settings.torch_device)
@@ -128,10 +128,25 @@ def prepare(
     )
 
 
-def _check_metric(settings: Settings, task: Task) -> None:
-    if settings.metric is not None and settings.metric not in task.directions:
-        hint = did_you_mean(settings.metric, task.directions)
+def with_direction(settings: Settings, task: Task) -> Settings:
+    """The settings with the task's direction of the metric that is searched for.
+
+    Raises:
+        InputError: the task has no such metric, or a job and its task say two directions.
+    """
+    said = check_directions(task.directions)
+    if settings.metric is None:
+        return settings
+    if settings.metric not in said:
+        hint = did_you_mean(settings.metric, said)
         raise InputError(f"objectives.loss.metric: the task has no metric {settings.metric!r}; {hint}")
+    way = said[settings.metric]
+    if settings.direction not in (None, way):
+        raise InputError(
+            f"objectives.loss.direction is {settings.direction}, but the task says {way} of its metric "
+            f"{settings.metric!r}; leave it out, or mend the task's directions"
+        )
+    return replace(settings, direction=way)
 
 
 def _built(
@@ -198,6 +213,7 @@ def _space(job: Job, settings: Settings, calibration: int, tier: Tier) -> dict[s
         "precision": settings.precision,
         "loss": settings.loss,
         "validation": settings.validation,
+        **({} if settings.metric is None else {"metric": settings.metric}),
     }
 
 

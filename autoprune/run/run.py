@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from autoprune.allocation.sensitivity import Plan, table_asks
-from autoprune.errors import RunError
 from autoprune.evaluation import Ask, Evaluation, Labelled
 from autoprune.evaluator.prepared import prepared_model
 from autoprune.files.job import Job, checked_task
@@ -47,7 +46,7 @@ from autoprune.run.prepare import check_executor, prepare
 from autoprune.run.rehearsal import named, rehearse_sampler, rehearse_strategy
 from autoprune.run.setting import Setting
 from autoprune.run.summary import Told, summarise
-from autoprune.run.telling import cannot_tell
+from autoprune.run.telling import LOOKED_AGAIN, check_telling
 from autoprune.samplers import build_sampler, needs
 from autoprune.strategies import uses_table
 
@@ -254,13 +253,14 @@ class Run:
             seeds.append(evaluation)
             yield evaluation
         self._warn_of_dense(seeds)
-        s = self._setting
-        if s.problem.logarithmic and (reason := cannot_tell(seeds, s.problem.budget.cost, s.settings.loss)):
-            raise RunError(reason)
         told = list(seeds)
+        check_telling(told, self._setting.problem, self._setting.settings.loss)
         for evaluation in self._search(record, executor, seeds):
             told.append(evaluation)
+            if len(told) == LOOKED_AGAIN:
+                check_telling(told, self._setting.problem, self._setting.settings.loss)
             yield evaluation
+        check_telling(told[:LOOKED_AGAIN], self._setting.problem, self._setting.settings.loss)
         self._plan["search"] = self._setting.worth(e.ask for e in told[len(seeds) :])
         self._export(told, (yield from self._finals(record, executor, told)))
 

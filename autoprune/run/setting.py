@@ -73,8 +73,12 @@ class Setting:
 
     def _users_code(self) -> dict[str, str]:
         """A digest of the criterion and the costs that are a user's own: they may change under the same name."""
-        named = [name for name in (self.job.criterion.name, *self.settings.costs) if ":" in name]
-        digests = [plugins.source_digest(plugins.load_object(name)) for name in named]
+        named: dict[plugins.Folder, Iterable[str]] = {
+            "criteria": [self.job.criterion.name],
+            "costs": self.settings.costs,
+        }
+        own = [plugins.load(f, name) for f, names in named.items() for name in names if plugins.is_users(f, name)]
+        digests = [plugins.source_digest(plugin) for plugin in own]
         return {"your plug-ins": " ".join(digests)} if digests else {}
 
     @property

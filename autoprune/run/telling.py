@@ -7,14 +7,24 @@ from collections.abc import Iterable
 from scipy.stats import spearmanr
 
 from autoprune.allocation.loss_scale import LEAST_LOSS
+from autoprune.errors import RunError
 from autoprune.evaluation import Evaluation
+from autoprune.protocols import Problem
 
 ENOUGH = 12
 """Policies from which an order of losses that is no better than chance means something."""
+LOOKED_AGAIN = 2 * ENOUGH
+"""Answers of a search, partial ones included, after which it is asked again."""
 FEW = 4
 WIDE = 0.15
 """Range of the cost over which every loss that fits its outputs must rise."""
 SAME = 1e-6
+
+
+def check_telling(evaluations: Iterable[Evaluation], problem: Problem, loss: str) -> None:
+    """RunError where the search minimises a loss that says nothing of the policies that are known."""
+    if problem.logarithmic and (reason := cannot_tell(evaluations, problem.budget.cost, loss)):
+        raise RunError(reason)
 
 
 def cannot_tell(evaluations: Iterable[Evaluation], cost: str, loss: str) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from types import MappingProxyType
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch.utils._pytree import tree_map
 from autoprune.database.batches import drawing, gather, size
 from autoprune.database.rows import as_tensors, is_listed, tensors_of
 from autoprune.errors import InputError, did_you_mean, one_line
-from autoprune.protocols import SPLITS, Batch, Direction
+from autoprune.protocols import SPLITS, Batch, Direction, check_directions
 from autoprune.tasks._trees import RaggedError, cat_trees
 from autoprune.tracing.copies import private_copy
 from autoprune.tracing.eval_mode import evaluating
@@ -55,6 +56,7 @@ def task(
         raise InputError(f"model must be a torch.nn.Module, not a {type(model).__name__}")
     _check_splits(loaders)
     first = {name: _first_batch(name, loaders[name]) for name in SPLITS}
+    _check_apart(first)
     spread, seen = _spreads(model, first["calibration"]), first["validation"]
     with evaluating(model):
         returned = _called_first(model, seen, spread)
@@ -67,7 +69,8 @@ def task(
     for name in directions or {}:
         if name not in names:
             raise InputError(f"directions: metric_fn returns no {name!r}; {did_you_mean(name, names)}")
-    chosen: dict[str, Direction] = {name: (directions or {}).get(name, "maximize") for name in names}
+    said = check_directions(directions or {})
+    chosen: dict[str, Direction] = {name: said.get(name, "maximize") for name in names}
     output = Output(outputs, classes, said_output(returned, outputs))
     return WrappedTask(model, loaders, loss_fn, metric_fn, chosen, output, spread)
 
@@ -227,6 +230,19 @@ def _check_splits(loaders: Any) -> None:
     missing = [name for name in SPLITS if name not in loaders]
     if missing:
         raise InputError(f"loaders has no {', '.join(missing)}; it needs all of {', '.join(SPLITS)}")
+
+
+def _check_apart(first: Mapping[str, Batch]) -> None:
+    """Raise InputError where two splits that must be apart begin alike; train may hold the calibration samples."""
+    for one, other in combinations(("train", "calibration", "validation", "test"), 2):
+        if (one, other) == ("train", "calibration"):
+            continue
+        mine, theirs = (tensors_of(first[name][0]) for name in (one, other))
+        if len(mine) == len(theirs) and all(map(_equal, mine, theirs)):
+            raise InputError(
+                f"loaders[{one!r}] and loaders[{other!r}] begin with the same samples; figures on {other} would "
+                f"flatter what {one} has seen, so give other samples"
+            )
 
 
 def _first_batch(name: str, loader: Iterable[Any]) -> Batch:

@@ -151,6 +151,16 @@ def test_a_folder_in_use_is_replaced_whole(small: nn.Module, saved: Path) -> Non
     assert [p.name for p in saved.parent.iterdir()] == [saved.name]
 
 
+def test_a_folder_with_a_format_of_the_users_own_is_replaced_as_well(small: nn.Module, saved: Path) -> None:
+    facts = json.loads((saved / "apply.json").read_text())
+    facts["files"] = [*facts["files"], "elsewhere/model.gguf"]
+    (saved / "apply.json").write_text(json.dumps(facts))
+    (saved / "model.gguf").write_text("an older export")
+    (saved / "model.gguf.data").write_text("what belongs to it")
+    autoprune.save(small, saved)
+    assert {p.name for p in saved.iterdir()} == FILES
+
+
 @pytest.mark.parametrize("foreign", ["notes.txt", "study.journal", "front.csv"])
 def test_a_folder_that_holds_something_else_is_refused_and_left_alone(
     foreign: str, small: nn.Module, saved: Path

@@ -221,6 +221,9 @@ def test_a_job_that_names_no_loss_goes_on_with_that_of_its_run(tmp_path: Path) -
     assert job.objectives.loss == "auto"
     assert not changed_keys(begun, job.continuing(begun))
     assert (job.continuing(begun).name, job.continuing(begun).objectives.costs) == ("mine", ("macs",))
+    told = Job.from_dict({"task": {"name": "digits"}, "objectives": {"loss": {"metric": "a", "direction": "maximize"}}})
+    silent = Job.from_dict({"task": {"name": "digits"}, "objectives": {"loss": {"metric": "a"}}})
+    assert not changed_keys(told, silent.continuing(told))
     named = Job.from_dict({"task": {"name": "digits"}, "objectives": {"loss": "mse"}})
     assert changed_keys(begun, named.continuing(begun)) == ("objectives.loss",)
 

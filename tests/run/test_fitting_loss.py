@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import autoprune
+from autoprune.application.repair import searched_settings
 from autoprune.errors import InputError, RunError
+from autoprune.evaluator.settings import Settings
 from autoprune.protocols import SPLITS
 
 JOB: dict[str, Any] = {
@@ -74,6 +76,10 @@ def flat(outputs: Tensor, dense_outputs: Tensor, *, classes: int) -> Tensor:
     return 0.0 * (outputs - dense_outputs).square().reshape(len(outputs), -1).mean(1)
 
 
+def absolute(outputs: Tensor, dense_outputs: Tensor, *, classes: int) -> Tensor:
+    return (outputs - dense_outputs).abs().reshape(len(outputs), -1).mean(1)
+
+
 def test_a_loss_that_tells_nothing_stops_the_search_and_what_was_found_is_kept(tmp_path: Path) -> None:
     job = {**JOB, "objectives": {"loss": f"{__name__}:flat"}}
     run = autoprune.search(job, task=made(), out=tmp_path / "run")
@@ -81,6 +87,39 @@ def test_a_loss_that_tells_nothing_stops_the_search_and_what_was_found_is_kept(t
         run.finish()
     assert (tmp_path / "run" / "study.journal").stat().st_size > 0
     assert not (tmp_path / "run" / "policy.json").exists()
+
+
+def test_a_loss_that_tells_nothing_is_found_out_where_no_control_arm_has_seeded_the_search(tmp_path: Path) -> None:
+    alone = {"compare": {"controls": []}, "search": {"trials": 30, "sampler": "random"}}
+    run = autoprune.search({**JOB, **alone, "objectives": {"loss": f"{__name__}:flat"}}, task=made(), out=tmp_path)
+    with pytest.raises(RunError, match=r"flat cannot tell candidates apart.* is 0 each time"):
+        run.finish()
+
+
+def test_a_metric_is_searched_the_way_that_its_task_says_and_python_applies_what_was_promised(tmp_path: Path) -> None:
+    task, job = made(), {**JOB, "objectives": {"loss": {"metric": "mse"}}}
+    run = autoprune.search(job, task=task, out=tmp_path / "run")
+    assert run.setting.settings.direction == "minimize"
+    point = autoprune.load_front(run.finish().path / "policy.json").select(macs=0.9)
+    small = autoprune.apply(point, task.build(), task.example_inputs(), task=task)
+    facts = json.loads(vars(small)["autoprune_origin"]["facts"])
+    assert facts["validation"]["loss"]["name"] == facts["promised"]["loss"]["name"] == "mse"
+    assert facts["validation"]["loss"]["loss"] == pytest.approx(facts["promised"]["loss"]["loss"], rel=1e-4)
+    wrong = {"metric": "mse", "direction": "maximize"}
+    with pytest.raises(InputError, match=r"direction is maximize, but the task says minimize of its metric 'mse'"):
+        autoprune.search({**JOB, "objectives": {"loss": wrong}}, task=task, out=tmp_path / "wrong")
+
+
+def test_a_loss_of_the_users_own_must_be_named_again_to_keep_the_fronts_promise(tmp_path: Path) -> None:
+    job = {**JOB, "objectives": {"loss": f"{__name__}:absolute"}}
+    task, run = made(), autoprune.search(job, task=made(), out=tmp_path)
+    point = run.front.select(macs=0.9)
+    with pytest.raises(InputError, match=r"found with the loss '.*:absolute'.*give settings=searched_settings"):
+        autoprune.apply(point, task.build(), task.example_inputs(), task=task)
+    settings = searched_settings(point, Settings(loss=f"{__name__}:absolute", finetune_steps=2))
+    small = autoprune.apply(point, task.build(), task.example_inputs(), task=task, settings=settings)
+    facts = json.loads(vars(small)["autoprune_origin"]["facts"])
+    assert facts["validation"]["loss"]["loss"] == pytest.approx(facts["promised"]["loss"]["loss"], rel=1e-4)
 
 
 def test_what_is_no_task_is_named() -> None:

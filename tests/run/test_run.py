@@ -139,6 +139,15 @@ def test_a_changed_job_is_refused_with_the_keys_named_and_fresh_starts_anew(tmp_
     assert len(search(job(search={"trials": 3, "seed": 4}), out=tmp_path, fresh=True).front) > 0
 
 
+def test_a_fresh_start_in_a_relative_folder_keeps_the_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    front = search(job(search={"trials": 2}), out=Path("here")).front
+    before = {p.name for p in Path("here/database").glob("*.safetensors")}
+    again = search(job(search={"trials": 2}), out=Path("here"), fresh=True).front
+    assert figures(again) == figures(front)
+    assert {p.name for p in Path("here/database").glob("*.safetensors")} == before
+
+
 @pytest.mark.parametrize("sampler", plugins.names("samplers"))
 def test_every_sampler_by_name_searches_a_model(sampler: str, tmp_path: Path) -> None:
     run = search(

@@ -231,6 +231,7 @@ def _nothing(outputs: Any, targets: Any) -> Mapping[str, float]:
         ({"metric_fn": lambda o, y: {"a": o["x"]}}, "metric_fn fails on the first validation batch"),
         ({"loss_fn": lambda o, y: F.cross_entropy(o, y, reduction="none")}, r"scalar tensor.*not a tensor \[8\]"),
         ({"directions": {"acuracy": "maximize"}}, "did you mean 'accuracy'"),
+        ({"directions": {"accuracy": "max"}}, "'accuracy' is 'max'; allowed: maximize, minimize"),
         ({"outputs": "logit"}, "outputs='logit': the model returns a tensor"),
         ({"model": "resnet18"}, "model must be a torch.nn.Module, not a str"),
     ],
@@ -239,6 +240,19 @@ def test_mistakes_are_named_when_the_task_is_made(change: dict[str, Any], words:
     given = {"model": Net(), "loaders": loaders(), "loss_fn": F.cross_entropy, "metric_fn": accuracy, **change}
     with pytest.raises(InputError, match=words):
         wrap(**given)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("calibration", "validation"), ("calibration", "test"), ("validation", "test"), ("train", "validation")],
+)
+def test_splits_that_begin_with_the_same_samples_are_refused_and_train_may_hold_calibration(
+    one: str, other: str
+) -> None:
+    given = loaders()
+    with pytest.raises(InputError, match=rf"'{one}'\] and loaders\['{other}'\] begin with the same samples"):
+        wrap(Net(), {**given, other: given[one]}, F.cross_entropy, accuracy)
+    wrap(Net(), {**given, "train": given["calibration"]}, F.cross_entropy, accuracy)
 
 
 def test_a_metric_may_be_a_tensor_or_a_number_of_numpy() -> None:
