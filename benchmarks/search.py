@@ -83,6 +83,9 @@ def parsed(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--seeds", default="3", help="so many from 0 on, or a list: 0,2 or 1,")
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument(
+        "--include", nargs="+", default=["layer*.conv1"], help="groups; '*' takes the padded stream too"
+    )
     parser.add_argument("--arms", default=",".join((*CLOSED, *SEARCHERS)))
     parser.add_argument("--only", default=",".join(("search", *STAGES)), help="stages to run")
     parser.add_argument("--show", action="store_true", help="print and draw what --results holds")
@@ -158,6 +161,7 @@ def job(
     return Job.from_dict(
         {
             "task": {"factory": TASK},
+            "space": {"include": args.include},
             "budget": {"macs": [0.25, 0.9], "at": list(BUDGETS)},
             "search": {"sampler": sampler, "trials": args.trials, "seed": seed, "options": dict(options or {})},
             "evaluator": {

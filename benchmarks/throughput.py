@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("--tier", choices=["stitch", "refit", "tune"], default="refit")
     parser.add_argument("--asks", type=int, default=15)
     args = parser.parse_args()
-    the_job = job(argparse.Namespace(trials=300, steps=300, workers=1))
+    the_job = job(argparse.Namespace(trials=300, steps=300, workers=1, include=["layer*.conv1"]))
     with tempfile.TemporaryDirectory() as folder:
         setting = prepare(the_job, Path(folder))
         factory = setting.evaluator_factory()

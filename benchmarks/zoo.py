@@ -1,11 +1,14 @@
 """What is found in the models that people use, one row a model of timm: random weights, noise for images, one thread.
 
 usage: OMP_NUM_THREADS=1 python -m benchmarks.zoo [resnet18 vgg16 ...]   [--stub]   (needs timm and torchvision)
+
+Rows are kept in results/zoo.json as they come, and shown in results/zoo.md; what is kept is not measured again.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import resource
 import sys
@@ -14,18 +17,27 @@ from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 from math import prod
 from multiprocessing import get_context
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from autoprune.errors import InputError, one_line
 from autoprune.structure import Structure
 from autoprune.tracing.analyze import analyzed
 
 NAMES = (
     *("resnet18", "resnet50", "densenet121", "vgg16", "mobilenetv3_large_100", "efficientnet_b0", "convnext_tiny"),
-    "vit_small_patch16_224",
+    *("vit_small_patch16_224", "resnet26d", "resnetblur18", "seresnet18", "skresnet18", "resnest14d", "resnetv2_50"),
+    *("resnext26ts", "res2net50_26w_4s", "ecaresnet26t", "cspresnet50", "darknet17", "ese_vovnet19b_dw", "dla34"),
+    *("hrnet_w18_small", "regnetx_002", "regnety_002", "repvgg_a0", "mobilenetv2_050", "mnasnet_050", "ghostnet_050"),
+    *("tinynet_e", "lcnet_050", "mixnet_s", "rexnet_100", "mobileone_s0", "selecsls42", "inception_next_atto"),
+    *("convnextv2_atto", "convnext_atto", "nf_resnet26", "edgenext_xx_small", "mobilevit_xxs", "poolformer_s12"),
+    *("fastvit_t8", "starnet_s1", "repghostnet_050", "deit_tiny_patch16_224", "mixer_s32_224", "resmlp_12_224"),
 )
+RESULTS = Path(__file__).parent / "results"
 SAMPLES = 2
+MOST = 0.9
 OPERATORS = (
     *("nms", "qnms", "roi_align", "_roi_align_backward", "ps_roi_align", "_ps_roi_align_backward", "roi_pool"),
     *("_roi_pool_backward", "ps_roi_pool", "_ps_roi_pool_backward", "qroi_align", "deform_conv2d"),
@@ -38,13 +50,44 @@ def main() -> None:
     parser.add_argument("names", nargs="*", default=list(NAMES))
     parser.add_argument("--stub", action="store_true", help="torchvision's compiled part does not fit this torch")
     args = parser.parse_args()
-    print(f"load {os.getloadavg()[0]:.1f}\n\n| model | parameters, M | groups | MACs that can be pruned ", end="")
-    print("| why not the rest | processor s | passes | peak memory, GB |\n|---|---|---|---|---|---|---|---|")
+    path = RESULTS / "zoo.json"
+    kept: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     for name in args.names:  # a process each: peaks of memory are a process's
+        if name in kept:
+            continue
+        load = os.getloadavg()[0]
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-            r = pool.submit(measure, name, args.stub).result()
-        counts = f"{r['parameters'] / 1e6:.1f} | {r['groups']} | {r['share']:.0%} | {r['rest']}"
-        print(f"| {name} | {counts} | {r['seconds']:.1f} | {r['passes']} | {r['peak_gb']:.1f} |", flush=True)
+            kept[name] = {**pool.submit(measured, name, args.stub).result(), "load": load}
+        path.write_text(json.dumps(kept, indent=1, sort_keys=True) + "\n")
+        print(row(name, kept[name]), flush=True)
+    (RESULTS / "zoo.md").write_text(table(kept))
+
+
+def table(kept: Mapping[str, Mapping[str, Any]]) -> str:
+    """All rows, the models that have most to prune first."""
+    rows = sorted(kept, key=lambda name: (-kept[name].get("share", -1.0), name))
+    found = sum(bool(kept[name].get("groups")) for name in rows)
+    most = sum(kept[name].get("share", 0.0) >= MOST for name in rows)
+    said = f"{len(rows)} models of timm; {found} have groups, in {most} of them {MOST:.0%} of the MACs or more shrink."
+    head = "| model | parameters, M | groups | MACs that can be pruned | why not the rest | processor s | passes | GB |"
+    lines = [head, "|---|---|---|---|---|---|---|---|", *(row(name, kept[name]) for name in rows)]
+    return "\n".join([said, "Written by `python -m benchmarks.zoo`; seconds on a shared machine.", "", *lines, ""])
+
+
+def row(name: str, r: Mapping[str, Any]) -> str:
+    """A line of the table."""
+    if "error" in r:
+        return f"| {name} | | | | {r['error']} | | | |"
+    counts = f"{r['parameters'] / 1e6:.1f} | {r['groups']} | {r['share']:.0%} | {r['rest']}"
+    return f"| {name} | {counts} | {r['seconds']:.1f} | {r['passes']} | {r['peak_gb']:.1f} |"
+
+
+def measured(name: str, stub: bool) -> Mapping[str, Any]:
+    """`measure`, or the error that came instead."""
+    try:
+        return measure(name, stub)
+    except (InputError, RuntimeError) as error:
+        return {"error": one_line(error)}
 
 
 def measure(name: str, stub: bool) -> Mapping[str, Any]:

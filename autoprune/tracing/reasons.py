@@ -20,6 +20,8 @@ ATTENTION = "attention is not pruned by channels"
 QUANTISED = "a quantised layer keeps its weight packed, and that is not narrowed: prune first, quantise afterwards"
 SCRIPT = "TorchScript is compiled and cannot be cut: use the plain nn.Module that it was made of"
 
+_COMPUTED = "weight_norm, spectral_norm or another parametrization"
+REMOVE = "make it plain first, by torch.nn.utils.parametrize.remove_parametrizations or prune.remove"
 DECIDES = "decides by the data"
 
 CLOSED = (RECURRENT, ATTENTION, SCRIPT, QUANTISED)
@@ -115,7 +117,7 @@ def _module_reason(name: str, module: nn.Module, trace: Trace, firm: bool) -> st
     if not firm and multiplies(module):
         return "a depthwise convolution with a multiplier makes several channels of each"
     if parametrize.is_parametrized(module) or _computes_weight(module):
-        return "its weight is computed from other tensors (weight_norm, spectral_norm or another parametrization)"
+        return f"its weight is computed from other tensors ({_COMPUTED}); {REMOVE}"
     if isinstance(module, nn.GroupNorm) and module.num_groups > 1:
         if firm and module.affine:
             return ""

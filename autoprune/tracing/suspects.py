@@ -64,6 +64,16 @@ def _splits_dimensions(seen: Seen) -> bool:
     return isinstance(seen.result, Tensor) and seen.result.dim() > seen.x.dim() >= 3
 
 
+def _lays_out(seen: Seen) -> bool:
+    return isinstance(seen.result, Tensor) and seen.result.dim() > seen.x.dim() == 2
+
+
+def _slides_over_channels(seen: Seen) -> bool:
+    """Whether channels lie where a sequence ought to: one channel that is as long as there are channels (ECA)."""
+    weight = seen.args[1] if len(seen.args) > 1 else seen.kwargs["weight"]
+    return seen.x.dim() == 3 and seen.x.shape[1] == 1 < min(seen.x.shape[2], weight.shape[-1])
+
+
 def _multiplies_activations(seen: Seen) -> bool:
     values = tree_leaves((tuple(seen.args), dict(seen.kwargs)))
     return sum(seen.tainted(v) for v in values if isinstance(v, Tensor)) > 1
@@ -113,6 +123,7 @@ _PRODUCT = (
 _DIM_FIRST = frozenset({"narrow", "index_select", "gather", "unbind"})
 _CUT = "chunk split tensor_split narrow index_select gather unbind"
 _PADDED = "its channels are padded with constants (F.pad), so they sit at other positions afterwards"
+_MOVES = "sizes taken from the tensor would move with them"
 _SPLIT = "a reshape splits its channels into several dimensions (as a channel shuffle or attention heads do)"
 
 _RULES: tuple[tuple[frozenset[str], Callable[[Seen], bool], int, str], ...] = tuple(
@@ -126,8 +137,10 @@ _RULES: tuple[tuple[frozenset[str], Callable[[Seen], bool], int, str], ...] = tu
         (_REDUCE, _over_channels, 0, "its channels are reduced to one value ({} over the channels)"),
         (_CAT, _adds_constants, 1, "its channels are concatenated with a constant"),
         ("view reshape unflatten", _splits_dimensions, 1, _SPLIT),
-        (_CUT, _cuts_channels, 2, "its channels are split at a fixed place ({})"),
-        ("__getitem__", _indexes_channels, 2, "its channels are split at a fixed place ({})"),
+        ("conv1d", _slides_over_channels, 0, "a convolution runs along its channels ({})"),
+        ("view reshape unflatten", _lays_out, 2, f"a reshape lays its channels out as a map ({{}}); {_MOVES}"),
+        (_CUT, _cuts_channels, 2, f"its channels are split at a fixed place ({{}}); {_MOVES}"),
+        ("__getitem__", _indexes_channels, 2, f"its channels are split at a fixed place ({{}}); {_MOVES}"),
         ("detach detach_", _always, 2, "its output is detached, so the trace loses it"),
     )
 )

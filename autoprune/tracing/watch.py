@@ -21,6 +21,9 @@ from autoprune.tracing.suspects import DECISIONS, LIKE, Seen, along_channels, su
 Node = Any
 """A node of the autograd graph."""
 
+BAKE = "a layer that holds the computed weight is narrowed"
+"""What to do about a weight that is computed anew in every forward."""
+
 OPAQUE = (nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention, torch.jit.ScriptModule)
 """Modules whose inside is not looked into; whatever feeds them is frozen."""
 
@@ -209,7 +212,11 @@ class _Watcher(TorchFunctionMode):
         if func is F.linear or func in CONVS or func in TRANSPOSED:
             weight = args[1] if len(args) > 1 else kwargs["weight"]
             if id(weight) not in self._names and id(weight) not in self._tainted:
-                return 1, f"{place} computes a weight in every forward, which is not narrowed with its channels"
+                return 1, f"{place} computes a weight in every forward, which is not narrowed with its channels; {BAKE}"
+            many = kwargs.get("groups", args[6] if len(args) > 6 else 1) if func is not F.linear else 1
+            if many > 1 and id(weight) in self._names and id(weight) not in self._layers:
+                shown = f"{self._names[id(weight)]} {list(weight.shape)}"
+                return 1, f"{place} convolves with {shown} in a number of groups that does not follow its channels"
         for other in _tensors((args, kwargs)):
             known = id(other) in self._tainted or id(other) in self._layers
             if not known and along_channels(getattr(func, "__name__", ""), x, other):

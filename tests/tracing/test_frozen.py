@@ -53,6 +53,28 @@ class ChannelMean(nn.Module):
         return x - x.mean(1, keepdim=True)
 
 
+class Cut(nn.Module):
+    def __init__(self, sizes: list[int]) -> None:
+        super().__init__()
+        self.sizes = sizes
+
+    def forward(self, x: Tensor) -> Tensor:
+        one, other = x.split(self.sizes, 1)
+        return one * torch.sigmoid(other)
+
+
+class Eca(nn.Module):
+    """Efficient channel attention: a short convolution along the channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.slide = nn.Conv1d(1, 1, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores = self.slide(x.mean((2, 3))[:, None])
+        return x * torch.sigmoid(scores)[:, 0, :, None, None]
+
+
 class Branch(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -96,6 +118,8 @@ MIDDLES: dict[str, tuple[Callable[[], nn.Module], int, int, str]] = {
     "weight norm": (lambda: nn.utils.parametrizations.weight_norm(conv(8, 8)), 8, 8, "parametrization"),
     "spectral norm": (lambda: nn.utils.parametrizations.spectral_norm(conv(8, 8)), 8, 8, "parametrization"),
     "layer norm": (lambda: nn.LayerNorm([8, 8, 8]), 8, 8, "LayerNorm normalises over all its channels"),
+    "efficient channel attention": (Eca, 8, 8, "a convolution runs along its channels (conv1d)"),
+    "split by numbers": (lambda: Cut([4, 4]), 8, 4, "split at a fixed place (split); sizes taken from the tensor"),
     "softmax": (lambda: nn.Softmax(1), 8, 8, "softmax runs over its channels"),
     "mean over channels": (ChannelMean, 8, 8, "reduced to one value (mean over the channels)"),
     "flip": (Flip, 8, 8, "flip runs over its channels"),
@@ -246,7 +270,7 @@ class Equalised(nn.Conv2d):
 @pytest.mark.parametrize(
     ("middle", "words"),
     [
-        (Blur(), "'middle' lays middle.kernel [8, 1, 3, 3] along its channels, which is not narrowed with them"),
+        (Blur(), "'middle' convolves with middle.kernel [8, 1, 3, 3] in a number of groups that does not follow"),
         (Scaled(), "'middle' lays a tensor [1, 8, 1, 1] along its channels, which is not narrowed with them"),
         (Mixed(), "'middle' lays middle.weight [8, 8] along its channels, which is not narrowed with them"),
         (Equalised(8, 8, 3), "'middle' computes a weight in every forward, which is not narrowed with its channels"),
