@@ -19,6 +19,10 @@ class RunError(AutopruneError):
     """The run failed, but what was computed is kept. Exit code 3."""
 
 
+class PluginError(RunError):
+    """A plug-in fails, or breaks its protocol: which one, what it did, what the protocol wants."""
+
+
 class NoPointError(RunError):
     """All went well, but nothing that was found keeps the constraints."""
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import importlib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from autoprune.errors import InputError, did_you_mean
+from autoprune.errors import AutopruneError, InputError, PluginError, did_you_mean, one_line
 
 Folder = Literal[
     "criteria",
@@ -31,6 +32,25 @@ SINGULAR = {
     "exports": "export format",
     "recovery": "recovery",
 }
+WANTED: Mapping[Folder, str] = {
+    "criteria": "it is a class C(**options) whose instances map (model, groups, task) to {group: scores [width]}, all "
+    "finite, and leave the model as it is",
+    "costs": "it is a class C(structure) with dense and monotone, whose instances map widths [..., groups] to ratios "
+    "[...] that are numbers from 0 on and 1 at the dense widths",
+    "samplers": "it is a class S(problem, rng, **options) with ask() -> Ask, its widths on the grids, and "
+    "tell(evaluation)",
+    "strategies": "it is a function (problem, target) -> Policy, its widths on the grids, whose cost is at most target",
+    "tasks": "it has build, example_inputs, split, outputs, loss, metrics and directions",
+    "executors": "it is a class E(make_evaluator, workers, timeout_s, retries, **options) with slots, submit, "
+    "next_done, cancel, close, workers and retried",
+    "losses": "it is a function (outputs, dense_outputs, *, classes) -> Tensor [samples]",
+    "exports": "it is a class without arguments that has a suffix and whose instances are called as (model, inputs, "
+    "path)",
+    "runtimes": "it is a function (model, inputs, threads) -> callable, or a class without arguments of such",
+    "recovery": "it is a class R(**options) whose instances map (model, dense, task, steps, seed) to an iterator of "
+    "Progress, training the model in place and leaving it in eval mode between steps",
+}
+"""What a protocol wants of a plug-in, in the words that follow its name in an error."""
 OPTUNA_FILE = "optuna_bridge"
 
 
@@ -68,8 +88,8 @@ def load(folder: Folder, name: str) -> Any:
     if ":" in name:
         return load_object(name)
     if name not in names(folder):
-        what = SINGULAR.get(folder, folder.removesuffix("s"))
-        raise InputError(f"unknown {what} {name!r}; {did_you_mean(name, names(folder))}, or 'module:attribute'")
+        hint = did_you_mean(name, names(folder))
+        raise InputError(f"unknown {one_of(folder)} {name!r}; {hint}, or 'module:attribute'")
     if folder == "samplers" and name in OPTUNA_NAMES:
         return importlib.import_module(f"autoprune.samplers.{OPTUNA_FILE}").SAMPLERS[name]
     stem = name if (Path(__file__).parent / folder / f"{name}.py").exists() else f"{name}_"
@@ -120,15 +140,72 @@ def build(folder: Folder, name: str, options: Mapping[str, Any], where: str) -> 
     """
     made = load(folder, name)
     if not isinstance(made, type) or not hasattr(made, "__call__"):  # noqa: B004  # of its instances
-        what = SINGULAR.get(folder, folder.removesuffix("s"))
-        raise InputError(f"{what} {name!r} must be a class whose instances can be called, not {made!r:.80}")
+        raise InputError(f"{one_of(folder)} {name!r} must be a class whose instances can be called, not {made!r:.80}")
     check_options(made, options, 0, where)
+    about_options = (TypeError, ValueError) if options else ()  # without any, nothing that the user wrote is wrong
     try:
-        return made(**with_paths(made, options))
-    except (TypeError, ValueError) as error:
-        if not options:  # then nothing that the user wrote is wrong
-            raise
+        with before_work(), calling(folder, name, spared=(InputError, *about_options)):
+            return made(**with_paths(made, options))
+    except about_options as error:
         raise InputError(f"{where}: {name} refuses {dict(options)}: {error}") from error
+
+
+def one_of(folder: Folder) -> str:
+    """What a plug-in of `folder` is called."""
+    return SINGULAR.get(folder, folder.removesuffix("s"))
+
+
+def broken(folder: Folder, name: str, did: str) -> PluginError:
+    """What the plug-in called `name` in the job did, and what its protocol wants, in one line."""
+    return PluginError(f"{one_of(folder)} {name} {did}; {WANTED[folder]} (docs/extending.md)")
+
+
+@contextmanager
+def calling(
+    folder: Folder, name: str, when: str = "while it is built", spared: tuple[type[Exception], ...] = ()
+) -> Iterator[None]:
+    """Where a plug-in's own code runs: whatever it raises becomes one line that names it, but for `spared` errors.
+
+    What autoprune's own parts say of their input stays as it is.
+
+    Raises:
+        PluginError: the plug-in called `name` in the job failed, and `when`.
+    """
+    try:
+        yield
+    except PluginError:
+        raise
+    except spared:
+        raise
+    except AutopruneError as error:
+        if ":" not in name:
+            raise
+        raise broken(folder, name, f"fails {when}: {error}") from error
+    except Exception as error:  # a user's code may fail in any way
+        raise broken(folder, name, f"fails {when}: {one_line(error)}") from error
+
+
+def name_of(folder: Folder, made: object) -> str:
+    """The name that an instance's class has in a job: its file's, or the user's "module:Class"."""
+    kind = type(made)
+    stem = kind.__module__.removeprefix(f"autoprune.{folder}.").rstrip("_")
+    return stem if stem in names(folder) else f"{kind.__module__}:{kind.__qualname__}"
+
+
+@contextmanager
+def before_work() -> Iterator[None]:
+    """What a plug-in does wrong before anything was computed is wrong input."""
+    try:
+        yield
+    except PluginError as error:
+        raise InputError(str(error)) from error
+
+
+def check_has(folder: Folder, name: str, made: object, *members: str) -> None:
+    """PluginError unless `made`, what the plug-in called `name` gave, has these members."""
+    lacking = [member for member in members if not hasattr(made, member)]
+    if lacking:
+        raise broken(folder, name, f"gives a {type(made).__name__} without {', '.join(lacking)}")
 
 
 def source_digest(plugin: Any) -> str:

@@ -37,6 +37,7 @@ from autoprune.files.policy_file import load_front
 from autoprune.files.whole import whole_folder
 from autoprune.front import Point
 from autoprune.protocols import Batch, Criterion, Task
+from autoprune.recovery import build_recovery
 from autoprune.run.prepare import settings_of
 from autoprune.structure import Structure
 from autoprune.tasks._weights import load_weights
@@ -117,6 +118,9 @@ def apply_file(
     """`autoprune apply`: select, apply, score on the test split, save; returns apply.json, which it also writes."""
     check_formats(export)
     check_free(out)
+    asked = replace(training or Training(), schedule=job.recovery.schedule, options=job.options("recovery"))
+    if asked.kind == "full":
+        build_recovery(asked.schedule, asked.options)  # what it refuses is told before the model is cut
     point = load_front(policy_path).select(at)
     trusted = trusted_criterion(point, (criterion, job.criterion_named))
     task = job.build_task()
@@ -126,7 +130,6 @@ def apply_file(
     example = task.example_inputs()
     if export:
         check_inputs(example)
-    asked = replace(training or Training(), schedule=job.recovery.schedule, options=job.options("recovery"))
     applied = _applied(point, model, example, task, searched_settings(point, settings_of(job)), trusted, asked)
     scores = {n: dict(task.metrics(m, _TestSplit(task))) for n, m in (("dense", model), ("pruned", applied.model))}
     facts = {**applied.facts, "test": scores, "task": job.plain()["task"]}

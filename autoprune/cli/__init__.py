@@ -94,6 +94,8 @@ def run(arguments: Sequence[str]) -> int:
     except _TooEarlyError as error:
         return _say(str(error), 130)
     except AutopruneError as error:
+        if error.__cause__ is not None and os.environ.get("AUTOPRUNE_DEBUG"):  # a plug-in's author looks for the line
+            raise
         return _say(str(error), 2 if isinstance(error, InputError) else 3)
     except Exception as error:
         if os.environ.get("AUTOPRUNE_DEBUG"):

@@ -3,29 +3,39 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from autoprune import plugins
-from autoprune.errors import InputError, one_line
-from autoprune.policy import Policy
+from autoprune.codec import Codec
+from autoprune.errors import InputError
+from autoprune.policy import IntArray
+from autoprune.protocols import FloatArray
 
 if TYPE_CHECKING:
     from autoprune.costs._latency_table import LatencyTable
     from autoprune.protocols import Cost
     from autoprune.structure import Structure
 
+TRIED = 64
+"""Widths at which a cost is tried before it is used."""
+SLACK = 1e-9
+
 
 def build_cost(name: str, structure: Structure, table: LatencyTable | None = None) -> Cost:
     """The cost called `name`, or a user's "module:Class"; `latency` is built from its `table`.
+
+    What a user's own cost gives later is looked at too: a PluginError where it is no number.
 
     Raises:
         InputError: no such cost, it does not suit the structure or breaks the protocol, or latency without a table.
     """
     made = plugins.load("costs", name)
     if name != "latency":
-        return _checked(name, made, structure)
+        with plugins.before_work():
+            return _checked(name, made, structure)
     if table is None:
         raise InputError("cost 'latency' needs a measured latency table, and there is none")
     latency: Cost = made(structure, table)
@@ -33,29 +43,58 @@ def build_cost(name: str, structure: Structure, table: LatencyTable | None = Non
 
 
 def _checked(name: str, made: Any, structure: Structure) -> Cost:
-    """`made` of the structure; what a search would stumble over after minutes is said at once."""
-    dense = Policy.dense(structure).array(structure)
-    try:
+    """`made` of the structure, tried; what a search would stumble over after minutes is said at once."""
+    with plugins.calling("costs", name, spared=(InputError,)):
         cost: Cost = made(structure)
-        one, two = np.asarray(cost(dense)), np.asarray(cost(np.stack([dense, dense])))
         unit, monotone = float(cost.dense), cost.monotone
-    except InputError:
-        raise
-    except Exception as error:  # a user's cost may fail in any way
-        reason = one_line(error)
-        raise InputError(
-            f"cost {name!r} fails: {reason}; it must be a class C(structure) as in docs/extending.md"
-        ) from error
-    if one.shape != () or two.shape != (2,):
-        raise InputError(
-            f"cost {name!r} must map widths [..., groups] to ratios [...]; for [2, groups] it gave {two.shape}"
-        )
-    if not np.allclose([one, *two], 1.0, rtol=0, atol=1e-9):
-        raise InputError(
-            f"cost {name!r} must be 1 at the dense widths, as a ratio to the dense model, not {float(one):g}"
-        )
     if not (math.isfinite(unit) and unit > 0 and isinstance(monotone, bool)):
-        raise InputError(
-            f"cost {name!r}: dense must be a number above 0 and monotone a bool, not {unit} and {monotone!r}"
-        )
-    return cost
+        said = f"is unfit: dense must be a number above 0 and monotone a bool, not {unit} and {monotone!r}"
+        raise plugins.broken("costs", name, said)
+    watched = Watched(name, cost, unit, monotone)
+    _try_out(watched, Codec(structure))
+    return watched if ":" in name else cost
+
+
+@dataclass
+class Watched:
+    """The cost called `name`, whose mistakes name it: what it raises, other shapes, ratios that are no numbers."""
+
+    name: str
+    cost: Cost
+    dense: float
+    monotone: bool
+
+    def __call__(self, widths: IntArray) -> FloatArray:
+        """Widths [..., groups] -> ratio [...]."""
+        wanted = np.shape(widths)[:-1]
+        with plugins.calling("costs", self.name, f"on widths {list(np.shape(widths))}"):
+            ratios = np.asarray(self.cost(widths), dtype=np.float64)
+        if ratios.shape != wanted:
+            raise plugins.broken(
+                "costs", self.name, f"gives ratios {list(ratios.shape)} for widths {list(np.shape(widths))}"
+            )
+        wrong = ~(np.isfinite(ratios) & (ratios >= 0.0))
+        if wrong.any():
+            at = np.reshape(widths, (-1, np.shape(widths)[-1]))[wrong.ravel()][0]
+            raise plugins.broken("costs", self.name, f"is {ratios[wrong].flat[0]:g} at the widths {at.tolist()}")
+        return ratios
+
+
+def _try_out(cost: Watched, codec: Codec) -> None:
+    """At the dense widths, the narrowest ones and some between, each also with one group a step narrower."""
+    narrowest = np.zeros_like(codec.last)
+    rng = np.random.default_rng(0)
+    some = np.stack([codec.last, narrowest, *rng.integers(0, codec.last + 1, size=(TRIED, len(codec.last)))])
+    one, ratios = cost(codec.dense), cost(codec.widths(some))
+    if not np.allclose([one, ratios[0]], 1.0, rtol=0, atol=SLACK):
+        raise plugins.broken("costs", cost.name, f"must be 1 at the dense widths, as a ratio, and is {float(one):g}")
+    if cost.monotone and len(codec.last):
+        group = rng.integers(0, len(codec.last), size=len(some))
+        narrower = some.copy()
+        narrower[np.arange(len(some)), group] -= 1
+        lower = cost(codec.widths(np.maximum(narrower, 0)))
+        if rises := np.flatnonzero(lower > ratios + SLACK).tolist():
+            name = codec.structure.names[group[rises[0]]]
+            raise plugins.broken(
+                "costs", cost.name, f"says that it is monotone, and rises where {name!r} gets narrower"
+            )

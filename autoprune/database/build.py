@@ -12,8 +12,8 @@ from autoprune.database.batches import StatisticsOnly
 from autoprune.database.consumers import Consumer, consumed, consumers_of, cut_channels
 from autoprune.database.grams import Gram, collecting_grams
 from autoprune.database.levels import Levels
+from autoprune.database.scored import checked, scored, scored_by_grams
 from autoprune.database.store import LevelDatabase
-from autoprune.errors import InputError
 from autoprune.protocols import Batch, Criterion, GramCriterion, Step, Task, finished
 from autoprune.structure import Group, Structure
 from autoprune.tracing.one_thread import one_thread
@@ -52,8 +52,7 @@ class Ingredients:
         """
         scores = self.scores
         if scores is None:
-            assert isinstance(criterion, GramCriterion)
-            scores = _checked(criterion, self.group, criterion.from_consumers(self.group, self.consumers))
+            scores = scored_by_grams(criterion, self.group, self.consumers)
         return Levels.of(self.consumers, scores, keep)
 
 
@@ -86,13 +85,13 @@ def collecting(
     """One pass over the statistics samples, batch by batch; then group by group what its levels are made of."""
     on_grams = isinstance(criterion, GramCriterion)
     yield Step(STATISTICS)
-    scores = {} if on_grams else criterion(model, structure.groups, task)
+    scores = {} if on_grams else scored(criterion, model, structure.groups, task)
     batches = task.statistics.cut_to(task.batch_size)
     read = yield from _reading(model, structure.groups, task, batches, len(batches))
 
     def ingredients() -> Iterator[Ingredients]:
         for group, consumers in read.by_group(model, structure.groups):
-            own = None if on_grams else _checked(criterion, group, scores.get(group.name))
+            own = None if on_grams else checked(criterion, group, scores.get(group.name))
             yield Ingredients(group, consumers, own)
 
     return ingredients()
@@ -130,14 +129,3 @@ def _reading(
             yield Step(STATISTICS, read := next(pass_), max(read, count), "batches")
         except StopIteration as end:
             return _Read(sites, readers, end.value)
-
-
-def _checked(criterion: Criterion | GramCriterion, group: Group, scores: Tensor | None) -> Tensor:
-    if scores is None or scores.shape != (group.width,) or not bool(torch.isfinite(scores).all()):
-        finite = scores is not None and bool(torch.isfinite(scores).all())
-        got = "nothing" if scores is None else f"shape {tuple(scores.shape)}, finite: {finite}"
-        raise InputError(
-            f"criterion {type(criterion).__name__} must give {group.width} finite scores for group {group.name!r}; "
-            f"it gave {got}"
-        )
-    return scores

@@ -48,8 +48,10 @@ def export(model: nn.Module, example_inputs: Any, formats: Sequence[str], out: P
 
 
 def check_formats(formats: Sequence[str]) -> tuple[str, ...]:
-    """The formats, each once; InputError for an unknown one or a missing extra, before any work is done."""
+    """The formats, each once; InputError for an unknown or unfit one or a missing extra, before any work is done."""
     for name in formats:
+        with plugins.before_work():
+            _exporter(name)
         packages = getattr(plugins.load("exports", name), "packages", ())
         missing = [package for package in packages if importlib.util.find_spec(package) is None]
         if missing:
@@ -101,8 +103,18 @@ def free_batch(model: nn.Module, inputs: Any) -> tuple[tuple[Any, ...], dict[str
     return positional, keywords, tree_map(shape, keywords) if keywords else tuple(tree_map(shape, positional))
 
 
+def _exporter(name: str) -> Export:
+    found = plugins.load("exports", name)
+    if not isinstance(found, type):
+        raise plugins.broken("exports", name, f"is a {type(found).__name__}")
+    with plugins.calling("exports", name):
+        made: Export = found()
+    plugins.check_has("exports", name, made, "suffix", "__call__")
+    return made
+
+
 def _written(name: str, model: nn.Module, inputs: tuple[Any, ...], wanted: Any, out: Path) -> Path:
-    made: Export = plugins.load("exports", name)()
+    made = _exporter(name)
     target = out / f"model.{made.suffix.lstrip('.')}"
     with _beside(target) as draft:
         try:

@@ -101,7 +101,8 @@ def device_name(device: torch.device) -> str:
 
 def _instance(name: str) -> Runtime:
     found = plugins.load("runtimes", name)
-    made: Runtime = found() if isinstance(found, type) else found
+    with plugins.before_work(), plugins.calling("runtimes", name):
+        made: Runtime = found() if isinstance(found, type) else found
     return made
 
 

@@ -61,10 +61,19 @@ def heldback_asks(
     """
     front = _thinned(pareto_front(_full(told, problem, constraints), problem.objectives), problem)
     if not front:
-        errors = [e.error for e in told if e.error][:1]
-        raise RunError(f"no evaluation within the budget succeeded; the first error: {(errors or ['none'])[0]}")
+        raise RunError(f"no evaluation within the budget succeeded; {_why_none(told, problem)}")
     policies = dict.fromkeys([*(e.ask.policy for e in front), *(p for row in chosen.values() for p in row)])
     return [(f"front {p.digest}", Ask(p, problem.tier, split="heldback")) for p in policies]
+
+
+def _why_none(told: Sequence[Evaluation], problem: Problem) -> str:
+    if errors := [e.error for e in told if e.error]:
+        return f"the first error: {errors[0]}"
+    cost, high, whole = problem.budget.cost, problem.budget.high, _whole(told, problem.tier)
+    if not whole:
+        return f"none of {len(told)} went over all samples: raise search.trials"
+    least = min(e.costs[cost] for e in whole)
+    return f"the cheapest of {len(whole)} has {cost} {least:.4g}, above {high:g}: raise search.trials"
 
 
 def finalist_asks(chosen: Mapping[float, list[Policy]]) -> Labelled:

@@ -41,6 +41,7 @@ from autoprune.protocols import Criterion, Problem, Task, check_directions
 from autoprune.run.before import usable
 from autoprune.run.constraints import parse_constraints
 from autoprune.run.ledger import Prices
+from autoprune.run.rehearsal import rehearse_executor
 from autoprune.run.setting import Setting
 from autoprune.space import restrict
 from autoprune.structure import Structure
@@ -60,6 +61,7 @@ def check_executor(job: Job) -> None:
     make = plugins.load("executors", job.executor.kind)
     given = 2 if job.executor.kind == "inline" else 4  # the factory and what every executor is told
     plugins.check_options(make, job.executor_options, given, "executor.options")
+    rehearse_executor(job.executor.kind, make, given, job.executor_options)
     if hasattr(make, "check"):
         make.check(**plugins.with_paths(make, job.executor_options))
 

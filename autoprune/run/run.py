@@ -43,7 +43,7 @@ from autoprune.run.folder_checks import (
 from autoprune.run.ledger import Ledger, Plateau
 from autoprune.run.loop import evaluate_all, search_loop
 from autoprune.run.prepare import check_executor, prepare
-from autoprune.run.rehearsal import named, rehearse_sampler, rehearse_strategy
+from autoprune.run.rehearsal import named, rehearse_recovery, rehearse_sampler, rehearse_strategy
 from autoprune.run.setting import Setting
 from autoprune.run.summary import Told, summarise
 from autoprune.run.telling import LOOKED_AGAIN, check_telling
@@ -111,6 +111,7 @@ class Run:
 
     def _ready(self, job: Job, task: Task | None, fresh: bool) -> Setting:
         check_executor(job)
+        rehearse_recovery(job)
         return prepare(job, self.path, task, recorded={} if fresh else recorded_identity(job, self.path))
 
     def __iter__(self) -> Iterator[Evaluation]:

@@ -18,6 +18,7 @@ from autoprune.evaluation import Ask, Tier
 from autoprune.evaluator.fidelity import AUTO, Fidelity
 from autoprune.evaluator.settings import Settings
 from autoprune.evaluator.tiers import TieredEvaluator
+from autoprune.executors._watched import Watched
 from autoprune.files.job import Job
 from autoprune.front import Base
 from autoprune.protocols import EvaluatorFactory, Executor, FitnessTier, Problem, Task
@@ -143,8 +144,7 @@ class Setting:
         part = self.job.executor
         make = plugins.load("executors", part.kind)
         if part.kind == "inline" or (self.lent is not None and not travels(make)):
-            inline: Executor = plugins.load("executors", "inline")(self.evaluator_factory(), part.retries)
-            return inline
+            return Watched("inline", plugins.load("executors", "inline")(self.evaluator_factory(), part.retries))
         window = self.job.search.window
         workers = window if part.workers == "auto" and travels(make) else part.n_workers
         if workers > window:
@@ -152,8 +152,8 @@ class Setting:
             workers = window
         factory = self.shipment() if travels(make) else self.evaluator_factory()
         options = plugins.with_paths(make, self.job.executor_options)
-        executor: Executor = make(factory, workers, part.timeout_s, part.retries, **options)
-        return executor
+        with plugins.calling("executors", part.kind):
+            return Watched(part.kind, make(factory, workers, part.timeout_s, part.retries, **options))
 
 
 def device_type(job: Job, settings: Settings) -> str:

@@ -112,7 +112,22 @@ def test_compare_speaks_of_a_plugged_in_cost(finished: Path) -> None:
             "dense, monotone = 0.0, True\n    def __call__(self, w): return w[..., 0] * 0.0 + 1",
             "dense must be a number",
         ),
-        ("dense, monotone = 1.0, True\n    def __call__(self, w): return 1.0", "for \\[2, groups\\] it gave \\(\\)"),
+        (
+            "dense, monotone = 1.0, True\n    def __call__(self, w): return 1.0",
+            "gives ratios \\[\\] for widths \\[66, 3\\]",
+        ),
+        (
+            "dense, monotone = 1.0, True\n    def __call__(self, w): return 2 - w.sum(-1) / w.sum(-1).max()",
+            "says that it is monotone, and rises where",
+        ),
+        (
+            "dense, monotone = 1.0, True\n    def __call__(self, w): return 1 - 2 * (w.sum(-1) < w.max())",
+            r"is -1 at the widths \[",
+        ),
+        (
+            "dense, monotone = 1.0, True\n    def __call__(self, w): raise KeyError('no')",
+            "KeyError: 'no'; it is a class",
+        ),
     ],
 )
 def test_a_cost_that_breaks_its_protocol_is_one_line_at_once(
