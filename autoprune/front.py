@@ -162,11 +162,19 @@ class Front(Sequence[Point]):
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             raise InputError(f"{name}={value!r}: a limit is a finite number")
         if name == "drop":
-            return
+            return self._check_drop(value)
         most = max(1.0, *(p.ratio(name) for p in self.points))  # a latency may be above that of the dense model
         if value <= 0.0 or (value > 1.0 and most <= 1.0):
             hint = f"; did you mean {name}={value / 100:g}?" if 1.0 < value <= 100.0 else ""
             raise InputError(f"{name}={value:g}: a limit is a ratio to the dense model, in (0, 1]{hint}")
+
+    def _check_drop(self, value: float) -> None:
+        """InputError where more than the whole of a share may be lost: per cent were meant."""
+        metric, dense = _first_metric(self.base)
+        seen = [dense, *(p.metrics.get("validation", {}).get(metric, dense) for p in self.points)]
+        if value > 1.0 and all(0.0 <= found <= 1.0 for found in seen):
+            hint = f"; did you mean drop={value / 100:g}?" if value <= 100.0 else ""
+            raise InputError(f"drop={value:g}: {metric} is a share, of which at most 1 can be lost{hint}")
 
     def _knee(self) -> Point:
         """The point farthest below the chord of log-loss against cost between the ends of the front."""

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from autoprune.errors import InputError
 from autoprune.evaluation import Ask, Evaluation
 from autoprune.front import Front
 from autoprune.pareto import front_volume, pareto_front, thinned
@@ -121,6 +122,13 @@ def test_a_drop_is_how_much_worse_the_metric_is_and_the_cheapest_within_it_wins(
     front = scored([0.5 + worse * drop for drop in drops], direction)
     for asked, index in ((0.3, 0), (0.25, 1), (0.06, 2), (0.0, 2)):
         assert front.select(f"drop={asked}").id == front[index].id
+
+
+def test_a_drop_in_per_cent_is_refused_where_the_metric_is_a_share() -> None:
+    front = scored([0.2, 0.3, 0.6, 0.45, 0.49, 0.5], "maximize")
+    with pytest.raises(InputError, match=r"score is a share, of which at most 1 can be lost; did you mean drop=0\.05"):
+        front.select(drop=5)
+    assert scored([0.2, 0.3, 6.0, 0.45, 0.49, 0.5], "minimize").select(drop=5).id == front[0].id
 
 
 def test_the_knee_is_the_point_farthest_below_the_chord_of_the_logarithm_of_the_loss() -> None:

@@ -32,7 +32,7 @@ from autoprune.errors import InputError
 from autoprune.evaluator.settings import Settings
 from autoprune.exports import check_formats, check_inputs
 from autoprune.exports import export as export_model
-from autoprune.files.job import Job
+from autoprune.files.job import Job, checked_task
 from autoprune.files.policy_file import load_front
 from autoprune.files.whole import whole_folder
 from autoprune.front import Point
@@ -41,7 +41,7 @@ from autoprune.recovery import build_recovery
 from autoprune.run.prepare import settings_of
 from autoprune.structure import Structure
 from autoprune.tasks._weights import load_weights
-from autoprune.tracing.copies import copied
+from autoprune.tracing.copies import check_module, copied
 from autoprune.tracing.fingerprint import weights_fingerprint
 from autoprune.tracing.one_thread import one_thread
 from autoprune.tracing.slim import slim
@@ -75,6 +75,9 @@ def apply(
     """
     if not isinstance(point, Point):
         raise InputError(f"point must be one of a front, as front.select(macs=0.5) gives, not a {type(point).__name__}")
+    check_module(model)
+    if task is not None:
+        checked_task(task, "task is")
     # the default word gives way to epochs, which cannot be told from one that was said
     training = Training.of(None if finetune == "proxy" else finetune, finetune_epochs)
     applied = _applied(

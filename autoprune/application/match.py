@@ -10,6 +10,7 @@ from torch import nn
 from autoprune.errors import InputError
 from autoprune.front import Base, Point
 from autoprune.structure import Group, Structure
+from autoprune.tracing.copies import unwrapped
 from autoprune.tracing.declared import declared, dense_shapes, misfits, named, wider
 from autoprune.tracing.inputs import described
 from autoprune.tracing.slim import named_tensors, removed_positions
@@ -25,6 +26,9 @@ def matching(point: Point, model: nn.Module, example: Any) -> Structure:
     """
     said = difference(point.base, model)
     if said:
+        if (inner := unwrapped(model)) is not model and not difference(point.base, inner):
+            way = "_orig_mod" if hasattr(model, "_orig_mod") else "module"
+            raise InputError(f"the model is wrapped in {type(model).__name__}: pass the model inside, its `.{way}`")
         if _was_pruned(point, model):
             raise InputError(f"policy {point.id} was applied to this model before; apply it to the dense model")
         raise InputError(f"the policy is for another structure: {said}")

@@ -35,14 +35,17 @@ class Training:
             InputError: an unknown word, or epochs beside another word than `full`.
         """
         words: dict[str, Finetune] = {word: word for word in get_args(Finetune)}
+        if finetune is not None and not isinstance(finetune, str):
+            raise InputError(f"finetune is a word: {', '.join(words)}, not {finetune!r}; epochs are finetune_epochs")
         if finetune is not None and finetune not in words:
             raise InputError(f"unknown finetune {finetune!r}; {did_you_mean(finetune, words)}")
         if epochs is None:
             return Training(words[finetune or "proxy"])
         if finetune not in (None, "full"):
             raise InputError(f"finetune epochs belong to finetune full, not to {finetune}; leave one of the two out")
-        if not (math.isfinite(epochs) and 0.0 <= epochs < 1e4):
-            raise InputError(f"finetune epochs must be a number of epochs from 0 to 10000, not {epochs}")
+        number = isinstance(epochs, int | float) and not isinstance(epochs, bool)
+        if not (number and math.isfinite(epochs) and 0.0 <= epochs < 1e4):
+            raise InputError(f"finetune epochs must be a number of epochs from 0 to 10000, not {epochs!r}")
         return Training("full", epochs)
 
 

@@ -23,12 +23,12 @@ MAY_DIFFER = ("budget.at", "compare.controls")
 DEFAULT_SAMPLER = "evolution"
 
 
-def asked_names(strategies: Sequence[str] | None, job: Job) -> tuple[str, ...]:
+def asked_names(strategies: str | Sequence[str] | None, job: Job) -> tuple[str, ...]:
     """The names to compare: those asked for, with the control arms that the job itself names before them.
 
     Where nothing is asked for, the control arms and the house's sampler.
     """
-    controls = job.compare.controls
+    controls, strategies = job.compare.controls, (strategies,) if isinstance(strategies, str) else strategies
     if strategies is None:
         return (*controls, DEFAULT_SAMPLER)
     own = controls if controls != ComparePart().controls else ()
@@ -37,6 +37,7 @@ def asked_names(strategies: Sequence[str] | None, job: Job) -> tuple[str, ...]:
 
 def checked_names(strategies: Sequence[str]) -> tuple[str, ...]:
     """The names without repeats; InputError where there are none or one is unknown."""
+    _check_items("--strategies", strategies, str, "names, as in uniform,evolution")
     known = (*plugins.names("strategies"), *plugins.names("samplers"))
     for name in strategies:
         if ":" not in name and name not in known:
@@ -46,8 +47,10 @@ def checked_names(strategies: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(strategies))
 
 
-def checked_budgets(budgets: Sequence[float]) -> tuple[float, ...]:
+def checked_budgets(budgets: float | Sequence[float]) -> tuple[float, ...]:
     """The budgets without repeats; InputError where there are none or one is no ratio."""
+    budgets = (budgets,) if isinstance(budgets, int | float) else budgets
+    _check_items("--budgets", budgets, int | float, "ratios to dense, as in 0.7,0.5,0.3")
     for budget in budgets:
         if not (math.isfinite(budget) and 0.0 < budget <= 1.0):
             raise InputError(f"--budgets: {budget:g} is no ratio to dense; it must be above 0 and at most 1")
@@ -58,10 +61,19 @@ def checked_budgets(budgets: Sequence[float]) -> tuple[float, ...]:
 
 def checked_seeds(seeds: int | Sequence[int], first: int) -> tuple[int, ...]:
     """The seeds themselves: so many from `first` on, or those of the list; InputError where there are none."""
+    _check_items("--seeds", (seeds,) if isinstance(seeds, int) else seeds, int, "whole numbers, as in 3 or 0,1,2")
     asked = range(first, first + max(seeds, 0)) if isinstance(seeds, int) else tuple(dict.fromkeys(seeds))
     if not asked or min(asked) < 0:
         raise InputError("--seeds: compare needs at least one seed, as in 3 (so many) or 0,1,2 (these), none negative")
     return tuple(asked)
+
+
+def _check_items(where: str, given: object, kind: Any, wanted: str) -> None:
+    """InputError unless `given` is a list of values of `kind`."""
+    listed = isinstance(given, Sequence) and not isinstance(given, str)
+    wrong = [x for x in given if not isinstance(x, kind) or isinstance(x, bool)] if listed else [given]  # type: ignore[attr-defined]
+    if wrong:
+        raise InputError(f"{where} takes {wanted}, not {wrong[0]!r}")
 
 
 def parse_seeds(text: str) -> int | tuple[int, ...]:

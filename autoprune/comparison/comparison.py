@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
@@ -55,16 +55,16 @@ SHARED, ARM = "shared", "cell.json"
 
 
 def compare(
-    job: Job | str | Path,
-    strategies: Sequence[str] | None = None,
-    budgets: Sequence[float] | None = None,
+    job: Job | str | Path | Mapping[str, Any],
+    strategies: str | Sequence[str] | None = None,
+    budgets: float | Sequence[float] | None = None,
     seeds: int | Sequence[int] = 3,
     out: Path | None = None,
     task: Task | None = None,
 ) -> dict[str, Any]:
     """Compare to the end; returns {"rows": [...], "summary": ..., "verdicts": ..., "reference": ...}.
 
-    `strategies` are by default the job's control arms and evolution.
+    `strategies` are by default the job's control arms and evolution; a single name or budget needs no list.
     Writes compare.csv (the rows), compare.json (all of it) and compare.html. See `Comparison`.
 
     Raises:
@@ -87,14 +87,14 @@ class Comparison:
 
     def __init__(
         self,
-        job: Job | str | Path,
-        strategies: Sequence[str] | None = None,
-        budgets: Sequence[float] | None = None,
+        job: Job | str | Path | Mapping[str, Any],
+        strategies: str | Sequence[str] | None = None,
+        budgets: float | Sequence[float] | None = None,
         seeds: int | Sequence[int] = 3,
         out: Path | None = None,
         task: Task | None = None,
     ) -> None:
-        job = Job.of(job)
+        job = Job.of(job, task)
         self.strategies = checked_names(asked_names(strategies, job))
         self.budgets = checked_budgets(job.budget.plain().at if budgets is None else budgets)
         self.seeds = checked_seeds(seeds, job.search.seed)

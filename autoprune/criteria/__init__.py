@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from autoprune import plugins
+from autoprune.errors import InputError
 from autoprune.protocols import Criterion
 
 Named = str | Mapping[str, Any]
@@ -33,4 +34,8 @@ def criterion_identity(given: Named) -> str:
 def _parts(given: Named) -> tuple[str, dict[str, Any]]:
     if isinstance(given, str):
         return given, {}
+    if not isinstance(given, Mapping):
+        own = f" (as {given.__module__}:{given.__qualname__})" if isinstance(given, type) else ""
+        said = "a criterion is named: 'obs', 'module:Class' or {'name': ..., 'options': {...}}"
+        raise InputError(f"{said}, not {given!r:.80}{own}")
     return str(given.get("name", "")), dict(given.get("options") or {})

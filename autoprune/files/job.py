@@ -107,12 +107,14 @@ class Job(Part):
         return Job.loads(text, base=file.resolve().parent, source=str(file), overrides=overrides)
 
     @staticmethod
-    def of(given: Job | str | Path | Mapping[str, Any]) -> Job:
-        """A job itself, the path of its file, or its plain values."""
+    def of(given: Job | str | Path | Mapping[str, Any], task: Task | None = None) -> Job:
+        """A job itself, the path of its file, or its plain values, which need no task where one is lent."""
+        if task is not None:
+            checked_task(task, "task is")
         if isinstance(given, Job):
             return given
         if isinstance(given, Mapping):
-            return Job.from_dict(given)
+            return Job.from_dict(given if task is None else {"task": {"factory": "autoprune:task"}, **given})
         if isinstance(given, str | Path):
             return Job.load(given)
         raise InputError(f"job must be a path, a mapping or a Job, not {type(given).__name__}")

@@ -84,6 +84,8 @@ class SpacePart(Part):
                 raise ValueError(f"granularity {word!r} is not in this version; it has {', '.join(GRANULARITIES)}")
             if word not in GRANULARITIES:
                 raise ValueError(f"unknown granularity {word!r}; {did_you_mean(word, GRANULARITIES)}")
+        if len(set(self.kinds)) < len(self.kinds):
+            raise ValueError(f"granularity names a kind twice: {', '.join(self.kinds)}")
         if not self.kinds:
             raise ValueError(f"granularity lists nothing; allowed: {', '.join(GRANULARITIES)}")
         return self
@@ -92,9 +94,11 @@ class SpacePart(Part):
     @classmethod
     def _words(cls, value: object) -> object:
         for word in value if isinstance(value, list | tuple) else [value]:
-            if isinstance(word, int):
+            if isinstance(word, int) and not isinstance(word, bool):
                 n, m = divmod(word, 60)  # YAML 1.1 reads 2:4 as a number to the base of 60
                 raise ValueError(f"{word} is no granularity; YAML reads {n}:{m} so unless it is quoted: '{n}:{m}'")
+            if not isinstance(word, str):
+                raise ValueError(f"{word!r} is no granularity; allowed: {', '.join(GRANULARITIES)}")
         return value
 
     @property

@@ -15,7 +15,7 @@ import numpy as np
 from autoprune.allocation.sensitivity import Plan, table_asks
 from autoprune.evaluation import Ask, Evaluation, Labelled
 from autoprune.evaluator.prepared import prepared_model
-from autoprune.files.job import Job, checked_task
+from autoprune.files.job import Job
 from autoprune.files.policy_file import save_csv, save_front
 from autoprune.files.whole import write_whole
 from autoprune.front import Front
@@ -65,11 +65,7 @@ def search(
     Raises:
         InputError: the job is wrong, or the folder belongs to a job that differs (names the keys).
     """
-    if task is not None:
-        checked_task(task, "task is")
-    if task is not None and isinstance(job, Mapping):
-        job = {"task": {"factory": "autoprune:task"}, **job}
-    job = Job.of(job)
+    job = Job.of(job, task)
     folder = Path(out) if out is not None else Path("runs") / job.name
     return Run(job, folder, task, fresh)
 

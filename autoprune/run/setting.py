@@ -23,6 +23,7 @@ from autoprune.files.job import Job
 from autoprune.front import Base
 from autoprune.protocols import EvaluatorFactory, Executor, FitnessTier, Problem, Task
 from autoprune.run.constraints import Constraint
+from autoprune.run.ignored import ignored
 from autoprune.run.ledger import Prices
 from autoprune.run.worker_evaluator import make_evaluator
 from autoprune.structure import Structure
@@ -115,7 +116,7 @@ class Setting:
         loss = f"loss {chosen.name}: {chosen.why}" if self.job.objectives.loss == AUTO else ""
         table = plan.said() if plan is not None and e.sensitivity == "auto" else ""
         latency = "" if self.latency is None else self.latency.verdict()
-        return tuple(filter(None, (loss, *self.said, table, latency)))
+        return tuple(filter(None, (loss, *ignored(self.job, self.settings), *self.said, table, latency)))
 
     def table_path(self, plan: Plan) -> Path:
         """Where the sensitivity table lies: beside the database, under what its figures depend on."""

@@ -54,6 +54,8 @@ def task(
     """
     if not isinstance(model, nn.Module):
         raise InputError(f"model must be a torch.nn.Module, not a {type(model).__name__}")
+    if classes is not None and (not isinstance(classes, int) or isinstance(classes, bool)):
+        raise InputError(f"classes must be the number of an axis of the outputs, as in 1 or -1, not {classes!r}")
     _check_splits(loaders)
     first = {name: _first_batch(name, loaders[name]) for name in SPLITS}
     _check_apart(first)

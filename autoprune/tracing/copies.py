@@ -96,8 +96,16 @@ def unwrapped(model: nn.Module) -> nn.Module:
             return model
 
 
+def check_module(model: object) -> None:
+    """InputError unless `model` is a module: a class of modules is not."""
+    if not isinstance(model, nn.Module):
+        what = f"the class {model.__name__}" if isinstance(model, type) else f"a {type(model).__name__}"
+        raise InputError(f"model must be a torch.nn.Module that can be called, not {what}")
+
+
 def _refuse_closed(model: nn.Module) -> None:
     """Raise InputError for what cannot be copied or looked into, and say what can."""
+    check_module(model)
     for name, module in model.named_modules():
         what = f"the module {name!r}" if name else "the model"
         if isinstance(module, nn.parallel.DistributedDataParallel):
