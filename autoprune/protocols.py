@@ -219,7 +219,9 @@ class WorkerState:
 class Executor(Protocol):
     """Runs asks somewhere. Built as E(make_evaluator, workers, timeout_s, retries, **options); results in any order.
 
-    An ask whose worker is lost, or over which the evaluator raises, is tried again a bounded number of times.
+    An ask whose worker is lost, or over which the evaluator raises, is tried again a bounded number of times. Where an
+    executor has a static `each(function, items, **options)` beside this, that calls `function` with every item on its
+    machines, for work that is no ask: items are (number, item), it gives (number, result) as they come.
     """
 
     slots: int
