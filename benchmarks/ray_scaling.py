@@ -1,7 +1,7 @@
 """What a cluster costs: efficiency of executors, the driver's limits, bytes, memory and start-up, side by side.
 
-usage: OMP_NUM_THREADS=1 python -m benchmarks.ray_scaling [--only efficiency,driver,wire,start] [--evaluations 400]
-       [--seconds 0.1,1]
+usage: OMP_NUM_THREADS=1 python -m benchmarks.ray_scaling [--only efficiency,driver,slots,wire,start]
+       [--evaluations 400] [--seconds 0.1,1]
 
 Efficiency is useful evaluation time (as the evaluations measure it themselves) over wall time times workers, start-up
 apart: from the first answer of every worker on. The evaluations sleep, so that two workers on a busy machine measure
@@ -11,10 +11,12 @@ the executor and not each other.
 from __future__ import annotations
 
 import argparse
+import heapq
 import os
 import resource
 import tempfile
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -42,7 +44,7 @@ WORKERS = 2
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--evaluations", type=int, default=400)
-    parser.add_argument("--only", default="efficiency,driver,wire,start")
+    parser.add_argument("--only", default="efficiency,driver,slots,wire,start")
     parser.add_argument("--seconds", default="0.1,1", help="how long the sleeping evaluations take")
     args = parser.parse_args()
     seconds = [float(s) for s in args.seconds.split(",")]
@@ -51,6 +53,7 @@ def main() -> None:
         "wire": wire,
         "efficiency": partial(efficiency, args.evaluations, seconds),
         "driver": driver,
+        "slots": slots,
     }
     for name in args.only.split(","):
         print(f"\n**{name}** (load {os.getloadavg()[0]:.1f})\n", flush=True)
@@ -220,6 +223,59 @@ def sampler_rate(name: str, structure: Structure, n: int) -> float:
         sampler.tell(evaluation)
         spent += time.perf_counter() - started
     return n / spent
+
+
+class Slots:
+    """So many workers whose evaluations take `seconds` of the clock and of nothing else."""
+
+    def __init__(self, slots: int, seconds: float) -> None:
+        self.slots, self.seconds, self.retried = slots, seconds, 0
+        self._running, self._waiting = list[tuple[float, int, Ask]](), deque[tuple[int, Ask]]()
+
+    def submit(self, index: int, ask: Ask) -> None:
+        self._waiting.append((index, ask))
+        self._fill()
+
+    def _fill(self) -> None:
+        while self._waiting and len(self._running) < self.slots:
+            heapq.heappush(self._running, (time.monotonic() + self.seconds, *self._waiting.popleft()))
+
+    def next_done(self, timeout: float | None = None) -> tuple[int, Evaluation] | None:
+        if not self._running:
+            return None
+        wait = self._running[0][0] - time.monotonic()
+        if timeout is not None and wait > timeout:
+            return None
+        time.sleep(max(0.0, wait))
+        _, index, ask = heapq.heappop(self._running)
+        self._fill()
+        return index, Evaluation(ask, 1.0, {"macs": 0.5}, passes=1.0, seconds=self.seconds)
+
+    def cancel(self, index: int) -> None:
+        self._running.clear()
+        self._waiting.clear()
+
+    def close(self) -> None:
+        self.cancel(0)
+
+    def workers(self) -> tuple[WorkerState, ...]:
+        return ()
+
+
+def slots(count: int = 500, seconds: float = 1.0, rounds: int = 12) -> None:
+    """How much of 500 workers a driver uses, window 1 024, every result on disk, from the first answer to the last."""
+    structure, n = chain(30), rounds * count
+    print("| sampler | efficiency | results/s |\n|---|---|---|", flush=True)
+    for name in ("policies drawn beforehand", "evolution"):
+        sampler: Any = Stream(random_policies(structure, n))
+        if name == "evolution":
+            sampler = build_sampler(name, make_problem(structure, n_trials=n), np.random.default_rng(0), {})
+        with tempfile.TemporaryDirectory() as folder, Record(Path(folder), structure, ("macs",)) as record:
+            told = search_loop(record, Slots(count, seconds), sampler, Asks(n), window=1024)
+            next(told)
+            started = time.perf_counter()
+            rate = sum(1 for _ in told) / (time.perf_counter() - started)
+        print(f"| {name} | {rate * seconds / count:.3f} | {rate:.0f} |", flush=True)
 
 
 # bytes, memory, start-up ----------------------------------------------------------------------------------------------

@@ -92,7 +92,10 @@ def own_run(finished_run: Path, tmp_path: Path) -> Path:
 def search_digits(folder: Path) -> None:
     """What `finished_run` holds."""
     process = autoprune_process("search", str(ROOT / "search_spaces" / "digits.yaml"), *SHORT, cwd=folder)
-    output, errors = process.communicate(timeout=300)
+    try:
+        output, errors = process.communicate(timeout=300)
+    finally:
+        process.kill()  # one that runs into its limit would go on
     (folder / "stdout.txt").write_text(output, encoding="utf-8")
     assert process.returncode == 0, errors
 
