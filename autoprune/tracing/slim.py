@@ -90,10 +90,11 @@ def set_attributes(model: nn.Module, structure: Structure | None = None) -> None
     each conv group told from a depthwise one.
     """
     carried = None
-    multiplied = {f"{n}.weight": m.out_channels // m.groups for n, m in model.named_modules() if multiplies(m)}
     if structure is not None:
+        each = {f"{n}.weight": _each(m) for n, m in model.named_modules() if isinstance(m, nn.modules.conv._ConvNd)}
         slices = [s for g in structure.groups for s in g.slices]
-        carried = {s.tensor for s in slices if s.role == "carry" or 1 < s.repeat == multiplied.get(s.tensor)}
+        made = {s.tensor for s in slices if each.get(s.tensor, 1) > 1 and s.repeat % each[s.tensor] == 0}
+        carried = {s.tensor for s in slices if s.role == "carry"} | made
     for name, module in model.named_modules():
         for attribute, value in expected_attributes(module, None if carried is None else f"{name}.weight" in carried):
             if getattr(module, attribute) != value:
@@ -117,9 +118,8 @@ def expected_attributes(module: nn.Module, carries: bool | None = None) -> list[
     if isinstance(module, nn.PReLU):
         return [("num_parameters", weight.numel())]
     if isinstance(module, nn.GroupNorm):
-        share = module.num_channels // module.num_groups
-        many = module.num_groups > 1  # whole norm groups go
-        return [("num_channels", len(weight)), ("num_groups", len(weight) // share if many else 1)]
+        share = module.num_channels // module.num_groups  # whole norm groups go
+        return [("num_channels", len(weight)), ("num_groups", max(len(weight) // share, 1))]
     return []
 
 
@@ -131,12 +131,16 @@ def named_tensors(model: nn.Module) -> dict[str, Tensor]:
 def _conv_attributes(conv: nn.modules.conv._ConvNd, weight: Tensor, carries: bool | None) -> list[tuple[str, object]]:
     groups = conv.groups
     looks_depthwise = groups > 1 and groups == conv.in_channels == conv.out_channels
-    each = max(conv.out_channels // max(conv.groups, 1), 1) if multiplies(conv) else 1
-    if weight.shape[1] == 1 and (looks_depthwise or each > 1 if carries is None else carries):
-        groups = weight.shape[0] // each
+    if weight.shape[1] == 1 and (looks_depthwise or multiplies(conv) if carries is None else carries):
+        groups = weight.shape[0] // _each(conv)
     sides = [weight.shape[0], weight.shape[1] * groups]
     inner, outer = sides if conv.transposed else sides[::-1]
     return [("in_channels", inner), ("out_channels", outer), ("groups", groups)]
+
+
+def _each(conv: nn.modules.conv._ConvNd) -> int:
+    """Channels that a depthwise convolution makes of each one; also where a single one is left. 1 for other ones."""
+    return conv.out_channels // conv.groups if conv.groups == conv.in_channels and not conv.transposed else 1
 
 
 def _removed_atoms(group: Group, kept: Sequence[int] | None) -> Tensor:

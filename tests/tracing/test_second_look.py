@@ -156,6 +156,10 @@ MIDDLES: Mapping[str, tuple[Callable[[], nn.Module], int, int, int]] = {
     "group norm of each channel": (lambda: nn.GroupNorm(8, 8), 8, 8, 8),
     "instance norm": (lambda: nn.InstanceNorm2d(8, affine=True), 8, 8, 8),
     "depthwise with a multiplier": (lambda: conv(8, 24, groups=8), 8, 24, 8),
+    "group norm, then a multiplier": (
+        lambda: nn.Sequential(nn.GroupNorm(4, 8), nn.ReLU(), conv(8, 24, groups=8)),
+        *(8, 24, 4),
+    ),
     "frozen batch norm": (lambda: Frozen(8), 8, 8, 8),
     "blur by a buffer": (lambda: Blur(8), 8, 8, 8),
     "parameters in a list": (lambda: Listed(8), 8, 8, 8),

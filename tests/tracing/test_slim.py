@@ -241,3 +241,24 @@ def test_what_was_removed_is_not_kept_in_memory(kept: Sequence[int]) -> None:
         rows = dense[name][list(kept)] if name.startswith(("conv1", "bn1")) and tensor.dim() else dense[name]
         assert torch.equal(tensor, rows[:, list(kept)] if name == "conv2.weight" else rows)
     assert model.conv2.weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_what_was_narrowed_to_one_channel_or_norm_group_widens_again() -> None:
+    """A model that lives on from one policy to the next is told what its tensors are each time."""
+    torch.manual_seed(0)
+    layers = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 16, 3, groups=8), nn.GroupNorm(8, 16), nn.ReLU(), nn.Conv2d(16, 5, 1)
+    model = nn.Sequential(*layers).eval()
+    inputs = (torch.randn(2, 3, 6, 6),)
+    structure = analyze(model, inputs)
+    dense = {name: tensor.data for name, tensor in named_tensors(model).items()}
+    for kept in ((3,), (0, 2, 5), tuple(range(8))):
+        for name, tensor in named_tensors(model).items():
+            tensor.data = dense[name]
+        for (name, dim), where in kept_positions(
+            structure, {"0": kept}, {n: t.shape for n, t in dense.items()}
+        ).items():
+            named_tensors(model)[name].data = named_tensors(model)[name].data.index_select(dim, where)
+        set_attributes(model, structure)
+        assert (model[1].in_channels, model[1].out_channels, model[1].groups) == (len(kept), 2 * len(kept), len(kept))
+        assert (model[2].num_channels, model[2].num_groups) == (2 * len(kept), len(kept))
+        model(*inputs)
