@@ -43,18 +43,20 @@ class Places:
         one, other = _both_thin(one, other)
         differ = (one > 0) & (other > 0) & (one != other)
         if bool(differ.any()):
-            self._pairs.append(torch.unique(torch.stack([one[differ], other[differ]]).long(), dim=1))
+            pairs = torch.unique(one[differ].long() * self._next + other[differ].long())  # far faster than of columns
+            self._pairs.append(torch.stack([pairs // self._next, pairs % self._next]))
 
     def merge(self, labels: Tensor, dims: Sequence[int]) -> Tensor:
         """What lies along `dims` goes together; these dimensions are 1 afterwards."""
+        shape = [1 if d in dims else n for d, n in enumerate(labels.shape)]
+        thin = _thin(labels)
         for dim in dims:
-            thin = thinned(labels, [dim])
+            thin = thinned(thin, [dim])
             if thin.shape[dim] > 1:
                 first = thin.amax(dim, keepdim=True)
                 self.tie(first, thin)
                 thin = first
-            labels = thin
-        return labels
+        return thin.expand(shape)
 
     def meet(self, shape: Sequence[int], given: Sequence[tuple[Tensor, Tensor]]) -> Tensor | None:
         """What an element-wise operation gives, from (labels, values) of its operands; None without labels.

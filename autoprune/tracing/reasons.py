@@ -11,6 +11,7 @@ from torch.nn.utils import parametrize
 from autoprune.tracing.atoms import NORMS, Candidate, axis_size
 from autoprune.tracing.certify import CRASH
 from autoprune.tracing.slim import expected_attributes
+from autoprune.tracing.suspects import PRODUCT
 from autoprune.tracing.watch import Trace, is_producer, multiplies
 
 OUTPUT = "its channels are the model's output"
@@ -22,6 +23,7 @@ SCRIPT = "TorchScript is compiled and cannot be cut: use the plain nn.Module tha
 
 _COMPUTED = "weight_norm, spectral_norm or another parametrization"
 REMOVE = "make it plain first, by torch.nn.utils.parametrize.remove_parametrizations or prune.remove"
+OVER_ALL = "normalises over all its channels"
 DECIDES = "decides by the data"
 
 CLOSED = (RECURRENT, ATTENTION, SCRIPT, QUANTISED)
@@ -55,7 +57,12 @@ def known_reason(candidate: Candidate, trace: Trace, modules: Mapping[str, str])
 
 def worth_another_look(reason: str) -> bool:
     """Whether what is frozen for `reason` might be followed in another way."""
-    return reason != OUTPUT and not any(words in reason for words in (*CLOSED, DECIDES))
+    return reason != OUTPUT and not any(words in reason for words in (*CLOSED, DECIDES, OVER_ALL, PRODUCT))
+
+
+def attends(candidate: Candidate, trace: Trace) -> bool:
+    """Whether the channels are multiplied with other activations: what goes there is no channel, but a head."""
+    return any(words.startswith(PRODUCT) for _, _, words in _suspects(candidate.producers, trace))
 
 
 def explain(candidate: Candidate, trace: Trace, complaint: str) -> str:
@@ -125,7 +132,7 @@ def _module_reason(name: str, module: nn.Module, trace: Trace, firm: bool) -> st
         over = f"each {share} neighbouring channels" if share > 1 else "each channel by itself"
         return f"GroupNorm normalises over {over}, and its groups are not narrowed"
     if isinstance(module, nn.LayerNorm | nn.GroupNorm | nn.RMSNorm | nn.LocalResponseNorm):
-        return f"{type(module).__name__} normalises over all its channels"
+        return f"{type(module).__name__} {OVER_ALL}"
     if isinstance(module, NORMS) and not expected_attributes(module):
         return f"{type(module).__name__} without parameters and statistics cannot tell its width"
     if reason := _used_elsewhere(name, own, trace, firm):

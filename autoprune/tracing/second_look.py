@@ -15,7 +15,7 @@ from autoprune.tracing.certify import failures
 from autoprune.tracing.inputs import Example
 from autoprune.tracing.observe import Look
 from autoprune.tracing.probe import probed
-from autoprune.tracing.reasons import known_reason, module_reasons
+from autoprune.tracing.reasons import attends, known_reason, module_reasons
 from autoprune.tracing.slim import positions_of
 
 
@@ -37,7 +37,8 @@ def second_look(twin: nn.Module, look: Look, first: Settled) -> Settled:
         return first
     modules = module_reasons(twin, trace, firm=True)
     free = _free(found, first.alive)
-    open_ = [c for c in free if c.group is not None and not known_reason(c, trace, modules)]
+    hopeful = [c for c in free if c.group is not None and not attends(c, trace)]
+    open_ = [c for c in hopeful if not known_reason(c, trace, modules)]
     tried = _tried(twin, look, first, _named(first.alive, open_)) if open_ else first
     alike = _alike(_free(open_, tried.alive))
     return _tried(twin, look, tried, _named(tried.alive, alike)) if alike else tried

@@ -109,6 +109,7 @@ def _channel_dims(x: Tensor) -> set[int]:
     return {1, 2} if x.dim() == 3 else {1}
 
 
+PRODUCT = "activations are multiplied with activations"
 LIKE = frozenset({"to", "type_as", "expand_as", "view_as", "reshape_as"})
 """Torch functions that take no values of their second tensor."""
 _BROADCAST = {"add", "sub", "mul", "div", "truediv", "true_divide", "pow", "maximum", "minimum", "where", "lerp"}
@@ -133,7 +134,7 @@ _RULES: tuple[tuple[frozenset[str], Callable[[Seen], bool], int, str], ...] = tu
         (_SHUFFLE, _always, 0, "its channels are moved into space or shuffled ({})"),
         (_NORM, _always, 0, "a norm mixes all its channels ({})"),
         (_SPREAD, _over_channels, 0, "{} runs over its channels"),
-        (_PRODUCT, _multiplies_activations, 0, "activations are multiplied with activations ({}), as attention does"),
+        (_PRODUCT, _multiplies_activations, 0, f"{PRODUCT} ({{}}), as attention does"),
         (_REDUCE, _over_channels, 0, "its channels are reduced to one value ({} over the channels)"),
         (_CAT, _adds_constants, 1, "its channels are concatenated with a constant"),
         ("view reshape unflatten", _splits_dimensions, 1, _SPLIT),
