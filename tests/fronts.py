@@ -16,6 +16,7 @@ from autoprune.files.policy_file import save_front
 from autoprune.front import Base, Front, Point
 from autoprune.policy import Policy
 from autoprune.record.record import Record
+from autoprune.run.summary import beat_words
 from autoprune.structure import Group, Slice, Structure
 from tests.synthetic import chain
 
@@ -134,7 +135,8 @@ def summary_rows(front: Front, search_wins: bool) -> list[dict[str, object]]:
             tuned = {"accuracy": 0.975, "steps": 100} if arm == "search" else None
             row = {"budget": f"macs={budget}", "arm": arm, "point": point.id if arm == "search" else None}
             row |= {"macs_ratio": budget - 0.01, "loss": loss, "metrics": {"accuracy": 0.97 - loss / 10}}
-            rows.append({**row, "finetuned": tuned, "note": None})
+            words = beat_words("the search", "global 0.2", beat=search_wins)
+            rows.append({**row, "finetuned": tuned, "beat": search_wins, "note": f"at {budget}: {words}"})
     return rows
 
 

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from torch import nn
 
 import autoprune
-from autoprune.application.training import Training
+from autoprune.application.training import Training, figures, promised
 from autoprune.comparison.checks import asked_names, checked_budgets, checked_names, checked_seeds
 from autoprune.criteria import build_criterion
 from autoprune.errors import InputError
 from autoprune.files.job import Job
 from autoprune.front import Front
+from autoprune.protocols import Batch
 from autoprune.run.ignored import ignored
 from autoprune.run.prepare import settings_of
 from tests.plugged import Tilted, mlp
@@ -96,6 +98,30 @@ def test_apply_names_a_task_that_is_none_and_a_wrapper_around_the_model(found: t
         autoprune.apply(point, nn.DataParallel(model), inputs, task=task)
     with pytest.raises(InputError, match=r"wrapped in OptimizedModule: pass the model inside, its `\._orig_mod`"):
         autoprune.apply(point, anything(torch.compile(model, backend="eager")), inputs, task=task)
+
+
+def test_apply_draws_the_calibration_samples_once(found: tuple[Front, RandomTask]) -> None:
+    (point, *_), task = found
+
+    class Counted(RandomTask):
+        drawn: ClassVar[list[str]] = []
+
+        def split(self, name: str) -> Iterable[Batch]:
+            self.drawn.append(name)
+            return super().split(name)
+
+    counted = Counted(task.model, task.shape, task.samples)
+    autoprune.apply(point, task.build(), task.example_inputs(), task=counted, finetune="none")
+    assert Counted.drawn.count("calibration") == 1
+
+
+def test_what_was_never_scored_before_its_fine_tune_is_not_promised(found: tuple[Front, RandomTask]) -> None:
+    (point, *_), _ = found
+    base = replace(point.base, space={**point.base.space, "tier": "tune"})
+    tuned = replace(point, base=base, finetuned={"recipe": "proxy", "steps": 1, "seed": 0})
+    assert promised(tuned, Training.of("none", None)) is None
+    assert promised(tuned, Training.of(None, None)) == figures(tuned, "validation")
+    assert promised(point, Training.of("none", None)) == figures(point, "validation")
 
 
 def test_what_a_job_asks_for_in_vain_is_said() -> None:

@@ -69,7 +69,7 @@ def repaired(
         precision=_precision(point, settings),
         costs=(),  # the point tells its own; a latency would want its table
     )
-    evaluator = TieredEvaluator(task, structure, database, as_searched, dense)
+    evaluator = TieredEvaluator(task, structure, database, as_searched, dense, parts=parts)
     told = _trained(evaluator, point, recipe, training)
     score = evaluator.standing("validation")
     small = in_format(copied(evaluator.stitcher.model), torch.contiguous_format)

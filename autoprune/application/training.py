@@ -83,8 +83,13 @@ def stored_recipe(point: Point) -> Recipe | None:
     return Recipe(name, steps, seed, found, None if rate is None else float(rate))
 
 
-def promised(point: Point, training: Training) -> dict[str, Any]:
-    """The figures of the front that the training aims at: before its fine-tune, or after."""
+def promised(point: Point, training: Training) -> dict[str, Any] | None:
+    """The figures of the front that the training aims at: before its fine-tune, or after.
+
+    None where the front has none: at the tier `tune` nothing was scored before the fine-tune.
+    """
+    if training.kind == "none" and point.finetuned and point.base.space.get("tier") == "tune":
+        return None
     tuned = training.kind != "none" and "finetuned" in point.losses
     return figures(point, "finetuned" if tuned else "validation")
 

@@ -138,15 +138,17 @@ def inspect(
     from autoprune.tracing.analyze import analyze
 
     the_job = _load(job, set_)
-    task = the_job.build_task()
-    whole = analyze(task.build(), task.example_inputs())
-    facts = inspect_facts(restrict(whole, the_job.search_space()), task)
     if sensitivity:
-        facts["sensitivity"] = _sensitivity(the_job, out, json_)
+        facts = _sensitivity(the_job, out, json_)
+    else:
+        task = the_job.build_task()
+        whole = analyze(task.build(), task.example_inputs())
+        facts = inspect_facts(restrict(whole, the_job.search_space()), task)
     return facts if json_ else _shown(print_inspect, facts)
 
 
 def _sensitivity(job: Job, out: Path | None, json_: bool) -> dict[str, Any]:
+    """The facts of `inspect` with the sensitivity table, of one analysis."""
     from autoprune.report.sensitivity import build_sensitivity
     from autoprune.run.inspection import Inspection
 
@@ -157,7 +159,8 @@ def _sensitivity(job: Job, out: Path | None, json_: bool) -> dict[str, Any]:
     plot = build_sensitivity(inspection.table, predicted, cost, folder / "sensitivity.html", job.name)
     rows = [{"ratio": ratio, "loss": loss} for ratio, loss in predicted]
     files = {"file": str(inspection.path), "plot": str(plot)}
-    return {"table": inspection.table, "cost": cost, "predicted": rows, **files}
+    table = {"table": inspection.table, "cost": cost, "predicted": rows, **files}
+    return {**inspection.facts(), "sensitivity": table}
 
 
 @app.command()

@@ -51,7 +51,7 @@ from autoprune.strategies import load_strategy, uses_table
 
 N_CURVE = MAX_POINTS
 """Targets over the range at which a closed-form strategy is scored: as many as a search exports points at most."""
-SHARED, ARM = "shared", "cell.json"
+SHARED, ARM, OLD_ARM = "shared", "arm.json", "cell.json"
 
 
 def compare(
@@ -108,12 +108,13 @@ class Comparison:
         usable_ones = usable(job.compare.controls, self._setting.structure)
         self.controls = tuple(name for name in usable_ones if name in self.strategies)
         self.arms: dict[tuple[str, int], Arm] = {}
+        self._document: dict[str, Any] | None = None
         self._tabled: Plan | None = None  # how the sensitivity table was measured, where an arm needs one
         self.stage, self.note, self.done, self.total, self.kept, self._begun = "prepare", "", 0, 0, 0, 0
 
     def __iter__(self) -> Iterator[Evaluation]:
         """Evaluations as they are told, arm after arm."""
-        self.arms, self.done, self.total, self.kept, self._begun = {}, 0, 0, 0, 0
+        self.arms, self.done, self.total, self.kept, self._begun, self._document = {}, 0, 0, 0, 0, None
         with locked(self.path):
             for evaluation in self._stages():
                 self.done += 1
@@ -130,8 +131,13 @@ class Comparison:
     @property
     def document(self) -> dict[str, Any]:
         """What compare.json holds; drives the comparison to its end if that has not happened."""
-        if len(self.arms) < len(self.strategies) * len(self.seeds):
+        if self._document is None:
             self.finish()
+        assert self._document is not None
+        return self._document
+
+    def _told(self) -> dict[str, Any]:
+        """The rows, verdicts and fronts of all arms, which are there."""
         ordered = {(name, seed): self.arms[name, seed] for name in self.strategies for seed in self.seeds}
         setting = self._setting
         table = None if self._tabled is None else table_cost(setting.table_path(self._tabled))
@@ -234,7 +240,7 @@ class Comparison:
         self._begin(name, seed)
         setting = self._setting.for_search(at_seed(self._job, seed, name))
         place, key = self.path / f"{self._word(name)}-seed{seed}", arm_key(setting.job, setting.identity)
-        arm = self._kept(place / ARM, key)
+        arm = self._kept(place / (ARM if (place / ARM).exists() else OLD_ARM), key)
         if arm is None:
             self._expect(setting.job.search.trials)
             run = Run(setting.job, place, alone=setting)
@@ -270,7 +276,7 @@ class Comparison:
     def _publish(self) -> None:
         from autoprune.report.comparison import build_comparison
 
-        document = self.document
+        self._document = document = self._told()
         write_whole(self.path / "compare.csv", csv_of(document["rows"]))
         write_whole(self.path / "compare.json", json.dumps(document, indent=1))
         build_comparison(self.path, document)

@@ -89,21 +89,9 @@ def _table(rows: Sequence[Mapping[str, Any]], objectives: Sequence[str]) -> str:
 
 
 def _verdicts(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, bool]]:
-    """One sentence a budget, and whether it is bad news: the search's loss beside the best control arm's."""
-    verdicts = []
-    for budget in dict.fromkeys(row.get("budget") for row in rows):
-        here = [r for r in rows if r.get("budget") == budget and r.get("loss") is not None]
-        ours = min((float(r["loss"]) for r in here if r.get("arm") == "search"), default=None)
-        control = min((r for r in here if r.get("arm") != "search"), key=lambda r: float(r["loss"]), default=None)
-        if ours is None or control is None:
-            continue
-        theirs, arm = float(control["loss"]), control["arm"]
-        won = ours < theirs
-        words = f"has the lower loss, {ours:.4g} against {theirs:.4g} of {arm}, the best control"
-        lost = f"did not beat {arm} ({ours:.4g} against {theirs:.4g})"
-        verdicts.append((f"Budget {budget}, before fine-tuning: search {words if won else lost}.", not won))
-    notes = dict.fromkeys(str(row["note"]) for row in rows if row.get("note"))
-    return [*verdicts, *((note, "not beat" in note.lower()) for note in notes)]
+    """What the run said at each budget, and whether it is bad news; logs of 0.1.0 say that in words alone."""
+    notes = {str(row["note"]): row for row in rows if row.get("note")}
+    return [(note, row.get("beat", "NOT beat" not in note) is False) for note, row in notes.items()]
 
 
 def _list(items: Iterable[tuple[str, bool]]) -> str:

@@ -35,7 +35,7 @@ def build_comparison(folder: Path, document: Mapping[str, Any]) -> Path:
     document = in_todays_form(document)
     names = list(dict.fromkeys(row["strategy"] for row in document["summary"]))
     budgets = list(dict.fromkeys(row["budget"] for row in document["summary"]))
-    seeds = len(dict.fromkeys(cell["seed"] for cell in document["cells"]))
+    seeds = len(dict.fromkeys(arm["seed"] for arm in document["cells"]))
     metric = metric_of(document)
     cost = cost_word(document["cost"])
     asked = ", ".join(f"{b:g}" for b in budgets)
@@ -62,7 +62,7 @@ def build_comparison(folder: Path, document: Mapping[str, Any]) -> Path:
 
 
 def in_todays_form(document: Mapping[str, Any]) -> dict[str, Any]:
-    """A document as it is written now; version 0.1.0 knew MACs and an accuracy only."""
+    """A document as it is written now; version 0.1.0 knew MACs and an accuracy only. Its `cells` are the arms."""
     if "metric" in document:
         return dict(document)
 
@@ -93,11 +93,11 @@ def comparison_figure(document: Mapping[str, Any]) -> Any:
     fields = ["loss", *([] if metric_of(document) is None else ["value"])]
     figure = make_subplots(rows=1, cols=len(fields), horizontal_spacing=0.09)
     for name, (colour, symbol) in looks_of(names).items():
-        cells = [cell for cell in document["cells"] if cell["strategy"] == name]
+        arms = [arm for arm in document["cells"] if arm["strategy"] == name]
         rows = [row for row in document["summary"] if row["strategy"] == name]
         for column, field in enumerate(fields, start=1):
             log = field == "loss" and document["log"]
-            grid, low, mean, high = curves(cells, field, log)
+            grid, low, mean, high = curves(arms, field, log)
             _add_band(figure, column, (grid, low, high), (name, colour))
             look = {"legendgroup": name, "name": name, "showlegend": column == 1}
             line = go.Scatter(x=grid, y=mean, mode="lines", line={"color": colour, "width": 2}, **look)
@@ -116,12 +116,12 @@ def comparison_figure(document: Mapping[str, Any]) -> Any:
     return _dressed(figure, document, fields)
 
 
-def curves(cells: Sequence[Mapping[str, Any]], field: str, log: bool) -> tuple[FloatArray, ...]:
+def curves(arms: Sequence[Mapping[str, Any]], field: str, log: bool) -> tuple[FloatArray, ...]:
     """(grid, low, mean, high) of the seeds' fronts on a common grid of cost ratios, between the ends that all reach.
 
     Seeds that all have the same front are one measurement: its band is the bootstrap interval of the points.
     """
-    fronts = [sorted(cell["front"], key=lambda p: p["cost_ratio"]) for cell in cells]
+    fronts = [sorted(arm["front"], key=lambda p: p["cost_ratio"]) for arm in arms]
     fronts = [[p for p in front if p[field] is not None and _drawable(p[field], log)] for front in fronts]
     empty = np.array([])
     if not fronts or not all(fronts):
@@ -205,7 +205,7 @@ def _dressed(figure: Any, document: Mapping[str, Any], fields: Sequence[str]) ->
 
 def _span(document: Mapping[str, Any]) -> list[float] | None:
     """The range of the x axis: all points, and some air beside them."""
-    ratios = [point["cost_ratio"] for cell in document["cells"] for point in cell["front"]]
+    ratios = [point["cost_ratio"] for arm in document["cells"] for point in arm["front"]]
     return [min(ratios) - AIR, max(ratios) + AIR] if ratios else None
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,8 @@ from autoprune.report.read import Trial
 
 COLOURS = {"search": "#2457d6", "uniform": "#d97b1c", "global": "#2d9a5f"}
 SYMBOLS = {"uniform": "square", "global": "diamond"}
+OTHER_ARMS = (("#c2337c", "triangle-up"), ("#7a4fd0", "star"), ("#0c8ea8", "cross"), ("#8a6d1f", "pentagon"))
+"""Colour and symbol of control arms that are neither; again from the start where there are more."""
 OTHER = "#7b8494"
 SMALLEST_LOSS = 1e-6
 
@@ -76,9 +78,10 @@ def trials_figure(trials: Sequence[Trial], cost: str) -> Any:
     marker = {"color": [t.index for t in found], "colorscale": "Viridis", "size": 6, "colorbar": bar, "opacity": 0.8}
     figure = make_subplots()
     _add(figure, 1, *_points(found, cost), {"name": "search", "marker": marker})
-    for arm in ("uniform", "global"):
-        seeds = [t for t in shown if t.stage == "seed" and t.label.startswith(arm)]
-        mark = {"color": COLOURS[arm], "symbol": SYMBOLS[arm], "size": 9}
+    arms = dict.fromkeys(_arm_of(t) for t in shown if t.stage == "seed" and "@" in t.label)
+    for arm, (colour, symbol) in arm_looks(arms).items():
+        seeds = [t for t in shown if t.stage == "seed" and _arm_of(t) == arm]
+        mark = {"color": colour, "symbol": symbol, "size": 9}
         _add(figure, 1, *_points(seeds, cost), {"name": arm, "marker": mark, "text": [t.label for t in seeds]})
     figure.update_yaxes(type="log", dtick="D2", exponentformat="power", title_text="fitness loss (log scale)")
     figure.update_xaxes(title_text=f"{cost_word(cost)} / dense")
@@ -90,6 +93,19 @@ def to_html(figure: Any, inline_library: bool = False) -> str:
     library = "inline" if inline_library else False
     config = {"displayModeBar": False, "responsive": True}
     return str(figure.to_html(full_html=False, include_plotlyjs=library, config=config))
+
+
+def arm_looks(arms: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """Colour and symbol of each control arm."""
+    others = [arm for arm in arms if arm not in SYMBOLS]
+    looks = {arm: OTHER_ARMS[i % len(OTHER_ARMS)] for i, arm in enumerate(others)}
+    looks |= {arm: (COLOURS[arm], symbol) for arm, symbol in SYMBOLS.items()}
+    return {arm: looks[arm] for arm in arms}
+
+
+def _arm_of(trial: Trial) -> str:
+    """The arm of a label such as "uniform@0.5"."""
+    return trial.label.rpartition("@")[0]
 
 
 def _points(trials: Sequence[Trial], cost: str) -> tuple[list[float], list[float | None]]:
@@ -109,11 +125,11 @@ def _add_arms(figure: Any, column: int, rows: Sequence[Mapping[str, Any]], name:
 
     `name` is a metric; None for the loss.
     """
-    for arm in dict.fromkeys(str(row["arm"]) for row in rows if row.get("arm") != "search"):
+    arms = dict.fromkeys(str(row["arm"]) for row in rows if row.get("arm") != "search")
+    for arm, (colour, symbol) in arm_looks(arms).items():
         own = [row for row in rows if row.get("arm") == arm and cost_ratio(row, cost) is not None]
         y = [row.get("loss") if name is None else (row.get("metrics") or {}).get(name) for row in own]
-        symbol = SYMBOLS.get(arm, "circle")
-        marker = {"color": COLOURS.get(arm, OTHER), "symbol": symbol, "size": 10}
+        marker = {"color": colour, "symbol": symbol, "size": 10}
         _add(figure, column, [cost_ratio(row, cost) for row in own], y, {"name": arm, "marker": marker})
         tuned = [row for row in own if name is not None and name in (row.get("finetuned") or {})]
         y = [row["finetuned"][name] for row in tuned]

@@ -62,6 +62,10 @@ class Inspection:
         self._plan = self._setting.table_plan(job.search.trials)
         self.path = self._setting.table_path(self._plan)
 
+    def facts(self) -> dict[str, Any]:
+        """`inspect_facts` of the job's model, which is analysed already."""
+        return inspect_facts(self._setting.structure, self._setting.task)
+
     def __iter__(self) -> Iterator[Evaluation]:
         s = self._setting
         if load_table(self.path) is not None:

@@ -31,17 +31,20 @@ class Told:
 
 
 def summarise(told: Told, budgets: Sequence[float]) -> tuple[Mapping[str, Any], ...]:
-    """Rows of the result table: at each asked budget the winner and the control arms, and a plain word on them."""
+    """Rows of the result table: at each asked budget the winner and the control arms, and a plain word on them.
+
+    `beat` says whether the search beat the arms there, `note` is that in words.
+    """
     rows = []
     ids = {p.policy: p.id for p in told.front}
     for at in budgets:
         arms = {"search": told.winners[at]} if at in told.winners else {}
         arms |= {arm: policy for (arm, limit), policy in told.controls.items() if limit == at}
-        note = _verdict(told, at, arms)
+        beat, note = _verdict(told, at, arms)
         for arm, policy in arms.items():
             plain, fine = told.find(policy, "validation", told.tier), told.find(policy, "validation", "tune")
             point = ids.get(policy) if arm == "search" else None
-            rows.append({"budget": at, "arm": arm, "point": point, **_row(plain, fine), "note": note})
+            rows.append({"budget": at, "arm": arm, "point": point, **_row(plain, fine), "beat": beat, "note": note})
     return tuple(rows)
 
 
@@ -50,10 +53,13 @@ def beat_words(who: str, controls: str, *, beat: bool) -> str:
     return f"{who} {'beat' if beat else 'did NOT beat'} {controls}"
 
 
-def _verdict(told: Told, at: float, arms: Mapping[str, Policy]) -> str:
-    """Says plainly when the search did not beat a control arm, after the fine-tune where there was one; and the gap."""
+def _verdict(told: Told, at: float, arms: Mapping[str, Policy]) -> tuple[bool | None, str]:
+    """Whether the search beat every control arm, after the fine-tune where there was one, and in words; and the gap.
+
+    None where there is nothing to judge.
+    """
     if "search" not in arms:
-        return f"at {at:g}: the search found no point within the budget"
+        return None, f"at {at:g}: the search found no point within the budget"
     tuned = told.find(arms["search"], "validation", "tune") is not None
     tier: Tier = "tune" if tuned else told.tier
     losses = {arm: e.loss for arm, p in arms.items() if (e := told.find(p, "validation", tier)) is not None}
@@ -71,7 +77,7 @@ def _verdict(told: Told, at: float, arms: Mapping[str, Policy]) -> str:
     else:
         verdict = f"search {ours:.4g} against {rest}"
     said = f"at {at:g}: {verdict} ({what}); {'before fine-tuning, ' if tuned else ''}the search's point: {gap}"
-    return said + _idle(told, arms)
+    return (not (same or better) if losses else None), said + _idle(told, arms)
 
 
 def _idle(told: Told, arms: Mapping[str, Policy]) -> str:

@@ -211,12 +211,20 @@ def test_search_leaves_its_files_and_a_table_of_the_asked_budgets(finished_run: 
 
 
 def test_inspect_measures_the_sensitivity_table_and_says_what_it_predicts(
-    tiny: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from autoprune.tracing import analyze
+
+    looked, look = list[object](), analyze.observe
+    monkeypatch.setattr(analyze, "observe", lambda *given: looked.append(given) or look(*given))
     out = tmp_path / "sensitivity"
     wanted = ["inspect", tiny, "--sensitivity", "--json", "--out", str(out)]
     assert run(wanted) == 0
-    facts = json.loads(capsys.readouterr().out)["sensitivity"]
+    assert len(looked) == 1, "the model was analysed more than once"
+    whole = json.loads(capsys.readouterr().out)
+    facts = whole.pop("sensitivity")
+    assert run(["inspect", tiny, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == whole
     ratios, losses = ([row[key] for row in facts["predicted"]] for key in ("ratio", "loss"))
     assert ratios == sorted(ratios)
     assert losses == sorted(losses, reverse=True)

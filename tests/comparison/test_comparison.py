@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -199,10 +200,10 @@ def test_killed_at_a_random_moment_it_goes_on_and_measures_no_finished_cell_agai
     process.communicate(timeout=60)
     assert process.returncode == -signal.SIGKILL, "it was still at work"
     assert not (folder / "compare.csv").exists()
-    cells = {p: p.stat().st_mtime_ns for p in [*folder.glob("*/cell.json"), *folder.glob("closed-form*/*.json")]}
-    assert len(cells) == 3, "the last one was under way"
+    arms = {p: p.stat().st_mtime_ns for p in [*folder.glob("*/arm.json"), *folder.glob("closed-form*/*.json")]}
+    assert len(arms) == 3, "the last one was under way"
     killable_compare.main(folder, second)
-    assert {p: p.stat().st_mtime_ns for p in cells} == cells
+    assert {p: p.stat().st_mtime_ns for p in arms} == arms
     assert set(second.read_text().splitlines()) == {"arm 4 of 4: random, seed 1"}
     assert figures(json.loads((folder / "compare.json").read_text())) == figures(finished.document)
     assert not list(folder.rglob("*.part"))
@@ -367,8 +368,22 @@ def test_a_folder_in_use_is_told_before_anything_is_prepared(tmp_path: Path, mon
         Comparison(tiny_job(), STRATEGIES, BUDGETS, SEEDS, tmp_path)
 
 
+def test_the_document_is_made_once(finished: Comparison) -> None:
+    assert finished.document is finished.document
+    assert json.loads((finished.path / "compare.json").read_text())["verdicts"] == finished.document["verdicts"]
+
+
+def test_the_arm_of_a_search_is_found_where_older_versions_kept_it(finished: Comparison, tmp_path: Path) -> None:
+    folder = shutil.copytree(finished.path, tmp_path / "old")
+    for file in folder.glob("*/arm.json"):
+        file.rename(file.with_name("cell.json"))
+    again = Comparison(tiny_job(), STRATEGIES, BUDGETS, SEEDS, folder).finish()
+    assert again.kept == again.n_arms
+    assert figures(again.document) == figures(finished.document)
+
+
 def test_an_arm_comes_back_from_its_file_and_one_of_another_key_does_not(finished: Comparison, tmp_path: Path) -> None:
-    arm, path = finished.arms["random", 1], tmp_path / "cell.json"
+    arm, path = finished.arms["random", 1], tmp_path / "arm.json"
     arm.save(path)
     assert Arm.load(path, arm.key) == arm
     assert Arm.load(path, "sha256:other") is None

@@ -9,7 +9,8 @@ import pytest
 
 from autoprune.errors import InputError
 from autoprune.report import build_report
-from autoprune.report.read import read_summary, read_trials
+from autoprune.report.figures import COLOURS, trials_figure
+from autoprune.report.read import Trial, read_summary, read_trials
 from tests.fronts import synthetic_front, write_run
 
 
@@ -26,14 +27,43 @@ def test_the_report_stands_alone_and_shows_every_part(tmp_path: Path) -> None:
 
 def test_the_report_says_plainly_when_search_did_not_beat_a_control(tmp_path: Path) -> None:
     write_run(tmp_path, synthetic_front(), search_wins=False)
-    assert "search did not beat global (0.5 against 0.2)" in build_report(tmp_path).read_text()
+    text = build_report(tmp_path).read_text()
+    assert text.count("<li class=bad>at 0.7: the search did NOT beat global 0.2</li>") == 1
+    assert text.count("<li class=bad>") == 2
 
 
 def test_the_report_says_plainly_when_search_won(tmp_path: Path) -> None:
     write_run(tmp_path, synthetic_front())
     text = build_report(tmp_path).read_text()
-    assert "search has the lower loss, 0.05 against 0.2" in text
-    assert "did not beat" not in text
+    assert text.count("<li>at 0.7: the search beat global 0.2</li>") == 1
+    assert "<li class=bad>" not in text
+
+
+def test_a_verdict_is_read_and_not_guessed_from_its_words_but_in_older_logs(tmp_path: Path) -> None:
+    write_run(tmp_path, synthetic_front(), search_wins=False)
+    log = tmp_path / "log.jsonl"
+    other = log.read_text().replace("the search did NOT beat", "worse than")
+    log.write_text(other)
+    assert build_report(tmp_path).read_text().count("<li class=bad>at 0.7: worse than global 0.2</li>") == 1
+    log.write_text(other.replace('"beat": false, ', ""))
+    assert "<li class=bad>" not in build_report(tmp_path).read_text()
+    write_run(tmp_path / "old", synthetic_front(), search_wins=False)
+    old = tmp_path / "old" / "log.jsonl"
+    old.write_text(old.read_text().replace('"beat": false, ', ""))
+    assert build_report(tmp_path / "old").read_text().count("<li class=bad>") == 2
+
+
+def test_the_cloud_of_evaluations_shows_every_control_arm_by_its_name() -> None:
+    def trial(index: int, stage: str, label: str = "") -> Trial:
+        return Trial(index, stage, label, "fitness", True, 0.1, {"macs": 0.5}, 1.0, None)
+
+    names = ("uniform", "owl", "mine:tapered")
+    seeds = [trial(i, "seed", f"{name}@0.5") for i, name in enumerate(names)]
+    figure = trials_figure([trial(9, "seed", "dense"), *seeds, trial(10, "search")], "macs")
+    assert [trace.name for trace in figure.data] == ["search", *names]
+    looks = {(trace.marker.color, trace.marker.symbol) for trace in figure.data[1:]}
+    assert len(looks) == len(names)
+    assert (COLOURS["uniform"], "square") in looks
 
 
 def test_a_report_can_be_rebuilt_without_the_study_and_the_log(tmp_path: Path) -> None:

@@ -110,6 +110,7 @@ def test_the_summary_puts_the_search_beside_both_control_arms_at_each_asked_budg
         assert row["tuned_loss"] > 0
         arms = {r["arm"]: r["tuned_loss"] for r in finished.summary if r["budget"] == row["budget"]}
         beaten = arms["search"] < min(arms["uniform"], arms["global"])
+        assert row["beat"] == beaten
         assert ("did NOT beat" in row["note"]) == (not beaten)
     events = [json.loads(line) for line in (finished.path / "log.jsonl").read_text().splitlines()]
     assert [e["event"] for e in events[-2:]] == ["summary", "workers"]
