@@ -133,7 +133,8 @@ def apply_file(
     example = task.example_inputs()
     if export:
         check_inputs(example)
-    applied = _applied(point, model, example, task, searched_settings(point, settings_of(job)), trusted, asked)
+    own, kept = searched_settings(point, settings_of(job)), policy_path.parent / "database"
+    applied = _applied(point, model, example, task, own, trusted, asked, kept)
     scores = {n: dict(task.metrics(m, _TestSplit(task))) for n, m in (("dense", model), ("pruned", applied.model))}
     facts = {**applied.facts, "test": scores, "task": job.plain()["task"]}
     remember(applied.model, applied.kept, facts, str(policy_path))
@@ -194,8 +195,9 @@ def _applied(
     settings: Settings,
     criterion: Criterion,
     training: Training,
+    analysis: Path | None = None,
 ) -> _Applied:
-    structure = matching(point, model, example)
+    structure = matching(point, model, example, analysis)
     weights = weights_fingerprint(model)
     replayed = weights == point.base.weights_fingerprint
     if task is None:

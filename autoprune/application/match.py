@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from autoprune.errors import InputError
 from autoprune.front import Base, Point
+from autoprune.run.kept_analysis import found_analysis
 from autoprune.structure import Group, Structure
 from autoprune.tracing.copies import unwrapped
 from autoprune.tracing.declared import declared, dense_shapes, misfits, named, wider
 from autoprune.tracing.inputs import described
+from autoprune.tracing.ops import with_groups
 from autoprune.tracing.slim import named_tensors, removed_positions
 
 
-def matching(point: Point, model: nn.Module, example: Any) -> Structure:
+def matching(point: Point, model: nn.Module, example: Any, analysis: Path | None = None) -> Structure:
     """The point's own groups on `model`, certified there, with two widths each: the point's and the dense one.
 
-    What today's analysis would find does not matter, so that a policy file outlives changes of it.
+    What today's analysis would find does not matter, so that a policy file outlives changes of it. Where the folder
+    `analysis` keeps one of this very model that proved the same groups, they are not proved again.
 
     Raises:
         InputError: the model has another structure (says where), or the policy was applied to it before.
@@ -37,7 +41,15 @@ def matching(point: Point, model: nn.Module, example: Any) -> Structure:
     groups = tuple(
         Group(g.name, g.kind, g.width, g.slices, tuple(sorted({widths[g.name], g.width}))) for g in point.base.groups
     )
+    kept = None if analysis is None else found_analysis(model, example, analysis)
+    if kept is not None and {_places(g) for g in groups} <= {_places(g) for g in kept}:
+        return Structure(groups, with_groups(kept.ops, groups))
     return declared(model, example, groups)
+
+
+def _places(group: Group) -> tuple[Any, ...]:
+    """What was proved of a group: which tensors shrink with which of its atoms."""
+    return group.kind, group.width, frozenset(group.slices)
 
 
 def difference(base: Base, model: nn.Module) -> str:

@@ -40,12 +40,12 @@ from autoprune.latency.whole_models import fit_latency, table_key
 from autoprune.protocols import Criterion, Problem, Task, check_directions
 from autoprune.run.before import usable
 from autoprune.run.constraints import parse_constraints
+from autoprune.run.kept_analysis import kept_analysis
 from autoprune.run.ledger import Prices
 from autoprune.run.rehearsal import rehearse_executor
 from autoprune.run.setting import Setting
 from autoprune.space import restrict
 from autoprune.structure import Structure
-from autoprune.tracing.analyze import analyzed
 from autoprune.tracing.fingerprint import weights_fingerprint
 from autoprune.tracing.inputs import described
 from autoprune.tracing.one_thread import one_thread
@@ -88,9 +88,9 @@ def prepare(
     criterion = build_criterion(job.criterion_named)
     constraints = parse_constraints(job.constraints, task.directions)
     model = prepared_model(task, settings.torch_device)
-    found = analyzed(task.build(), task.example_inputs())
-    structure = restrict(found.structure, job.search_space())
     place = (shared or folder).resolve() / "database"  # workers may stand in other folders
+    found = kept_analysis(task.build(), task.example_inputs(), job.space.kinds, place)
+    structure = restrict(found.structure, job.search_space())
     latency = _latency(job, structure, model, task, place) if "latency" in settings.costs else None
     problem = _problem(job, structure, latency)
     parts, data, samples_path = drawn_once(task, settings, model, place)

@@ -1,0 +1,95 @@
+"""One analysis a run: it is kept beside the level database, and found there by whoever needs it again."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from autoprune import plugins, structure, tracing
+from autoprune.errors import RunError
+from autoprune.files.structure_file import load_structure, save_structure
+from autoprune.structure import Structure
+from autoprune.tracing.analyze import Analysis, analyzed
+from autoprune.tracing.fingerprint import weights_fingerprint
+from autoprune.tracing.inputs import described
+
+PREFIX = "analysis-"
+PLAIN = (int, float, str, bool, type(None))
+
+
+def kept_analysis(model: nn.Module, example_inputs: Any, kinds: Sequence[str], folder: Path) -> Analysis:
+    """The analysis of `model` from `folder`, or made now and kept there; `kinds` are those of the space.
+
+    A file of another model, of other inputs, kinds or version, or one that cannot be read, does not count.
+
+    Raises:
+        InputError: as `analyze`.
+    """
+    key = analysis_key(model, example_inputs, kinds)
+    found = load_structure(_file(folder, key), key)
+    if found is not None:
+        return Analysis(found, 0, (), 0.0)
+    made = analyzed(model, example_inputs)
+    with suppress(RunError):  # a disk that is full is told where it matters
+        save_structure(_file(folder, key), key, made.structure)
+    return made
+
+
+def found_analysis(model: nn.Module, example_inputs: Any, folder: Path) -> Structure | None:
+    """What `kept_analysis` left in `folder` for this model and these inputs, for whatever kinds."""
+    found = folder.glob(f"{PREFIX}{_seen(model, example_inputs)}-*.json")
+    kept = (load_structure(path, path.stem.removeprefix(PREFIX)) for path in sorted(found))
+    return next(filter(None, kept), None)
+
+
+def analysis_key(model: nn.Module, example_inputs: Any, kinds: Sequence[str]) -> str:
+    """Hex digits of all that decides what `analyze` finds, then of the kinds."""
+    return f"{_seen(model, example_inputs)}-{hashlib.sha256(repr(sorted(kinds)).encode()).hexdigest()[:8]}"
+
+
+def _file(folder: Path, key: str) -> Path:
+    return folder / f"{PREFIX}{key}.json"
+
+
+def _seen(model: nn.Module, example_inputs: Any) -> str:
+    leaves = [x for x in tree_leaves(example_inputs) if not isinstance(x, Tensor)]
+    plain = [repr(x) for x in leaves if isinstance(x, PLAIN)]
+    what = (_version(), weights_fingerprint(model), list(_modules(model)), described(example_inputs), plain)
+    return hashlib.sha256(repr(what).encode()).hexdigest()[:16]
+
+
+@cache
+def _version() -> str:
+    """What the analysis itself depends on: its source, and the libraries that trace."""
+    files = sorted(Path(next(iter(tracing.__path__))).glob("*.py"))
+    sources = [path.read_bytes() for path in (*files, Path(str(structure.__file__)))]
+    libraries = [f"{name} {metadata.version(name)}" for name in ("torch", "torch-pruning")]
+    return hashlib.sha256(b"".join([*sources, repr(libraries).encode()])).hexdigest()
+
+
+def _modules(model: nn.Module) -> Iterator[Any]:
+    """What a forward depends on beside tensors: classes and their source, plain attributes, functions by name."""
+    sources: dict[type, str] = {}
+    kept = set(model.state_dict())
+    for name, module in model.named_modules():
+        kind = type(module)
+        sources.setdefault(kind, "" if kind.__module__.startswith("torch.") else plugins.source_digest(kind))
+        own = {k: _plain(v) for k, v in vars(module).items() if not k.startswith("_") and k != "training"}
+        yield name, kind.__module__, kind.__qualname__, sources[kind], sorted((k, v) for k, v in own.items() if v)
+    for name, buffer in model.named_buffers():  # those that no state dict holds
+        if name not in kept:
+            yield name, tuple(buffer.shape), buffer.detach().cpu().flatten().tolist()
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, PLAIN) or (isinstance(value, tuple | list) and all(isinstance(v, PLAIN) for v in value)):
+        return repr(value)
+    return str(getattr(value, "__qualname__", ""))
