@@ -9,6 +9,7 @@ from typing import Any
 
 import ray
 from ray.cluster_utils import Cluster
+from ray.exceptions import OutOfMemoryError
 
 from autoprune.evaluation import Ask, Evaluation
 from autoprune.structure import Structure
@@ -60,6 +61,28 @@ class OnNode:
 def node_number(node: Any) -> int:
     """What OnNode tells of a node of the cluster."""
     return int(node.node_id[:12], 16)
+
+
+@dataclass(frozen=True)
+class NoRoom:
+    """A factory of `Hills` whose first answer is what Ray says of a worker that its memory monitor has ended."""
+
+    structure: Structure
+    told: Path
+
+    def __call__(self) -> Callable[[Ask], Any]:
+        return self.evaluate
+
+    def evaluate(self, ask: Ask) -> Any:
+        if self.told.exists():
+            return Hills(self.structure)(ask)
+        self.told.touch()
+        return _Ended()
+
+
+class _Ended:
+    def __reduce__(self) -> Any:
+        raise OutOfMemoryError("Task was killed due to the node running low on memory.")
 
 
 @dataclass(frozen=True)

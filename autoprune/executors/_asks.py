@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from autoprune.evaluation import Ask, Evaluation
+
+ADVICE = "lower evaluator.calibration, evaluator.memory or executor.workers"
+
+
+def fewer(slots: int, said: str) -> tuple[int, str]:
+    """How many workers go on after one was ended for lack of memory, which is said; and why its ask is lost."""
+    left = max(1, slots - 1)
+    go = "1 worker goes" if left == 1 else f"{left} workers go"
+    warnings.warn(f"{said}: {go} on; {ADVICE}", stacklevel=3)
+    return left, f"the worker was ended for lack of memory; {ADVICE}"
 
 
 @dataclass

@@ -10,7 +10,6 @@ import socket
 import subprocess
 import sys
 import time
-import warnings
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Literal
 
 from autoprune.errors import InputError, RunError
 from autoprune.evaluation import Ask, Evaluation
-from autoprune.executors._asks import Asked, Asks
+from autoprune.executors._asks import Asked, Asks, fewer
 from autoprune.executors._worker import BOOT, SHARED
 from autoprune.protocols import EvaluatorFactory, WorkerState
 
@@ -162,11 +161,8 @@ class Local:
         before, self._oom_kills = self._oom_kills, oom_kills()
         if code != -signal.SIGKILL or self._oom_kills == before:
             return f"the worker died ({_exit(code)})"
-        self.slots = max(1, self.slots - 1)
-        left = "1 worker goes" if self.slots == 1 else f"{self.slots} workers go"
-        advice = "lower evaluator.calibration, evaluator.memory or executor.workers"
-        warnings.warn(f"the system killed a worker for lack of memory: {left} on; {advice}", stacklevel=2)
-        return f"the worker was killed for lack of memory; {advice}"
+        self.slots, reason = fewer(self.slots, "the system killed a worker for lack of memory")
+        return reason
 
     def _patience_s(self, worker: _Worker) -> float:
         """How long `worker` may take for what it is at: an ask or its evaluator, before them Python and its imports."""

@@ -13,12 +13,12 @@ from itertools import count
 from typing import Any, Literal
 
 import ray
-from ray.exceptions import RayActorError, RayError
+from ray.exceptions import OutOfMemoryError, RayActorError, RayError
 from ray.util.metrics import Counter
 
 from autoprune.errors import InputError, RunError, one_line
 from autoprune.evaluation import Ask, Evaluation
-from autoprune.executors._asks import Asked, Asks
+from autoprune.executors._asks import Asked, Asks, fewer
 from autoprune.executors._ray_cluster import check_room, connect, demand, put, spread
 from autoprune.executors._worker import answer, broken, one_thread
 from autoprune.protocols import Evaluator, EvaluatorFactory, WorkerState
@@ -211,6 +211,10 @@ class Ray:
     def _hear(self, worker: _Worker) -> None:
         try:
             kind, value = ray.get(worker.sent[0].reference)
+        except OutOfMemoryError:  # Ray's memory monitor ends workers before the node's system does
+            self.slots, reason = fewer(self.slots, "Ray ended a worker because its node runs out of memory")
+            self._lose(worker, reason)
+            return
         except RayActorError as error:
             self._lose(worker, f"the worker died ({_death(error)})")
             return
@@ -247,7 +251,8 @@ class Ray:
         for asked in worker.asks[:1]:
             self._metrics.lost(worker.name)
             self._asks.again(asked, Evaluation.failed(asked.ask, reason))
-        self._start()
+        if len(self._workers) < self.slots:
+            self._start()
 
     def _patience_s(self, worker: _Worker) -> float:
         """How long `worker` may take for what it is at: an ask, or its evaluator and the imports of that."""

@@ -32,7 +32,7 @@ from tests import killable_run
 from tests.conftest import RAY, ROOT, autoprune_process, importing_alike, until
 from tests.contracts.test_executors import ASKS, Crash
 from tests.families import FAMILIES
-from tests.ray_clusters import SLOT, OnNode, Shared, add_node, node_number, start_cluster
+from tests.ray_clusters import SLOT, NoRoom, OnNode, Shared, add_node, node_number, start_cluster
 from tests.run.test_resume import n_lines_of, recorded
 from tests.small import RandomTask
 from tests.synthetic import MakeHills, chain
@@ -222,6 +222,16 @@ def reached(folder: Path, process: subprocess.Popen[bytes], n_lines: int) -> Non
 def driver(folder: Path, address: str) -> subprocess.Popen[bytes]:
     command = [sys.executable, killable_run.__file__, str(folder), "60", address, str(folder / "log")]
     return subprocess.Popen(command, env=importing_alike())
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_worker_that_ray_ends_for_memory_is_told_as_that_and_one_fewer_goes_on(tmp_path: Path) -> None:
+    with closing(Ray(NoRoom(STRUCTURE, tmp_path / "told"), workers=2, resources=SLOT)) as executor:
+        executor.submit(0, ASK)
+        with pytest.warns(UserWarning, match=r"memory: 1 worker goes on; lower evaluator\.calibration"):
+            (found,) = answers(executor, 1)
+        assert found.ok
+        assert (executor.slots, executor.retried, len(executor.workers())) == (1, 1, 1)
 
 
 @pytest.mark.usefixtures("cluster")
