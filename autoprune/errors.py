@@ -23,6 +23,10 @@ class PluginError(RunError):
     """A plug-in fails, or breaks its protocol: which one, what it did, what the protocol wants."""
 
 
+class OutOfTimeError(RunError):
+    """The time limit came before there was a front; the same command goes on."""
+
+
 class NoPointError(RunError):
     """All went well, but nothing that was found keeps the constraints."""
 

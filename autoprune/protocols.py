@@ -112,12 +112,14 @@ class Step:
     """How far a stage of the preparation is: `done` of `total`, in whatever the stage counts its work by.
 
     `unit` is what the figures count, where a reader can count it too ("batches"); else they are shown as a share.
+    `ahead_s` is about what comes after this stage, as far as somebody knows.
     """
 
     stage: str
     done: float = 0.0
     total: float = 1.0
     unit: str = ""
+    ahead_s: float | None = None
 
 
 def finished(steps: Generator[Any, None, T]) -> T:

@@ -154,7 +154,8 @@ def _sensitivity(job: Job, out: Path | None, json_: bool) -> dict[str, Any]:
 
     folder = Path("runs") / job.name if out is None else out
     inspection = Inspection(job, folder)
-    follow(inspection, console(json_))
+    follow(inspection, inspection.preparing(), console(json_))
+    follow(inspection, inspection, console(json_))
     predicted, cost = inspection.predicted(), job.budget.plain().cost
     plot = build_sensitivity(inspection.table, predicted, cost, folder / "sensitivity.html", job.name)
     rows = [{"ratio": ratio, "loss": loss} for ratio, loss in predicted]
@@ -188,11 +189,13 @@ def search(  # noqa: PLR0913  # the options of the command line
     }
     the_job = _load(job, [*(set_ or []), *_overrides(flags)])
 
-    from autoprune.run.run import search as search_verb
+    from autoprune.run.run import run_of
 
+    done = run_of(the_job, out=out, fresh=fresh)
     with _preparing():
-        done = search_verb(the_job, out=out, fresh=fresh)
-    follow(done, console(json_))
+        follow(done, done.preparing(), console(json_))
+    console(json_=True).print(done.needs, markup=False, highlight=False, soft_wrap=True)
+    follow(done, done, console(json_))
     rows = [dict(row) for row in done.summary]
     tuned = _finetuned(done, json_) if the_job.finetune is not None else []
     if json_:
@@ -273,7 +276,8 @@ def compare(  # noqa: PLR0913  # the options of the command line
     names = None if strategies is None else _words(strategies)
     with _preparing():
         comparison = Comparison(the_job, names, asked, parse_seeds(seeds), out)
-    follow(comparison, console(json_=True))
+        follow(comparison, comparison.preparing(), console(json_=True))
+    follow(comparison, comparison, console(json_=True))
     if comparison.kept:
         console(json_=True).print(f"{comparison.kept} of {comparison.n_arms} arms were finished before")
     if json_:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
@@ -35,7 +35,7 @@ from autoprune.evaluation import Ask, Evaluation, Labelled
 from autoprune.executors._lazy import Lazy
 from autoprune.files.job import Job
 from autoprune.files.whole import write_whole
-from autoprune.protocols import Problem, Task
+from autoprune.protocols import Problem, Step, Task
 from autoprune.record.folder import make_folder, new_folder
 from autoprune.record.lock import locked
 from autoprune.record.record import Record, Stage
@@ -43,7 +43,8 @@ from autoprune.run.after import MAX_POINTS, dense_ask
 from autoprune.run.before import chosen_tier, measured_table, usable
 from autoprune.run.folder_checks import recorded_identity
 from autoprune.run.loop import evaluate_all
-from autoprune.run.prepare import check_executor, prepare
+from autoprune.run.pace import Pace
+from autoprune.run.prepare import check_executor, preparing
 from autoprune.run.run import Run
 from autoprune.run.setting import Setting
 from autoprune.samplers import needs
@@ -94,26 +95,61 @@ class Comparison:
         out: Path | None = None,
         task: Task | None = None,
     ) -> None:
-        job = Job.of(job, task)
+        self._given = job = Job.of(job, task)
         self.strategies = checked_names(asked_names(strategies, job))
         self.budgets = checked_budgets(job.budget.plain().at if budgets is None else budgets)
         self.seeds = checked_seeds(seeds, job.search.seed)
         self.path = Path(out) if out is not None else Path("runs") / f"{job.name}-compare"
-        with new_folder(self.path), locked(self.path):
-            job = same_job(self.path, job)
-            self._job = at_budgets(job, self.budgets)
-            check_executor(job)
-            self._setting = self._checked(job, task)
-            write_whole(self.path / "job.yaml", job.dump())
-        usable_ones = usable(job.compare.controls, self._setting.structure)
-        self.controls = tuple(name for name in usable_ones if name in self.strategies)
+        self._job, self._task, self._pace = job, task, Pace()
+        self._made: Setting | None = None
         self.arms: dict[tuple[str, int], Arm] = {}
         self._document: dict[str, Any] | None = None
         self._tabled: Plan | None = None  # how the sensitivity table was measured, where an arm needs one
         self.stage, self.note, self.done, self.total, self.kept, self._begun = "prepare", "", 0, 0, 0, 0
 
+    def preparing(self) -> Iterator[Step]:
+        """Make it ready, step by step; nothing where that has happened.
+
+        Raises:
+            InputError: see `compare`.
+        """
+        if self._made is not None:
+            return
+        with new_folder(self.path), locked(self.path):
+            self._given = job = same_job(self.path, self._given)
+            self._job = at_budgets(job, self.budgets)
+            check_executor(job)
+            made = yield from self._checked(job)
+            write_whole(self.path / "job.yaml", job.dump())
+        self._made = made
+
+    @property
+    def _setting(self) -> Setting:
+        for _ in self.preparing():
+            pass
+        assert self._made is not None
+        return self._made
+
+    @property
+    def controls(self) -> tuple[str, ...]:
+        """The control arms among what is compared; the last is the one to beat."""
+        usable_ones = usable(self._given.compare.controls, self._setting.structure)
+        return tuple(name for name in usable_ones if name in self.strategies)
+
+    @property
+    def counted(self) -> str:
+        """How far it is, in words."""
+        return self._pace.counted if self._made is None else f"{self.done} of about {self.total} evaluations"
+
+    @property
+    def left_s(self) -> float | None:
+        """About how long the preparation and what comes after it take; None once that is done."""
+        return self._pace.left_s if self._made is None else None
+
     def __iter__(self) -> Iterator[Evaluation]:
         """Evaluations as they are told, arm after arm."""
+        for _ in self.preparing():
+            pass
         self.arms, self.done, self.total, self.kept, self._begun, self._document = {}, 0, 0, 0, 0, None
         with locked(self.path):
             for evaluation in self._stages():
@@ -161,15 +197,28 @@ class Comparison:
         """The seeds at which closed forms are measured: only a fine-tune depends on the seed."""
         return self.seeds if self._setting.tier == "tune" else self.seeds[:1]
 
-    def _checked(self, job: Job, task: Task | None) -> Setting:
+    def _checked(self, job: Job) -> Generator[Step, None, Setting]:
         """The problem of all arms; InputError where a budget, a strategy or a sampler does not fit it."""
         shared = self.path / SHARED
         first = at_seed(self._job, self.seeds[0])
-        setting = prepare(first, shared, task, recorded=recorded_identity(first, shared))
+        recorded = recorded_identity(first, shared)
+        setting = yield from self._noted(preparing(first, shared, self._task, recorded=recorded))
         check_reach(setting.problem, self.budgets)
         for name in self.strategies:
             check_fits(name, setting.problem, options_of(job, name))
         return setting
+
+    def _noted(self, steps: Generator[Step, None, Setting]) -> Generator[Step, None, Setting]:
+        """The steps of the preparation under their names."""
+        while True:
+            try:
+                step = next(steps)
+            except StopIteration as end:
+                made: Setting = end.value
+                return made
+            self._pace.take(step)
+            self.stage = step.stage
+            yield step
 
     def _stages(self) -> Iterator[Evaluation]:
         yield from self._open()
@@ -202,7 +251,7 @@ class Comparison:
                 seed = setting.job.search.seed
                 found = yield from chosen_tier(setting.problem, seed, partial(evaluate, "proxy"))
                 setting, self.note = setting.at_tier(found.tier), found.verdict
-        self._setting, self._job = setting, at_tier(self._job, setting.tier)
+        self._made, self._job = setting, at_tier(self._job, setting.tier)
 
     def _needs_table(self, name: str) -> bool:
         if is_closed_form(name):

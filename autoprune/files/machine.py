@@ -9,6 +9,7 @@ from pathlib import Path
 
 UNKNOWN = 8 << 30
 """Bytes that a machine is taken to have where the system does not say (Windows)."""
+STATUS, MEMINFO = Path("/proc/self/status"), Path("/proc/meminfo")
 CGROUPS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
@@ -29,3 +30,25 @@ def machine_memory() -> int:
         with suppress(OSError, ValueError):  # no such file, or "max"
             bytes_ = min(bytes_, int(Path(path).read_text(encoding="ascii")))
     return bytes_
+
+
+def free_memory() -> int:
+    """Bytes that this process may hold in all: what is free now, in its container too, and what it holds already."""
+    found = machine_memory()
+    if available := _kilobytes(MEMINFO, "MemAvailable"):
+        found = min(found, available + own_memory())
+    return found
+
+
+def own_memory() -> int:
+    """Bytes that this process holds for itself alone; 0 where the system does not say."""
+    return _kilobytes(STATUS, "RssAnon")
+
+
+def _kilobytes(path: Path, name: str) -> int:
+    """The bytes that a file of the system gives as "NAME: 123 kB"."""
+    with suppress(OSError, ValueError, IndexError):
+        for line in path.read_text(encoding="ascii", errors="replace").splitlines():
+            if line.startswith(f"{name}:"):
+                return 1024 * int(line.split()[1])
+    return 0

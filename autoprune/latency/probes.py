@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from autoprune.costs._latency_features import attainable
 from autoprune.costs._latency_table import OpTimes, alignment, thinned
+from autoprune.latency.kept import Kept
 from autoprune.latency.runtime_here import RuntimeHere
 from autoprune.latency.timing import seconds_of
 from autoprune.protocols import FloatArray, Step
@@ -47,9 +48,17 @@ class Probe:
 
 
 def timing_operations(
-    model: nn.Module, inputs: Sequence[Any], structure: Structure, runtime: RuntimeHere, rng: np.random.Generator
+    model: nn.Module,
+    inputs: Sequence[Any],
+    structure: Structure,
+    runtime: RuntimeHere,
+    rng: np.random.Generator,
+    kept: Kept,
 ) -> Generator[Step, None, tuple[OpTimes, ...]]:
-    """Times of every conv and linear that runs as a module, over the grids; the order of timing is random."""
+    """Times of every conv and linear that runs as a module, over the grids; the order of timing is random.
+
+    What `kept` holds is not timed again.
+    """
     found = probes(model, inputs, structure)
     levels = [(thinned(sorted(p.rows), LEVELS), thinned(sorted(p.columns), LEVELS)) for p in found]
     wanted = [(i, pair) for i, sides in enumerate(levels) for pair in combinations(*sides)]
@@ -57,8 +66,12 @@ def timing_operations(
     for done, k in enumerate(rng.permutation(len(wanted))):
         yield Step(STAGE, done, len(wanted), "operations")
         i, pair = wanted[k]
+        if (i, *pair) in kept.operations:
+            seen[i][pair] = kept.operations[i, *pair]
+            continue
         run = load_operation(found[i], pair, runtime)
         seen[i][pair] = 1e3 * min(seconds_of(run, runtime.clock) for _ in range(REPEATS))
+        kept.operation(i, pair, seen[i][pair])
     return tuple(
         OpTimes(tuple(p.uses.items()), rows, columns, _rounded(filled(rows, columns, times)))
         for p, (rows, columns), times in zip(found, levels, seen, strict=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections.abc import Generator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from autoprune.database.batches import in_format
 from autoprune.errors import InputError
 from autoprune.estimates import spearman
 from autoprune.latency.fit import fit
+from autoprune.latency.kept import Kept
 from autoprune.latency.probes import timing_operations
 from autoprune.latency.runtime_here import batched, device_name, resolve
 from autoprune.latency.timing import Runner, Timing, measure_ratios
@@ -59,30 +61,34 @@ def fit_latency(
     Raises:
         InputError: the runtime is not installed or does not take the model.
     """
-    return finished(fitting_latency(model, inputs, structure, runtime, batch_size, n_models, seed, seconds))
+    return finished(fitting_latency(model, inputs, structure, (runtime, batch_size, n_models), None, seed, seconds))
 
 
 def fitting_latency(
     model: nn.Module,
     inputs: Sequence[Any],
     structure: Structure,
-    runtime: str = "auto",
-    batch_size: int = 1,
-    n_models: int = 24,
+    asked: tuple[str, int, int],
+    path: Path | None = None,
     seed: int = 0,
     seconds: float = FIT_S,
 ) -> Generator[Step, None, LatencyTable]:
-    """`fit_latency`, operation by operation, then by some models at a time."""
+    """`fit_latency`, operation by operation, then by some models at a time; `asked`: runtime, batch size, models.
+
+    What is measured lies in the file `path` meanwhile, so that a call that was killed is gone on with.
+    """
+    (runtime, batch_size, n_models), kept = asked, Kept(path)
     rng = np.random.default_rng(seed)
     bench = _Bench(model, inputs, structure, batch_size, runtime)
     with one_thread():
-        ops = yield from timing_operations(bench.dense, bench.inputs, structure, bench.runtime, rng)
+        ops = yield from timing_operations(bench.dense, bench.inputs, structure, bench.runtime, rng, kept)
         policies = sample_policies(structure, n_models, rng)
-        timings = yield from bench.measuring(policies, seconds, rng, STAGE)
+        timings = yield from bench.measuring(policies, seconds, rng, STAGE, kept)
     ratios = np.array([t.ratio for t in timings])
     widths = np.stack([p.array(structure) for p in policies])
     features = Features(structure, ops)(widths)
     fitted = fit(features, ratios)
+    kept.forget()
     return LatencyTable(
         structure=structure.fingerprint,
         runtime=bench.runtime.name,
@@ -197,16 +203,21 @@ class _Bench:
         return self.runtime.load(model, self.inputs)
 
     def measuring(
-        self, policies: Sequence[Policy], seconds: float, rng: np.random.Generator, stage: str
+        self,
+        policies: Sequence[Policy],
+        seconds: float,
+        rng: np.random.Generator,
+        stage: str,
+        kept: Kept | None = None,
     ) -> Generator[Step, None, list[Timing]]:
-        """A Timing for each policy, about `seconds` of measuring for each."""
-        timings: list[Timing] = []
-        for start in range(0, len(policies), TOGETHER):
+        """A Timing for each policy, about `seconds` of measuring for each; the first ones are those that are `kept`."""
+        kept = kept or Kept()
+        for start in range(len(kept.models), len(policies), TOGETHER):
             yield Step(stage, start, len(policies), "models")
             some = policies[start : start + TOGETHER]
             runners = [self._load(self._slim(p)) for p in some]
-            timings += measure_ratios(self._dense_run, runners, rng, self.runtime.clock, seconds * len(some))
-        return timings
+            kept.more_models(measure_ratios(self._dense_run, runners, rng, self.runtime.clock, seconds * len(some)))
+        return list(kept.models)
 
     def _slim(self, policy: Policy) -> nn.Module:
         small = copied(self.dense)

@@ -114,11 +114,14 @@ def winners(
 def validation_asks(
     ranked: Sequence[Evaluation], chosen: Mapping[float, Policy], controls: Controls, problem: Problem
 ) -> Labelled:
-    """The dense model, the front as the re-ranking sees it, the winners and the control arms, on validation."""
+    """The dense model, the winners, the front as the re-ranking sees it and the control arms, on validation.
+
+    In this order, so that a run that ends by its time limit has scored what counts most.
+    """
     tier = problem.tier
     front = pareto_front(ranked, problem.objectives)
     policies: dict[Policy, str] = {}
-    for policy in (*(e.ask.policy for e in front), *chosen.values()):
+    for policy in (*chosen.values(), *(e.ask.policy for e in front)):
         policies.setdefault(policy, f"front {policy.digest}")
     policies.pop(Policy.dense(problem.structure), None)
     asks = [("dense", dense_ask(problem.structure))]

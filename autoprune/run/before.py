@@ -5,7 +5,7 @@ Each stage is a generator of evaluations that returns what it found, so that the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +16,13 @@ from autoprune.allocation.sensitivity import Plan, Table, load_table, save_table
 from autoprune.codec import Codec
 from autoprune.errors import InputError
 from autoprune.evaluation import Ask, Evaluation, Labelled
+from autoprune.files.job import Job
 from autoprune.files.policy_file import load_front
 from autoprune.policy import Policy
 from autoprune.protocols import Budget, Problem
 from autoprune.run.choose_tier import TierChoice, candidates, choose_tier, proxy_asks
-from autoprune.strategies import load_strategy
+from autoprune.samplers import needs
+from autoprune.strategies import load_strategy, uses_table
 from autoprune.structure import Structure
 
 SEED_TARGETS = 5
@@ -31,6 +33,12 @@ SEED_SHARE = 1 / 3
 
 Evaluate = Callable[[Labelled], Iterator[Evaluation]]
 """Evaluates a labelled list under a stage of the record."""
+
+
+def needs_table(job: Job, controls: Iterable[str]) -> bool:
+    """Whether the sampler or a control arm works from a sensitivity table, and the job lets it be measured."""
+    wanted = needs(job.search.sampler, job.options("search")).table or any(map(uses_table, controls))
+    return job.evaluator.has_table and wanted
 
 
 def measured_table(

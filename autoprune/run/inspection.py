@@ -11,17 +11,18 @@ from typing import Any
 import numpy as np
 
 from autoprune.allocation.knapsack import Allocator, penalties, predicted_loss
-from autoprune.allocation.sensitivity import Table, load_table
+from autoprune.allocation.sensitivity import Plan, Table, load_table
 from autoprune.codec import Codec
 from autoprune.evaluation import Evaluation, Labelled
 from autoprune.files.job import Job
-from autoprune.protocols import Task
+from autoprune.protocols import Step, Task
 from autoprune.record.folder import new_folder
 from autoprune.record.lock import locked
 from autoprune.record.record import Record
 from autoprune.run.before import measured_table
 from autoprune.run.loop import evaluate_all
-from autoprune.run.prepare import prepare
+from autoprune.run.pace import Pace
+from autoprune.run.prepare import preparing
 from autoprune.run.setting import Setting
 from autoprune.structure import Structure
 from autoprune.tracing.inputs import described
@@ -52,15 +53,51 @@ def inspect_facts(structure: Structure, task: Task) -> dict[str, Any]:
 class Inspection:
     """Measures a job's sensitivity table in `folder`, or finds it there; iterate it for the evaluations.
 
-    `done` of `total` counts evaluations; `table` is there afterwards, `path` is its file.
+    `done` of `total` counts evaluations; `table` is there afterwards.
     """
 
     def __init__(self, job: Job, folder: Path, task: Task | None = None) -> None:
         self.folder, self.stage, self.note, self.done, self.total = folder, "sensitivity table", "", 0.0, 1.0
-        with new_folder(folder), locked(folder):
-            self._setting: Setting = prepare(job, folder, task)
-        self._plan = self._setting.table_plan(job.search.trials)
-        self.path = self._setting.table_path(self._plan)
+        self._job, self._task, self._pace = job, task, Pace()
+        self._made: Setting | None = None
+
+    def preparing(self) -> Iterator[Step]:
+        """Make it ready, step by step; nothing where that has happened."""
+        if self._made is not None:
+            return
+        with new_folder(self.folder), locked(self.folder):
+            steps = preparing(self._job, self.folder, self._task)
+            while self._made is None:
+                try:
+                    step = next(steps)
+                except StopIteration as end:
+                    self._made = end.value
+                    continue
+                self._pace.take(step)
+                self.stage = step.stage
+                yield step
+        self.stage = "sensitivity table"
+
+    @property
+    def _setting(self) -> Setting:
+        for _ in self.preparing():
+            pass
+        assert self._made is not None
+        return self._made
+
+    @property
+    def path(self) -> Path:
+        """The table's file."""
+        return self._setting.table_path(self._plan)
+
+    @property
+    def _plan(self) -> Plan:
+        return self._setting.table_plan(self._job.search.trials)
+
+    @property
+    def counted(self) -> str:
+        """How far it is, in words."""
+        return self._pace.counted if self._made is None else f"{self.done:.0f} of {self.total:.0f} evaluations"
 
     def facts(self) -> dict[str, Any]:
         """`inspect_facts` of the job's model, which is analysed already."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -25,10 +26,27 @@ PREFIX = "analysis-"
 PLAIN = (int, float, str, bool, type(None))
 
 
-def kept_analysis(model: nn.Module, example_inputs: Any, kinds: Sequence[str], folder: Path) -> Analysis:
-    """The analysis of `model` from `folder`, or made now and kept there; `kinds` are those of the space.
+@dataclass(frozen=True)
+class Kept:
+    """An analysis, and where it belongs."""
 
-    A file of another model, of other inputs, kinds or version, or one that cannot be read, does not count.
+    analysis: Analysis
+    path: Path
+    key: str
+
+    def keep(self) -> None:
+        """Write it there; nothing where it is there."""
+        if not self.path.exists() or self.analysis.passes:
+            with suppress(RunError):  # a disk that is full is told where it matters
+                save_structure(self.path, self.key, self.analysis.structure)
+
+
+def kept_analysis(model: nn.Module, example_inputs: Any, kinds: Sequence[str], folder: Path) -> Kept:
+    """The analysis of `model` from `folder`, or made now; `kinds` are those of the space.
+
+    A file of another model, of other inputs, kinds or version, or one that cannot be read, does not count. What took
+    long is kept at once, so that a call that goes wrong later is no loss; what did not waits for `Kept.keep`, lest a
+    job that is refused leaves a folder.
 
     Raises:
         InputError: as `analyze`.
@@ -36,10 +54,10 @@ def kept_analysis(model: nn.Module, example_inputs: Any, kinds: Sequence[str], f
     key = analysis_key(model, example_inputs, kinds)
     found = load_structure(_file(folder, key), key)
     if found is not None:
-        return Analysis(found, 0, (), 0.0)
-    made = analyzed(model, example_inputs)
-    with suppress(RunError):  # a disk that is full is told where it matters
-        save_structure(_file(folder, key), key, made.structure)
+        return Kept(Analysis(found, 0, (), 0.0), _file(folder, key), key)
+    made = Kept(analyzed(model, example_inputs), _file(folder, key), key)
+    if made.analysis.said:
+        made.keep()
     return made
 
 

@@ -8,29 +8,37 @@ from functools import partial
 
 from threadpoolctl import ThreadpoolController
 
-from autoprune.errors import InputError, RunError
+from autoprune.errors import InputError, OutOfTimeError, RunError
 from autoprune.evaluation import Ask, Evaluation
 from autoprune.protocols import Executor, Sampler
 from autoprune.record.record import Record, Stage
 from autoprune.record.storage import versions
+from autoprune.run.clock import Clock
 from autoprune.run.ledger import Ledger
 
 
 def search_loop(
-    record: Record, executor: Executor, sampler: Sampler, ledger: Ledger, window: int = 16, first: int = 0
+    record: Record,
+    executor: Executor,
+    sampler: Sampler,
+    ledger: Ledger,
+    window: int = 16,
+    first: int = 0,
+    clock: Clock | None = None,
 ) -> Iterator[Evaluation]:
     """Run `sampler` until the `ledger` is spent; yields the evaluations as they are told, in ask order.
 
     Ask i happens exactly after tell i - window, so the run is the same whatever the number and speed of the workers,
     and on resume the record answers the asks that it holds. A policy that was evaluated before is not evaluated again.
-    Asks are numbered from `first` on, behind those of the seeds.
+    Asks are numbered from `first` on, behind those of the seeds. Where `clock` says that the time is over, the loop
+    ends with what has been told.
 
     Raises:
         RunError: the sampler does not repeat what the record holds (names the versions), or the executor failed.
     """
     if window < 1:
         raise InputError(f"search.window must be at least 1, not {window}")
-    flight = _Flight(record, executor, "search")
+    flight = _Flight(record, executor, "search", clock)
     # samplers' matrices are small: more threads would wait for one another, on cores that the workers need
     alone = partial(ThreadpoolController().limit, limits=1, user_api="blas")
     asked = told = 0
@@ -55,15 +63,25 @@ def search_loop(
             told += 1
             asked = fill(told + window)  # here and not after the yield: workers stay busy during the caller's turn
             yield evaluation
+    except OutOfTimeError as error:
+        ledger.stopped = str(error)
     finally:
         flight.abandon()
 
 
 def evaluate_all(
-    record: Record, executor: Executor, asks: Sequence[tuple[str, Ask]], stage: Stage
+    record: Record,
+    executor: Executor,
+    asks: Sequence[tuple[str, Ask]],
+    stage: Stage,
+    clock: Clock | None = None,
 ) -> Iterator[Evaluation]:
-    """Evaluate a fixed list of (label, ask); yields in its order. What the record holds already is not repeated."""
-    flight = _Flight(record, executor, stage)
+    """Evaluate a fixed list of (label, ask); yields in its order. What the record holds already is not repeated.
+
+    Raises:
+        OutOfTimeError: `clock` says that the time is over.
+    """
+    flight = _Flight(record, executor, stage, clock)
     recorded = {(record.labels[key], e.ask): key[1] for key, e in record.evaluations.items() if key[0] == stage}
     taken = {index for kind, index in record.evaluations if kind == stage}
     # the list is numbered on from what other lists of the stage have used, so a resumed run numbers it alike
@@ -85,8 +103,9 @@ def evaluate_all(
 class _Flight:
     """The asks of one stage that are under way: answers from the record, else from the executor, each ask once."""
 
-    def __init__(self, record: Record, executor: Executor, stage: Stage) -> None:
+    def __init__(self, record: Record, executor: Executor, stage: Stage, clock: Clock | None = None) -> None:
         self._record = record
+        self._clock = clock or Clock(None)
         self._executor = executor
         self._stage: Stage = stage
         self._asks: dict[int, tuple[str, Ask]] = {}
@@ -104,13 +123,14 @@ class _Flight:
             record.add(index, _again(record.known[ask]), self._stage, label)
         elif ask in self._leader:
             self._followers[self._leader[ask]].append(index)
-        else:
+        elif not self._clock.out:
             self._leader[ask], self._followers[index] = index, []
             self._executor.submit(index, ask)
         self._drain()
 
     def result(self, index: int) -> Evaluation:
         while (self._stage, index) not in self._record.evaluations:
+            self._clock.check()  # between two answers, so that whatever a call is given, it gets some
             if not self._settle(timeout=None):
                 raise RunError(f"the executor has no answer to ask {index} and is not working on it")
         return self._record.evaluations[self._stage, index]

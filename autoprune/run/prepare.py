@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,12 +13,15 @@ from torch import nn
 
 from autoprune import plugins
 from autoprune.allocation.budget import Projector
+from autoprune.allocation.sensitivity import Plan as TablePlan
+from autoprune.allocation.sensitivity import affordable
 from autoprune.costs import build_cost
 from autoprune.costs._latency_table import LatencyTable
 from autoprune.criteria import build_criterion, criterion_identity
 from autoprune.database.batches import Parts, StatisticsOnly
+from autoprune.database.build import STATISTICS
 from autoprune.database.makers import Across, Beside, Here, Maker
-from autoprune.database.on_disk import build_file
+from autoprune.database.on_disk import building
 from autoprune.database.store import LevelDatabase, database_key
 from autoprune.database.zeros import said_of
 from autoprune.errors import InputError, did_you_mean
@@ -32,24 +33,31 @@ from autoprune.evaluator.material import BATCH_SIZE
 from autoprune.evaluator.prepared import drawn_once, prepared_model, resolved_fidelity, resolved_precision
 from autoprune.evaluator.samples import Samples
 from autoprune.evaluator.settings import COSTS, Settings
-from autoprune.evaluator.tiers import PROBED_SHARE, TieredEvaluator
+from autoprune.evaluator.tiers import TieredEvaluator
 from autoprune.files.job import Job
+from autoprune.files.machine import free_memory, own_memory
 from autoprune.files.whole import write_whole
 from autoprune.front import Base
-from autoprune.latency.whole_models import fit_latency, table_key
-from autoprune.protocols import Criterion, Problem, Task, check_directions
-from autoprune.run.before import usable
+from autoprune.latency.whole_models import fitting_latency, table_key
+from autoprune.protocols import Criterion, Problem, Step, Task, check_directions, finished
+from autoprune.run.before import needs_table, usable
 from autoprune.run.constraints import parse_constraints
 from autoprune.run.kept_analysis import kept_analysis
 from autoprune.run.ledger import Prices
+from autoprune.run.needs import Needs, check_room, database_bytes, drop_work
+from autoprune.run.plan import Plan, expected
 from autoprune.run.rehearsal import rehearse_executor
-from autoprune.run.setting import Setting
+from autoprune.run.setting import Setting, idle_words
+from autoprune.run.worker_rehearsal import rehearsed
 from autoprune.space import restrict
 from autoprune.structure import Structure
 from autoprune.tracing.fingerprint import weights_fingerprint
 from autoprune.tracing.inputs import described
 from autoprune.tracing.one_thread import one_thread
 from autoprune.tracing.slim import named_tensors
+
+DROPS_A_SECOND = 2e10
+"""Multiplications of a drop pass, about, on one core; its own pace corrects that."""
 
 
 def check_executor(job: Job) -> None:
@@ -66,7 +74,6 @@ def check_executor(job: Job) -> None:
         make.check(**plugins.with_paths(make, job.executor_options))
 
 
-@one_thread()
 def prepare(
     job: Job,
     folder: Path,
@@ -74,14 +81,35 @@ def prepare(
     shared: Path | None = None,
     recorded: Mapping[str, str] | None = None,
 ) -> Setting:
-    """Analyse the model, build or open the level database, and state the problem.
+    """`preparing` to its end."""
+    return finished(preparing(job, folder, task, shared, recorded))
+
+
+def preparing(
+    job: Job,
+    folder: Path,
+    task: Task | None = None,
+    shared: Path | None = None,
+    recorded: Mapping[str, str] | None = None,
+) -> Generator[Step, None, Setting]:
+    """Analyse the model, build or open the level database, and state the problem; a step before each part of it.
+
+    What each stage comes to is on disk before the next one begins, so that a call that is killed is no loss.
 
     The database lies in `folder`, or in `shared` where several runs of one model use it. `recorded` is the identity of
     a record to go on with: what this machine would choose otherwise is what it was.
 
     Raises:
-        InputError: the model cannot be analysed, the space or criterion does not fit it, or the budget is out of reach.
+        InputError: the model cannot be analysed, the space or criterion does not fit it, the budget is out of reach,
+            or there is too little memory.
     """
+    with one_thread():
+        return (yield from _preparing(job, folder, task, shared, recorded))
+
+
+def _preparing(
+    job: Job, folder: Path, task: Task | None, shared: Path | None, recorded: Mapping[str, str] | None
+) -> Generator[Step, None, Setting]:
     lent, task = task, task or job.build_task()
     settings = as_recorded(settings_of(job), recorded or {}, job.executor.kind)
     settings = with_direction(settings, task)
@@ -89,22 +117,32 @@ def prepare(
     constraints = parse_constraints(job.constraints, task.directions)
     model = prepared_model(task, settings.torch_device)
     place = (shared or folder).resolve() / "database"  # workers may stand in other folders
-    found = kept_analysis(task.build(), task.example_inputs(), job.space.kinds, place)
+    yield Step("analysis")
+    kept = kept_analysis(task.build(), task.example_inputs(), job.space.kinds, place)
+    found = kept.analysis
     structure = restrict(found.structure, job.search_space())
-    latency = _latency(job, structure, model, task, place) if "latency" in settings.costs else None
+    check_room(structure, task.example_inputs(), settings)
+    latency = (yield from _latency(job, structure, model, task, place)) if "latency" in settings.costs else None
     problem = _problem(job, structure, latency)
+    yield Step("data")
     parts, data, samples_path = drawn_once(task, settings, model, place)
     samples = Samples(task, model, parts, settings.torch_device, settings.batch_size, settings.validation)
     fidelity = resolved_fidelity(task, model, settings, samples)
+    started = time.perf_counter()
     said = check_data(task, model, settings, samples)
+    pace_s = (time.perf_counter() - started) / settings.validation
+    controls, prices = usable(job.compare.controls, structure), _prices(parts, settings)
+    ahead_s = _ahead_s(job, problem, prices, pace_s, controls)
+    kept.keep()
     seen = StatisticsOnly(task, parts.statistics, samples.batch_size)
-    path, built_s = _built(job, model, structure, seen, criterion, place)
+    path, built_s = yield from _built(job, model, structure, seen, criterion, place, ahead_s)
     database = LevelDatabase.open(path, settings.memory)
     precision, _ = resolved_precision(task, model, structure, settings, samples, fidelity)
     settings = replace(settings, loss=fidelity.name, classes=fidelity.classes, precision=precision)
-    if _tunes(job) and settings.learning_rate is None:
-        made_here = partial(TieredEvaluator, task, structure, database, replace(settings, costs=()), model, parts=parts)
-        settings = replace(settings, learning_rate=_peak_rate(settings, data, path, made_here))
+    made_here = partial(TieredEvaluator, task, structure, database, replace(settings, costs=()), model, parts=parts)
+    settings, worker = yield from rehearsed(job, settings, data, path, made_here, ahead_s)
+    needs = Needs(own_memory(), worker, settings.memory, database_bytes(structure), free_memory())
+    needs.check("lower evaluator.calibration, evaluator.validation or evaluator.finetune_steps")
     named = {} if lent is not None else job.plain()["task"]
     space = _space(job, settings, parts.total, problem.tier)
     base = _base(job, task, named, model, found.structure, problem, space, data)
@@ -118,16 +156,29 @@ def prepare(
         database_path=path,
         problem=replace(problem, scores=database.scores(structure)),
         base=base,
-        prices=_prices(parts, settings),
+        prices=prices,
         constraints=constraints,
-        controls=usable(job.compare.controls, structure),
+        controls=controls,
         latency=latency,
         built_s=built_s,
         fidelity=fidelity,
         parts=parts,
         samples_path=samples_path,
-        said=(*filter(None, [found.said]), *said, *database.said(), *filter(None, [said_of(model)])),
+        pace_s=pace_s,
+        needs=needs,
+        said=tuple(filter(None, [found.said, *said, *database.said(), said_of(model), idle_words(job)])),
     )
+
+
+def _ahead_s(job: Job, problem: Problem, prices: Prices, pace_s: float, controls: Iterable[str]) -> float:
+    """About what the evaluations of a search take."""
+    arms = tuple(controls)
+    plan = Plan(prices, pace_s)
+    asked, tier = job.evaluator.sensitivity, problem.tier
+    price = partial(prices.worth, tier=tier)
+    table = affordable(problem.structure, price, job.search.trials) if asked == "auto" else TablePlan(max(1, asked))
+    plan.guess(expected(job, problem, prices, len(arms), table if needs_table(job, arms) else None))
+    return plan.left_s(job.executor.n_workers if job.executor.kind != "inline" else 1) or 0.0
 
 
 def with_direction(settings: Settings, task: Task) -> Settings:
@@ -152,15 +203,23 @@ def with_direction(settings: Settings, task: Task) -> Settings:
 
 
 def _built(
-    job: Job, model: nn.Module, structure: Structure, seen: StatisticsOnly, criterion: Criterion, place: Path
-) -> tuple[Path, float]:
+    job: Job,
+    model: nn.Module,
+    structure: Structure,
+    seen: StatisticsOnly,
+    criterion: Criterion,
+    place: Path,
+    ahead_s: float,
+) -> Generator[Step, None, tuple[Path, float]]:
     """The level database in `place`, built where it is not there yet: its file, and the seconds that it took."""
     identity = criterion_identity(job.criterion_named)
     path = place / f"{database_key(model, structure, seen, identity)}.safetensors"
     if path.exists():
         return path, 0.0
     started = time.perf_counter()
-    build_file(path, model, structure, seen, criterion, _maker(job))
+    drops_s = drop_work(structure) / DROPS_A_SECOND / max(1, job.executor.n_workers)
+    for step in building(path, model, structure, seen, criterion, _maker(job)):
+        yield replace(step, ahead_s=ahead_s + (drops_s if step.stage == STATISTICS else 0.0))
     return path, time.perf_counter() - started
 
 
@@ -257,24 +316,6 @@ def as_recorded(settings: Settings, recorded: Mapping[str, str], executor: str) 
     return replace(settings, device=device)
 
 
-def _tunes(job: Job) -> bool:
-    part = job.evaluator
-    return part.finetune_steps > 0 and (part.finalists > 0 or part.fitness in ("auto", "tune"))
-
-
-def _peak_rate(settings: Settings, data: str, database: Path, make: Callable[[], TieredEvaluator]) -> float:
-    """The peak rate of the brief fine-tune, the same for all workers: from its file or probed now."""
-    s = settings
-    what = (s.loss, s.classes, s.calibration, s.finetune_steps, s.seed, s.precision, data, PROBED_SHARE)
-    key = hashlib.sha256(repr(what).encode()).hexdigest()[:8]
-    path = database.with_name(f"{database.stem}-{key}.rate.json")
-    if path.exists():
-        return float(json.loads(path.read_text(encoding="utf-8"))["learning_rate"])
-    rate = make().found_rate(s.finetune_steps)
-    write_whole(path, json.dumps({"learning_rate": rate}))
-    return rate
-
-
 def settings_of(job: Job) -> Settings:
     """What an evaluator is told of a job: the door at which configuration stops."""
     e, loss = job.evaluator, job.objectives.loss
@@ -296,7 +337,9 @@ def settings_of(job: Job) -> Settings:
     )
 
 
-def _latency(job: Job, structure: Structure, model: nn.Module, task: Task, folder: Path) -> LatencyTable:
+def _latency(
+    job: Job, structure: Structure, model: nn.Module, task: Task, folder: Path
+) -> Generator[Step, None, LatencyTable]:
     """The latency table of the job's runtime, from its file or measured now.
 
     The job's seed has no part in it: searches that differ by chance alone are compared by one clock.
@@ -307,7 +350,7 @@ def _latency(job: Job, structure: Structure, model: nn.Module, task: Task, folde
     path = folder / f"latency-{table_key(model, inputs, structure, *asked)}.json"
     if path.exists():
         return LatencyTable.from_json(path.read_text(encoding="utf-8"))
-    table = fit_latency(model, inputs, structure, *asked)
+    table = yield from fitting_latency(model, inputs, structure, asked, path.with_suffix(".parts"))
     write_whole(path, table.to_json())
     return table
 

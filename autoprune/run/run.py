@@ -4,54 +4,46 @@ from __future__ import annotations
 
 import json
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
+from contextlib import closing, contextmanager, nullcontext
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
-from autoprune.allocation.sensitivity import Plan, table_asks
-from autoprune.evaluation import Ask, Evaluation, Labelled
-from autoprune.evaluator.prepared import prepared_model
+from autoprune.allocation import sensitivity
+from autoprune.errors import OutOfTimeError
+from autoprune.evaluation import Evaluation, Labelled
 from autoprune.files.job import Job
-from autoprune.files.policy_file import save_csv, save_front
 from autoprune.files.whole import write_whole
 from autoprune.front import Front
-from autoprune.latency.whole_models import remeasure
 from autoprune.policy import Policy
-from autoprune.protocols import Executor, Task, WorkerState
-from autoprune.record.folder import new_folder, write_event
-from autoprune.record.lock import locked
+from autoprune.protocols import Executor, Step, Task, WorkerState, finished
+from autoprune.record.folder import write_event
 from autoprune.record.mirror import Mirror
 from autoprune.record.record import Record, Stage
-from autoprune.record.storage import find_home, forget_study, load_study
-from autoprune.run import after
-from autoprune.run.before import chosen_tier, control_policies, measured_table, seed_asks
+from autoprune.record.storage import find_home, load_study
+from autoprune.run.before import chosen_tier, measured_table, needs_table, seed_asks
+from autoprune.run.clock import Clock
 from autoprune.run.constraints import Constrained, penalised
-from autoprune.run.exported import Finding, measured_on, points_of, provenance, scored_base, volume_facts
-from autoprune.run.folder_checks import (
-    MIRRORED,
-    check_storage,
-    forget,
-    go_on_from,
-    recorded_identity,
-    refuse_other,
-    same_job,
-)
+from autoprune.run.finals import export, finals, fitting, front_of, latencies
+from autoprune.run.folder_checks import refuse_other
 from autoprune.run.ledger import Ledger, Plateau
 from autoprune.run.loop import evaluate_all, search_loop
-from autoprune.run.prepare import check_executor, prepare
-from autoprune.run.rehearsal import named, rehearse_recovery, rehearse_sampler, rehearse_strategy
+from autoprune.run.opening import Opening
+from autoprune.run.pace import Pace
+from autoprune.run.plan import Plan, planned
 from autoprune.run.setting import Setting
-from autoprune.run.summary import Told, summarise
-from autoprune.run.telling import LOOKED_AGAIN, check_telling
+from autoprune.run.telling import LOOKED_AGAIN, check_telling, dense_misses
 from autoprune.samplers import build_sampler, needs
-from autoprune.strategies import uses_table
 
 STAGES = {"table": "sensitivity table", "proxy": "choice of the tier", "seed": "control arms and seeds"}
 """What a stage of the record is called while it runs."""
+AFTER = ("held back", "finalists", "validation", "fine-tuned")
+"""Stages that come after the search."""
+T = TypeVar("T")
+GOES_ON = "what was computed is kept, and the same command goes on"
 
 
 def search(
@@ -64,7 +56,18 @@ def search(
 
     Raises:
         InputError: the job is wrong, or the folder belongs to a job that differs (names the keys).
+        OutOfTimeError: search.time_limit_s was over before the model was analysed and the database built.
     """
+    run = run_of(job, task=task, out=out, fresh=fresh)
+    for _ in run.preparing():
+        pass
+    return run
+
+
+def run_of(
+    job: Job | str | Path | Mapping[str, Any], *, task: Task | None = None, out: Path | None = None, fresh: bool = False
+) -> Run:
+    """The Run of `search` before it is prepared, for who wants to see that too: iterate `preparing` first."""
     job = Job.of(job, task)
     folder = Path(out) if out is not None else Path("runs") / job.name
     return Run(job, folder, task, fresh)
@@ -75,7 +78,8 @@ class Run:
 
     `alone` is what a comparison has made ready for all its searches. Then nothing but the sampler's own ledger is
     spent, for a fair comparison: its seeds count against it, and no control arm is evaluated.
-    `done` of `total` (full evaluations' worth) measures how far it is; `stage` names what it does.
+    `done` of `total` (full evaluations' worth) measures how far it is; `stage` names what it does, `counted` how far
+    that is, `left_s` about how long all of the rest takes.
     """
 
     def __init__(
@@ -87,48 +91,47 @@ class Run:
         alone: Setting | None = None,
     ) -> None:
         self.path, self.stage, self.note, self._alone = folder, "prepare", "", alone is not None
-        self.done, self._plan, self._tabled = 0.0, dict[str, float](), Plan()
+        self._opening = Opening(job, folder, task, fresh, alone)
+        self._made: Setting | None = None
+        self._mirror: Mirror | None = None
+        self._plan: Plan | None = None
+        self._tabled: sensitivity.Plan | None = None
         self._executor: Executor | None = None
+        self._clock, self._pace = Clock(None if alone is not None else job.search.time_limit_s), Pace()
         self._result: tuple[Front, tuple[Mapping[str, Any], ...]] | None = None
-        with new_folder(folder), locked(folder):  # who uses it already is told now, and not after the preparation
-            if not fresh:
-                job = same_job(job, folder)
-            check_storage(job, folder, fresh)
-            self._mirror = None if self._alone or job.sync_url is None else Mirror(folder, job.sync_url, MIRRORED)
-            if self._mirror is not None and not fresh:
-                go_on_from(self._mirror, job)
-            self._setting = self._ready(job, task, fresh) if alone is None else alone.with_table(None)
-            self._fail_early()
-            if fresh:  # not before the new job has proved good
-                forget(folder, self._setting.database_path, self._setting.samples_path)
-                forget_study(folder, job.storage_url)
-                self._mirror.forget() if self._mirror is not None else None
-            write_whole(folder / "job.yaml", job.dump())
 
-    def _ready(self, job: Job, task: Task | None, fresh: bool) -> Setting:
-        check_executor(job)
-        rehearse_recovery(job)
-        return prepare(job, self.path, task, recorded={} if fresh else recorded_identity(job, self.path))
+    def preparing(self) -> Iterator[Step]:
+        """Make it ready, step by step, as long as there is time; nothing where that has happened.
+
+        Raises:
+            InputError, OutOfTimeError: see `search`.
+        """
+        if self._made is None:
+            with self._in_time():
+                self._made, self._mirror = yield from self._noted(self._opening.steps(), self._clock)
 
     def __iter__(self) -> Iterator[Evaluation]:
         """Evaluations as they are told: table, cascade, control arms, search, finalists."""
-        s, self.done, self._plan = self._setting, 0.0, self._planned()
+        s, self._clock = self.setting, self._clock if self._plan is None else self._clock.again()
         storage = s.job.storage_url
         with (
             Record(self.path, s.structure, s.problem.objectives, s.tier, s.identity, storage) as record,
             self._mirror or nullcontext(),
+            self._in_time(),
         ):
             refuse_other(s.job, record.fact("job"), f"the record of {self.path}")
             record.note("job", s.job.portable())
-            facts = {"groups": len(s.structure), "trials": s.job.search.trials, "database_s": round(s.built_s, 3)}
-            facts["memory"] = s.settings.memory  # bytes of entries that are kept
-            write_event(self.path, "start", facts)
+            arms = () if self._alone else s.controls
+            self._tabled = s.table_plan(record.horizon(s.job.search.trials)) if needs_table(s.job, arms) else None
+            self._plan = plan = planned(s, arms, self._tabled)
+            write_event(self.path, "start", self._facts())
             self._executor = executor = s.executor()
+            self._pace.begin(executor.slots)
             try:
-                said, counted = self.note, set[Ask]()
+                said = self.note
                 for evaluation in self._stages(record, executor):
-                    self.done += s.worth([evaluation.ask]) if evaluation.ask not in counted else 0.0
-                    counted.add(evaluation.ask)
+                    plan.told(self.stage, evaluation)
+                    self._pace.told(executor)
                     if self.note == said:  # a new note is shown before the mirror speaks
                         self._hear()
                     said = self.note
@@ -144,7 +147,10 @@ class Run:
     @property
     def setting(self) -> Setting:
         """The job made ready, at the tier that the run has settled on."""
-        return self._setting
+        for _ in self.preparing():
+            pass
+        assert self._made is not None
+        return self._made
 
     def finish(self) -> Run:
         """Drive the run to its end."""
@@ -153,18 +159,44 @@ class Run:
         return self
 
     @property
+    def done(self) -> float:
+        """Full evaluations' worth of work that is done."""
+        return 0.0 if self._plan is None else self._plan.done(self.setting.tier)
+
+    @property
     def total(self) -> float:
         """Full evaluations' worth of work, as far as it is known; later stages are guessed until they begin."""
-        return sum(self._plan.values())
+        return 0.0 if self._plan is None else self._plan.total(self.setting.tier)
+
+    @property
+    def counted(self) -> str:
+        """How far the stage is, in words."""
+        if self._plan is None or self._made is None:
+            return self._pace.counted
+        return self._plan.counted(self.stage, self._made.tier) or self._pace.counted
+
+    @property
+    def left_s(self) -> float | None:
+        """About how many seconds all that is left takes, by what was measured so far; None where nothing was."""
+        if self._plan is None or self._executor is None:
+            return self._pace.left_s
+        return self._plan.left_s(self._pace.parallel)
+
+    @property
+    def needs(self) -> str:
+        """What memory and disk the run needs, in one line."""
+        s = self.setting
+        return "" if s.needs is None else s.needs.said(s.n_workers)
 
     @property
     def spent(self) -> Mapping[str, float]:
         """What each stage of a finished run took, in whichever call, in full evaluations; "search" is the ledger."""
-        s, found = self._setting, dict(self._plan)
-        if s.problem.table is not None:  # it may have been there
-            asks = table_asks(s.structure, self._tabled)
+        s, plan = self.setting, self._plan
+        order = (*STAGES.values(), "search", *AFTER)
+        found = {} if plan is None else {stage: plan.worth(stage, s.tier) for stage in order}
+        if self._tabled is not None and s.problem.table is not None:  # it may have been there
+            asks = sensitivity.table_asks(s.structure, self._tabled)
             found[STAGES["table"]] = s.worth(ask for _, ask in asks)
-        order = (*STAGES.values(), "search", "held back", "finalists", "validation", "fine-tuned")
         return {stage: found[stage] for stage in order if found.get(stage, 0.0) > 0}
 
     @property
@@ -190,7 +222,7 @@ class Run:
     @property
     def study(self) -> Any:
         """The Optuna study of the run, read from its journal or database; None before its first evaluation."""
-        return load_study(find_home(self.path, self._setting.job.storage_url))
+        return load_study(find_home(self.path, self.setting.job.storage_url))
 
     def _finished(self) -> tuple[Front, tuple[Mapping[str, Any], ...]]:
         if self._result is None:
@@ -198,195 +230,167 @@ class Run:
         assert self._result is not None
         return self._result
 
+    def _noted(self, steps: Generator[Step, None, T], clock: Clock) -> Generator[Step, None, T]:
+        """Steps that whoever looks on sees; whatever time a call is given, it takes the first one."""
+        begun = False
+        with closing(steps):
+            while True:
+                try:
+                    step = next(steps)
+                except StopIteration as end:
+                    found: T = end.value
+                    return found
+                clock.check() if begun else None
+                begun = True
+                self._pace.take(step)
+                self.stage = step.stage
+                yield step
+
+    @contextmanager
+    def _in_time(self) -> Iterator[None]:
+        """What is said where the time is over before there is a front."""
+        try:
+            yield
+        except OutOfTimeError as error:
+            write_event(self.path, "stopped", {"reason": str(error), "stage": self.stage})
+            raise OutOfTimeError(f"{error} in the stage {self.stage!r}, before there is a front; {GOES_ON}") from None
+
     def _hear(self) -> None:
         """Pass on what the mirror has to say."""
         self.note = (self._mirror.news() if self._mirror is not None else "") or self.note
 
-    def _fail_early(self) -> None:
-        """What would only be found wrong after minutes of work."""
-        s, part = self._setting, self._setting.job.search
-        rehearse_sampler(part.sampler, s.problem, s.job.options("search"), tabled=s.job.evaluator.has_table)
-        for name in s.controls:
-            with named("compare.controls", name):
-                rehearse_strategy(name, s.problem)
-        seed_asks(s.problem, s.controls, s.job.warm_start)
-
-    def _planned(self) -> dict[str, float]:
-        """What the stages will roughly cost: right enough for an ETA."""
-        s, arms = self._setting, 0 if self._alone else len(self._setting.controls)
-        least, trials = s.job.evaluator.tuned_finalists, s.job.search.trials
-        n, at = after.n_finalists(least, s.problem, s.prices, trials), len(s.problem.budget.at)
-        tune = s.worth([Ask(Policy.dense(s.structure), "tune")])
-        points = after.MAX_POINTS * 1.0
-        plan = {"search": float(s.job.search.trials), "held back": points, "validation": points}
-        return plan | {"finalists": n * at * tune, "fine-tuned": (1 + arms) * at * tune * min(n, 1)}
+    def _facts(self) -> dict[str, Any]:
+        """What log.jsonl says as a run starts."""
+        s = self.setting
+        facts: dict[str, Any] = {"groups": len(s.structure), "trials": s.job.search.trials}
+        facts |= {"database_s": round(s.built_s, 3), "memory": s.settings.memory}  # bytes of entries that are kept
+        return facts | ({} if s.needs is None else {"needs": s.needs.facts(s.n_workers)})
 
     def _begin(self, stage: str, asks: Labelled) -> None:
+        assert self._plan is not None
         self.stage = stage
-        self._plan[stage] = self._setting.worth(ask for _, ask in asks)
+        self._plan.expect(stage, asks)
 
     def _stages(self, record: Record, executor: Executor) -> Iterator[Evaluation]:
         def evaluate(stage: Stage, asks: Labelled) -> Iterator[Evaluation]:
             self._begin(STAGES[stage], asks)
-            return evaluate_all(record, executor, asks, stage)
+            return evaluate_all(record, executor, asks, stage, self._clock)
 
-        s = self._setting
-        plan = s.table_plan(record.horizon(s.job.search.trials)) if self._has_table() else None
-        self._speak(plan)
-        if plan is not None:
-            self._tabled = plan
-            self._setting = s.with_table(
-                (yield from measured_table(s.structure, s.table_path(plan), plan, partial(evaluate, "table")))
-            )
-        if self._setting.job.evaluator.leaves_tier:
-            seed = self._setting.job.search.seed
-            found = yield from chosen_tier(self._setting.problem, seed, partial(evaluate, "proxy"))
-            self._setting, self.note = self._setting.at_tier(found.tier), found.verdict
+        s, tabled = self.setting, self._tabled
+        self._speak()
+        if tabled is not None:
+            tabling = measured_table(s.structure, s.table_path(tabled), tabled, partial(evaluate, "table"))
+            self._made = s = s.with_table((yield from tabling))
+        if s.job.evaluator.leaves_tier:
+            found = yield from chosen_tier(s.problem, s.job.search.seed, partial(evaluate, "proxy"))
+            self._made, self.note = s.at_tier(found.tier), found.verdict
+            s = self.setting
             write_event(self.path, "proxy", found.facts())
             write_whole(self.path / "proxy.json", json.dumps(found.facts(), indent=1))
-        record.tier = self._setting.tier
+        record.tier = s.tier
         seeds: list[Evaluation] = []
         for evaluation in evaluate("seed", self._seed_asks(record)):
             seeds.append(evaluation)
             yield evaluation
-        self._warn_of_dense(seeds)
-        told = list(seeds)
-        check_telling(told, self._setting.problem, self._setting.settings.loss)
+        self.note = dense_misses(seeds, s.structure, s.constraints) or self.note
+        told, s = list(seeds), self.setting
+        check_telling(told, s.problem, s.settings.loss)
         for evaluation in self._search(record, executor, seeds):
             told.append(evaluation)
             if len(told) == LOOKED_AGAIN:
-                check_telling(told, self._setting.problem, self._setting.settings.loss)
+                check_telling(told, s.problem, s.settings.loss)
             yield evaluation
-        check_telling(told[:LOOKED_AGAIN], self._setting.problem, self._setting.settings.loss)
-        self._plan["search"] = self._setting.worth(e.ask for e in told[len(seeds) :])
-        self._export(told, (yield from self._finals(record, executor, told)))
+        check_telling(told[:LOOKED_AGAIN], s.problem, s.settings.loss)
+        yield from self._end(record, executor, told)
 
-    def _speak(self, plan: Plan | None) -> None:
-        """Say which loss, how many samples, which sensitivity and latency table the search goes by."""
-        s, said = self._setting, self._setting.fidelity
+    def _speak(self) -> None:
+        """Say what the search goes by (loss, samples, sensitivity and latency table), and what there is to do."""
+        s, said = self.setting, self.setting.fidelity
+        assert self._plan is not None
         write_event(self.path, "loss", {"name": said.name, "classes": said.classes, "why": said.why})
         if s.latency is not None:
             write_event(self.path, "latency", s.latency.summary())
-        self.note = "; ".join(s.notes(plan))
-
-    def _has_table(self) -> bool:
-        """Whether the sampler or a control arm works from a sensitivity table, and the job lets it be measured."""
-        job, controls = self._setting.job, () if self._alone else self._setting.controls
-        wanted = needs(job.search.sampler, job.options("search")).table or any(map(uses_table, controls))
-        return job.evaluator.has_table and wanted
+        self.note = "; ".join([*s.notes(self._tabled), self._plan.said(s.tier)])
 
     def _seed_asks(self, record: Record) -> Labelled:
         """What the search starts from; alone, only where its sampler wants any, and on its own ledger."""
-        s, part = self._setting, self._setting.job.search
+        s, part = self.setting, self.setting.job.search
         if not self._alone:
             return seed_asks(s.problem, s.controls, s.job.warm_start)
         if not needs(part.sampler, s.job.options("search")).seeds:
             return []
         return seed_asks(s.problem, s.controls, s.job.warm_start, record.horizon(part.trials))
 
-    def _warn_of_dense(self, seeds: list[Evaluation]) -> None:
-        """Say it before the budget is spent where the dense model itself misses a constraint."""
-        s, dense = self._setting, Policy.dense(self._setting.structure)
-        own = next((e.metrics for e in seeds if e.ok and e.ask.policy == dense), {})
-        missed = [f"{c}, of which it has {own[c.metric]:.4g}" for c in s.constraints if c.miss(own) > 0]
-        if missed:
-            self.note = f"on the fitness samples the dense model itself misses {' and '.join(missed)}"
-
     def _search(self, record: Record, executor: Executor, seeds: list[Evaluation]) -> Iterator[Evaluation]:
-        s, part = self._setting, self._setting.job.search
+        s, part, plan = self.setting, self.setting.job.search, self._plan
+        assert plan is not None
         self.stage = "search"
         dense = Policy.dense(s.structure)  # its loss is 0: no start for a search, and no logarithm
         usable = tuple(penalised(s.constraints, e) for e in seeds if e.ok and e.ask.policy != dense)
         problem = replace(s.problem, seeds=usable, n_trials=record.horizon(part.trials))
         sampler = build_sampler(part.sampler, problem, np.random.default_rng(part.seed), s.job.options("search"))
+        clock = self._search_clock(record)
         ledger = Ledger(
             max(0.0, part.trials - (s.worth(e.ask for e in seeds) if self._alone else 0.0)),
             lambda ask: s.prices.full(ask, s.tier),
             (e.ask for e in seeds),
             part.patience,
             Plateau(problem, partial(penalised, s.constraints)) if part.patience else None,
-            lambda: part.time_limit_s is not None and record.clock() >= part.time_limit_s,
+            lambda: clock.out,
         )
         watched = Constrained(sampler, s.constraints) if s.constraints else sampler
-        yield from search_loop(record, executor, watched, ledger, part.window, first=len(seeds))
+        yield from search_loop(record, executor, watched, ledger, part.window, len(seeds), clock)
+        plan.settle("search")
         if ledger.stopped:
             self.note = (
                 f"the search stopped after {ledger.spent:.0f} of {part.trials} full evaluations: {ledger.stopped}"
             )
             write_event(self.path, "stopped", {"reason": ledger.stopped, "spent": ledger.spent})
 
-    def _finals(
-        self, record: Record, executor: Executor, told: list[Evaluation]
-    ) -> Generator[Evaluation, None, _Finals]:
-        """Re-rank the front on held-back samples, tune the finalists, score on validation."""
-        s, problem, constraints = self._setting, self._setting.problem, self._setting.constraints
-        controls = {} if self._alone else control_policies(problem, s.controls)
+    def _search_clock(self, record: Record) -> Clock:
+        """Leaves time for what comes after the search, at most half of what there is; alone, a search counts it all."""
+        limit_s = self.setting.job.search.time_limit_s
+        if limit_s is None:
+            return Clock(None)
+        if self._alone:  # over all calls, so that the arms of a comparison have the same
+            return Clock(limit_s - record.clock())
+        assert self._plan is not None
+        rest_s = self._plan.left_s(self._pace.parallel, AFTER) or 0.0
+        return self._clock.sooner(min(rest_s, 0.5 * max(0.0, self._clock.left_s)))
+
+    def _end(self, record: Record, executor: Executor, told: list[Evaluation]) -> Iterator[Evaluation]:
+        """The finals, and the front."""
+        late: list[str] = []
+        plan = self._plan
+        assert plan is not None
 
         def evaluated(stage: str, asks: Labelled) -> Generator[Evaluation, None, list[Evaluation]]:
             self._begin(stage, asks)
             done = []
-            for evaluation in evaluate_all(record, executor, asks, "final"):
-                done.append(evaluation)
-                yield evaluation
+            try:
+                for evaluation in evaluate_all(record, executor, asks, "final", self._clock):
+                    done.append(evaluation)
+                    yield evaluation
+            except OutOfTimeError:
+                late.append(f"{stage} after {len(done)} of {len(asks)} evaluations")
+                plan.settle(stage)
             return done
 
-        n = after.n_finalists(s.job.evaluator.tuned_finalists, problem, s.prices, s.worth(e.ask for e in told))
-        chosen = after.contenders(told, n, problem, constraints)
-        held = yield from evaluated("held back", after.heldback_asks(told, chosen, problem, constraints))
-        judged = yield from evaluated("finalists", after.finalist_asks(chosen))
-        ranked = after.reranked(told, held, problem.tier, s.prices)
-        winners = after.winners(ranked, judged, problem.budget, constraints)
-        scored = yield from evaluated("validation", after.validation_asks(ranked, winners, controls, problem))
-        tunes = s.job.evaluator.tuned_finalists > 0
-        tuned = yield from evaluated("fine-tuned", after.tuned_asks(winners, controls) if tunes else [])
-        return _Finals(held, scored, tuned, winners, controls)
+        def fit(n: int) -> int:
+            return fitting(self.setting, plan, self._clock, self._pace.parallel, n)
 
-    def _export(self, told: list[Evaluation], finals: _Finals) -> None:
-        """Make the front and the result table, and write them."""
-        from autoprune.report import build_report
+        def remeasured(policies: list[Policy]) -> Mapping[Policy, Any]:
+            return finished(self._noted(latencies(self.setting, policies), Clock(None)))
 
-        s, found = self._setting, finals
-        full = [(i, e) for i, e in enumerate(told) if e.ask.fraction == 1.0 and e.ask.tier == s.tier]
-        trials = {e.ask.policy: i for i, e in reversed(full)}
-        known = [e for e in found.scored if e.ask.policy in trials]  # alone, the dense model is never found
-        chosen = after.exported(known, found.tuned, found.winners, found.controls, s.problem, s.constraints)
-        trained = [e for e in chosen if e.ask.tier == "tune"]  # where that is the fitness, the front itself is tuned
-        fine, latencies = {e.ask.policy: e for e in (*trained, *found.tuned) if e.ok}, self._latencies(chosen)
-        findings = [Finding(e, fine.get(p), trials[p], latencies.get(p)) for e in chosen for p in [e.ask.policy]]
-        base = scored_base(s.base, found.scored[0], s.database)
-        points = points_of(findings, base, s.database, s.settings)
-        facts = provenance(s.job) | volume_facts(points, s.problem)
-        front = Front(points, base, measured_on(s.settings, s.latency), facts)
-        evaluations = (*told, *found.held, *found.scored, *found.tuned)
-        rows = summarise(Told(front, found.winners, found.controls, evaluations, s.tier), s.problem.budget.at)
-        self._result, self.stage = (front, rows), "done"
-        save_front(front, self.path / "policy.json")
-        save_csv(front, self.path / "front.csv")
-        write_event(self.path, "summary", {"rows": rows, "spent": self.spent})
-        build_report(self.path)
-
-    def _latencies(self, points: Sequence[Evaluation]) -> Mapping[Policy, Mapping[str, float]]:
-        """The points' latencies, measured anew as ratios to the dense model (a search predicts them), where asked."""
-        s = self._setting
-        if s.latency is None:
-            return {}
-        model, inputs = prepared_model(s.task, s.settings.torch_device), s.task.example_inputs()
-        policies, table = [e.ask.policy for e in points], s.latency
-        timings = remeasure(model, inputs, s.structure, policies, table.runtime, table.batch_size, s.job.search.seed)
-        fastest = min((t.ratio for t in timings.values()), default=0.0)
-        if fastest >= 1.0:
+        s, controls = self.setting, () if self._alone else self.setting.controls
+        found = yield from finals(s, told, controls, evaluated, fit)
+        self._result = front, rows = front_of(s, told, found, remeasured)
+        if late:
+            self.note = f"the time limit ended {', '.join(late)}; the front holds what was scored; {GOES_ON}"
+            write_event(self.path, "stopped", {"reason": self.note})
+        elif s.latency is not None and (fastest := min(p.ratio("latency") for p in front)) >= 1.0:
             self.note = (
                 f"no point of the front is faster than the dense model: the fastest takes {fastest:.2f} of its time"
             )
-        return {policy: {"ratio": t.ratio, "iqr": t.iqr} for policy, t in timings.items()}
-
-
-@dataclass(frozen=True)
-class _Finals:
-    """What the final stages came to: evaluations by stage, the winner at each asked budget, the control arms."""
-
-    held: Sequence[Evaluation]
-    scored: Sequence[Evaluation]
-    tuned: Sequence[Evaluation]
-    winners: Mapping[float, Policy]
-    controls: after.Controls
+        self.stage = "done"
+        export(self.path, front, rows, self.spent)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -25,6 +24,7 @@ from autoprune.protocols import EvaluatorFactory, Executor, FitnessTier, Problem
 from autoprune.run.constraints import Constraint
 from autoprune.run.ignored import ignored
 from autoprune.run.ledger import Prices
+from autoprune.run.needs import Needs
 from autoprune.run.worker_evaluator import make_evaluator
 from autoprune.structure import Structure
 
@@ -57,6 +57,8 @@ class Setting:
     constraints: tuple[Constraint, ...] = ()
     latency: LatencyTable | None = None
     built_s: float = 0.0
+    pace_s: float | None = None
+    needs: Needs | None = None
     said: tuple[str, ...] = ()
 
     @property
@@ -140,21 +142,39 @@ class Setting:
 
         return Shipment.of(self.task, self.structure, self.database, self.settings, self.latency, self.parts)
 
+    @property
+    def n_workers(self) -> int:
+        """Workers to start: as many as the job asks for, by itself as many as have cores and memory here."""
+        part = self.job.executor
+        if part.kind == "inline":
+            return 1
+        asked = part.workers if isinstance(part.workers, int) else None
+        if asked is None and travels(plugins.load("executors", part.kind)):
+            return self.job.search.window
+        return part.n_workers if self.needs is None else self.needs.workers(asked, part.n_workers)
+
     def executor(self) -> Executor:
         """The job's executor, started; a task lent from Python is evaluated in this process unless it can travel."""
         part = self.job.executor
         make = plugins.load("executors", part.kind)
         if part.kind == "inline" or (self.lent is not None and not travels(make)):
             return Watched("inline", plugins.load("executors", "inline")(self.evaluator_factory(), part.retries))
-        window = self.job.search.window
-        workers = window if part.workers == "auto" and travels(make) else part.n_workers
-        if workers > window:
-            warnings.warn(f"{workers} workers, but search.window keeps {window} asks in flight", stacklevel=2)
-            workers = window
         factory = self.shipment() if travels(make) else self.evaluator_factory()
         options = plugins.with_paths(make, self.job.executor_options)
         with plugins.calling("executors", part.kind):
-            return Watched(part.kind, make(factory, workers, part.timeout_s, part.retries, **options))
+            return Watched(part.kind, make(factory, self.n_workers, part.timeout_s, part.retries, **options))
+
+
+def idle_words(job: Job) -> str:
+    """What to say where a search cannot keep the workers busy that it is given; empty where it can."""
+    part, window = job.executor, job.search.window
+    if part.kind == "inline" or (part.workers == "auto" and part.kind != "local") or part.n_workers <= window:
+        return ""
+    return (
+        f"{part.n_workers} workers, but the search asks {window} at a time (search.window), so that "
+        f"{part.n_workers - window} wait while it runs; search.window: {part.n_workers} uses all of them, in a run of "
+        "its own, as it is part of what a search finds"
+    )
 
 
 def device_type(job: Job, settings: Settings) -> str:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from scipy.stats import spearmanr
 
 from autoprune.allocation.loss_scale import LEAST_LOSS
 from autoprune.errors import RunError
 from autoprune.evaluation import Evaluation
+from autoprune.policy import Policy
 from autoprune.protocols import Problem
+from autoprune.run.constraints import Constraint
+from autoprune.structure import Structure
 
 ENOUGH = 12
 """Policies from which an order of losses that is no better than chance means something."""
@@ -45,3 +48,11 @@ def cannot_tell(evaluations: Iterable[Evaluation], cost: str, loss: str) -> str 
     if len(values) >= ENOUGH and float(spearmanr(costs, values).statistic) >= 0.0:
         return f"{what}does not rise with pruning (from {low:.3g} to {high:.3g} in no order); {advice}"
     return None
+
+
+def dense_misses(seeds: Iterable[Evaluation], structure: Structure, constraints: Sequence[Constraint]) -> str:
+    """What to say before the budget is spent where the dense model itself misses a constraint."""
+    dense = Policy.dense(structure)
+    own = next((e.metrics for e in seeds if e.ok and e.ask.policy == dense), {})
+    missed = [f"{c}, of which it has {own[c.metric]:.4g}" for c in constraints if c.miss(own) > 0]
+    return f"on the fitness samples the dense model itself misses {' and '.join(missed)}" if missed else ""

@@ -231,7 +231,7 @@ def test_wrong_input_is_answered_before_anything_is_searched(
 ) -> None:
     asked = {"strategies": ("uniform", "random"), "budgets": (0.5,), "seeds": 1, **changes}
     with pytest.raises(InputError, match=message):
-        Comparison(tiny_job(), **asked, out=tmp_path)
+        Comparison(tiny_job(), **asked, out=tmp_path).finish()
     assert not list(tmp_path.rglob("study.journal"))
 
 
@@ -363,9 +363,9 @@ def test_a_row_speaks_of_the_budgets_cost_and_the_tasks_first_metric(tmp_path: P
 
 
 def test_a_folder_in_use_is_told_before_anything_is_prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("autoprune.comparison.comparison.prepare", lambda *_: pytest.fail("it prepared first"))
+    monkeypatch.setattr("autoprune.comparison.comparison.preparing", lambda *_: pytest.fail("it prepared first"))
     with locked(tmp_path), pytest.raises(InputError, match="is in use by process"):
-        Comparison(tiny_job(), STRATEGIES, BUDGETS, SEEDS, tmp_path)
+        Comparison(tiny_job(), STRATEGIES, BUDGETS, SEEDS, tmp_path).finish()
 
 
 def test_the_document_is_made_once(finished: Comparison) -> None:
@@ -399,8 +399,8 @@ def test_ctrl_c_while_it_is_prepared_says_that_the_same_command_starts_it(
         raise KeyboardInterrupt
 
     (tmp_path / "job.yaml").write_text(tiny_job().dump())
-    for verb, module in (("search", "run.run"), ("compare", "comparison.comparison")):
-        monkeypatch.setattr(f"autoprune.{module}.prepare", interrupted)
+    for verb, module in (("search", "run.opening"), ("compare", "comparison.comparison")):
+        monkeypatch.setattr(f"autoprune.{module}.preparing", interrupted)
         assert run([verb, str(tmp_path / "job.yaml"), "--out", str(tmp_path / verb)]) == 130
         assert "before its first evaluation; the same command starts it" in capsys.readouterr().err
         assert not (tmp_path / verb).exists()

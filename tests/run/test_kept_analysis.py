@@ -14,6 +14,7 @@ from autoprune.files.policy_file import load_front
 from autoprune.run import kept_analysis as rooms
 from autoprune.run.kept_analysis import analysis_key, found_analysis, kept_analysis
 from autoprune.run.run import search
+from autoprune.tracing.analyze import Analysis
 from autoprune.tracing.slim import named_tensors
 from tests.killable_compare import tiny, tiny_job
 
@@ -31,10 +32,16 @@ class Net(nn.Module):
         return self.b(self.a(x).relu() + self.shift).mean((2, 3))  # type: ignore[no-any-return]
 
 
+def analysed(folder: Path) -> Analysis:
+    kept = kept_analysis(Net(), INPUTS, ("channel",), folder)
+    kept.keep()
+    return kept.analysis
+
+
 def test_the_same_model_is_analysed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = kept_analysis(Net(), INPUTS, ("channel",), tmp_path)
+    made = analysed(tmp_path)
     monkeypatch.setattr(rooms, "analyzed", None)
-    again = kept_analysis(Net(), INPUTS, ("channel",), tmp_path)
+    again = analysed(tmp_path)
     assert (again.structure.groups, again.structure.ops) == (made.structure.groups, made.structure.ops)
     assert (again.structure.fingerprint, again.said) == (made.structure.fingerprint, "")
     found = found_analysis(Net(), INPUTS, tmp_path)
@@ -43,12 +50,12 @@ def test_the_same_model_is_analysed_once(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_a_spoilt_file_is_made_anew_in_silence(tmp_path: Path) -> None:
-    made = kept_analysis(Net(), INPUTS, ("channel",), tmp_path)
+    made = analysed(tmp_path)
     (file,) = tmp_path.iterdir()
     good = file.read_text()
     file.write_text("garbage")
     assert found_analysis(Net(), INPUTS, tmp_path) is None
-    assert kept_analysis(Net(), INPUTS, ("channel",), tmp_path).structure.groups == made.structure.groups
+    assert analysed(tmp_path).structure.groups == made.structure.groups
     assert file.read_text() == good
 
 

@@ -328,16 +328,6 @@ def test_a_warm_start_seeds_the_search_and_another_structure_is_refused(finished
         search(job(search={"warm_start": "nowhere.json"}), out=tmp_path / "none")
 
 
-def test_a_time_limit_ends_the_search_and_a_longer_one_goes_on(tmp_path: Path) -> None:
-    short = search(job(search={"time_limit_s": 0.001}), out=tmp_path).finish()
-    assert "time limit" in short.note
-    asked = [t for t in short.study.get_trials() if t.user_attrs["stage"] == "search"]
-    assert len(asked) == 0
-    assert len(short.front) > 0
-    grown = search(job(search={"time_limit_s": 3600.0, "trials": 24}), out=tmp_path).finish()
-    assert sum(t.user_attrs["stage"] == "search" for t in grown.study.get_trials()) >= 24
-
-
 def test_patience_stops_on_a_plateau(tmp_path: Path) -> None:
     run = search(job(search={"trials": 300, "patience": 3}), out=tmp_path).finish()
     assert "search.patience" in run.note
@@ -383,7 +373,7 @@ def test_a_refused_call_leaves_no_new_folder_and_one_that_was_there_alone(tmp_pa
         with pytest.raises(InputError, match="acuracy"):
             search(wrong, out=out)
     with pytest.raises(InputError, match="acuracy"):
-        Comparison(wrong, ["uniform"], out=tmp_path / "runs" / "compared")
+        Comparison(wrong, ["uniform"], out=tmp_path / "runs" / "compared").finish()
     assert [str(p.relative_to(tmp_path)) for p in sorted(tmp_path.rglob("*"))] == ["mine", "mine/notes"]
 
 
