@@ -37,11 +37,21 @@ def second_look(twin: nn.Module, look: Look, first: Settled) -> Settled:
         return first
     modules = module_reasons(twin, trace, firm=True)
     free = _free(found, first.alive)
-    hopeful = [c for c in free if c.group is not None and not attends(c, trace)]
+    special = _by_number(found)
+    hopeful = [c for c in free if c.group is not None and special.isdisjoint(c.producers) and not attends(c, trace)]
     open_ = [c for c in hopeful if not known_reason(c, trace, modules)]
     tried = _tried(twin, look, first, _named(first.alive, open_)) if open_ else first
     alike = _alike(_free(open_, tried.alive))
     return _tried(twin, look, tried, _named(tried.alive, alike)) if alike else tried
+
+
+def _by_number(found: Sequence[Candidate]) -> set[str]:
+    """Producers of which a forward uses a channel by its number (a mask, a confidence): their others stay as well.
+
+    That the others may go would be true, but who uses one by its number soon uses more.
+    """
+    makers = [p for c in found for p in c.producers]
+    return {p for c in found if c.width == 1 for p in c.producers if makers.count(p) > 1}
 
 
 def _tried(twin: nn.Module, look: Look, known: Settled, new: Sequence[Candidate]) -> Settled:

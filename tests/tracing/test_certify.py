@@ -29,6 +29,7 @@ BY_NUMBER: dict[str, Callable[[Tensor], Tensor]] = {
     "the fifth is added": lambda y: y + y[:, 4:5],
     "two are a flow": lambda y: y + y[:, :2].mean(1, keepdim=True),
     "one by a constant": lambda y: y - y.index_select(1, torch.tensor([7])),
+    "the first becomes the second": lambda y: torch.where(torch.arange(y.shape[1])[:, None, None] == 0, y[:, 1:2], y),
     "neighbours swap": lambda y: y.unflatten(1, (-1, 2)).flip(2).flatten(1, 2) if y.shape[1] % 2 == 0 else y,
 }
 
@@ -45,9 +46,7 @@ def test_channels_that_are_used_by_their_number_are_frozen_whatever_the_weights(
             o=conv(6, 5),
         )
         structure = analyze(model, (X,), seed=seed)
-        assert {"free", "b"} <= set(structure.names)
-        moved = {s.offset: g.width for g in structure for s in g.slices if s.tensor == "a.weight" and s.dim == 0}
-        assert moved == ({2: 14} if name == "two are a flow" else {})  # behind the two that stay all may go
+        assert structure.names == ("free", "b")
 
 
 class Gate(nn.Module):
