@@ -33,24 +33,22 @@ SINGULAR = {
     "recovery": "recovery",
 }
 WANTED: Mapping[Folder, str] = {
-    "criteria": "it is a class C(**options) whose instances map (model, groups, task) to {group: scores [width]}, all "
+    "criteria": "a class C(**options) whose instances map (model, groups, task) to {group: scores [width]}, all "
     "finite, and leave the model as it is",
-    "costs": "it is a class C(structure) with dense and monotone, whose instances map widths [..., groups] to ratios "
+    "costs": "a class C(structure) with dense and monotone, whose instances map widths [..., groups] to ratios "
     "[...] that are numbers from 0 on and 1 at the dense widths",
-    "samplers": "it is a class S(problem, rng, **options) with ask() -> Ask, its widths on the grids, and "
-    "tell(evaluation)",
-    "strategies": "it is a function (problem, target) -> Policy, its widths on the grids, whose cost is at most target",
-    "tasks": "it has build, example_inputs, split, outputs, loss, metrics and directions",
-    "executors": "it is a class E(make_evaluator, workers, timeout_s, retries, **options) with slots, submit, "
+    "samplers": "a class S(problem, rng, **options) with ask() -> Ask, its widths on the grids, and tell(evaluation)",
+    "strategies": "a function (problem, target) -> Policy, its widths on the grids, whose cost is at most target",
+    "tasks": "an object with build, example_inputs, split, outputs, loss, metrics and directions",
+    "executors": "a class E(make_evaluator, workers, timeout_s, retries, **options) with slots, submit, "
     "next_done, cancel, close, workers and retried",
-    "losses": "it is a function (outputs, dense_outputs, *, classes) -> Tensor [samples]",
-    "exports": "it is a class without arguments that has a suffix and whose instances are called as (model, inputs, "
-    "path)",
-    "runtimes": "it is a function (model, inputs, threads) -> callable, or a class without arguments of such",
-    "recovery": "it is a class R(**options) whose instances map (model, dense, task, steps, seed) to an iterator of "
+    "losses": "a function (outputs, dense_outputs, *, classes) -> Tensor [samples]",
+    "exports": "a class without arguments that has a suffix and whose instances are called as (model, inputs, path)",
+    "runtimes": "a function (model, inputs, threads) -> callable, or a class without arguments of such",
+    "recovery": "a class R(**options) whose instances map (model, dense, task, steps, seed) to an iterator of "
     "Progress, training the model in place and leaving it in eval mode between steps",
 }
-"""What a protocol wants of a plug-in, in the words that follow its name in an error."""
+"""What a protocol wants of a plug-in, in the words that follow "it must be" in an error."""
 OPTUNA_FILE = "optuna_bridge"
 
 
@@ -157,7 +155,7 @@ def one_of(folder: Folder) -> str:
 
 def broken(folder: Folder, name: str, did: str) -> PluginError:
     """What the plug-in called `name` in the job did, and what its protocol wants, in one line."""
-    return PluginError(f"{one_of(folder)} {name} {did}; {WANTED[folder]} (docs/extending.md)")
+    return PluginError(f"{one_of(folder)} {name} {did}; it must be {WANTED[folder]} (docs/extending.md)")
 
 
 @contextmanager

@@ -177,31 +177,43 @@ def sampler(name: str) -> dict[str, Any]:
 
 
 AT_ONCE = [
-    (sampler("Unborn"), f"sampler {HERE}:Unborn fails while it is built: KeyError: 'boom'; it is a class S(problem"),
-    (sampler("Speechless"), f"sampler {HERE}:Speechless fails in ask(): RuntimeError: no ask; it is a class S(problem"),
+    (
+        sampler("Unborn"),
+        f"sampler {HERE}:Unborn fails while it is built: KeyError: 'boom'; it must be a class S(problem",
+    ),
+    (
+        sampler("Speechless"),
+        f"sampler {HERE}:Speechless fails in ask(): RuntimeError: no ask; it must be a class S(problem",
+    ),
     (sampler("BarePolicy"), f"sampler {HERE}:BarePolicy fails in ask(): TypeError: it proposes a Policy, not an Ask;"),
     (sampler("OffGrid"), f"sampler {HERE}:OffGrid fails in ask(): group '0' cannot be 25 wide; its grid is (3, 4"),
     (sampler("Nameless"), f"sampler {HERE}:Nameless fails in ask(): tier must be one of"),
-    (sampler("raising"), f"sampler {HERE}:raising fails while it is built: LookupError: nowhere; it is a class S("),
-    (sampler("generous"), f"sampler {HERE}:generous gives a Policy without ask, tell; it is a class S("),
+    (
+        sampler("raising"),
+        f"sampler {HERE}:raising fails while it is built: LookupError: nowhere; it must be a class S(",
+    ),
+    (sampler("generous"), f"sampler {HERE}:generous gives a Policy without ask, tell; it must be a class S("),
     (
         {"executor": {"kind": f"{HERE}:OneArgument"}},
-        f"executor {HERE}:OneArgument cannot be built: too many positional arguments; it is a class E(make_evaluator",
+        f"executor {HERE}:OneArgument cannot be built: too many positional arguments; it must be a class E(",
     ),
     (
         {"executor": {"kind": f"{HERE}:Memberless"}},
-        f"executor {HERE}:Memberless gives a type without submit, next_done, cancel, close, workers, retried; it is",
+        f"executor {HERE}:Memberless gives a type without submit, next_done, cancel, close, workers, retried; it",
     ),
     ({"criterion": f"{HERE}:Doubling"}, f"criterion {HERE}:Doubling fails on this model: ValueError: it changed 0.wei"),
-    ({"criterion": f"{HERE}:InTraining"}, "it changed the training mode of the model that it was lent; it is a class"),
+    (
+        {"criterion": f"{HERE}:InTraining"},
+        "it changed the training mode of the model that it was lent; it must be a class",
+    ),
     ({"criterion": f"{HERE}:AsList"}, f"criterion {HERE}:AsList fails on this model: TypeError: it gives a list, not"),
     (
         {"compare": {"controls": [f"{HERE}:raising"]}},
-        f"compare.controls: strategy {HERE}:raising fails at the target 0.6: LookupError: nowhere; it is a function (",
+        f"compare.controls: strategy {HERE}:raising fails at the target 0.6: LookupError: nowhere; it must be a f",
     ),
     (
         {"compare": {"controls": [f"{HERE}:generous"]}},
-        f"compare.controls: strategy {HERE}:generous gives a policy of macs 1 at the target 0.6; it is a function (",
+        f"compare.controls: strategy {HERE}:generous gives a policy of macs 1 at the target 0.6; it must be a f",
     ),
     (
         {"recovery": {"schedule": f"{HERE}:Untrained", "options": {"lr": 1}}},
@@ -224,10 +236,13 @@ def test_before_any_work_it_is_wrong_input(
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        (sampler("LateInTell"), f"sampler {HERE}:LateInTell fails in tell(): RuntimeError: too late; it is a class S("),
+        (
+            sampler("LateInTell"),
+            f"sampler {HERE}:LateInTell fails in tell(): RuntimeError: too late; it must be a class S(",
+        ),
         (
             {"executor": {"kind": f"{HERE}:LateExecutor"}},
-            f"executor {HERE}:LateExecutor fails in submit(): RuntimeError: the queue is closed; it is a class E(",
+            f"executor {HERE}:LateExecutor fails in submit(): RuntimeError: the queue is closed; it must be a class E(",
         ),
     ],
 )
@@ -260,7 +275,11 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("schedule", "code", "said"),
     [
         ({"schedule": f"{HERE}:Untrained"}, 3, f"recovery {HERE}:Untrained fails while it trains: LookupError: no tea"),
-        ({"schedule": f"{HERE}:StaysInTraining"}, 3, "ValueError: the model is in training mode after step 1; it is a"),
+        (
+            {"schedule": f"{HERE}:StaysInTraining"},
+            3,
+            "ValueError: the model is in training mode after step 1; it must be a",
+        ),
         ({"schedule": "one_shot", "options": {"rate": 1}}, 2, "recovery.options: unknown option 'rate'"),
     ],
 )
@@ -283,8 +302,14 @@ def test_a_recovery_that_fails_names_itself(
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("NoSuffix", f"export format {HERE}:NoSuffix gives a NoSuffix without suffix; it is a class without arguments"),
-        ("written", f"export format {HERE}:written is a function; it is a class without arguments that has a suffix"),
+        (
+            "NoSuffix",
+            f"export format {HERE}:NoSuffix gives a NoSuffix without suffix; it must be a class without arguments",
+        ),
+        (
+            "written",
+            f"export format {HERE}:written is a function; it must be a class without arguments that has a suffix",
+        ),
     ],
 )
 def test_an_export_that_is_none_is_told_before_the_model_is_cut(

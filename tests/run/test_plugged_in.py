@@ -126,7 +126,7 @@ def test_compare_speaks_of_a_plugged_in_cost(finished: Path) -> None:
         ),
         (
             "dense, monotone = 1.0, True\n    def __call__(self, w): raise KeyError('no')",
-            "KeyError: 'no'; it is a class",
+            "KeyError: 'no'; it must be a class",
         ),
     ],
 )

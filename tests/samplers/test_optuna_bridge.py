@@ -126,7 +126,7 @@ def test_a_value_that_a_sampler_refuses_is_one_line(name: str, options: dict[str
 def test_what_a_sampler_says_of_its_options_stays_and_without_options_they_are_not_blamed() -> None:
     with pytest.raises(InputError, match=r"^search\.options\.sigma must be a positive number, not -1$"):
         build_sampler("spdy", PROBLEM, np.random.default_rng(0), {"sigma": -1})
-    with pytest.raises(PluginError, match=r"Broken fails while it is built: TypeError: broken; it is a class S\("):
+    with pytest.raises(PluginError, match=r"Broken fails while it is built: TypeError: broken; it must be a class S\("):
         build_sampler(f"{__name__}:Broken", PROBLEM, np.random.default_rng(0), {})
 
 
