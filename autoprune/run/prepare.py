@@ -140,7 +140,7 @@ def _preparing(
     precision, _ = resolved_precision(task, model, structure, settings, samples, fidelity)
     settings = replace(settings, loss=fidelity.name, classes=fidelity.classes, precision=precision)
     made_here = partial(TieredEvaluator, task, structure, database, replace(settings, costs=()), model, parts=parts)
-    settings, worker = yield from rehearsed(job, settings, data, path, made_here, ahead_s)
+    settings, worker = yield from rehearsed(job, settings, f"{data} {fidelity.identity}", path, made_here, ahead_s)
     needs = Needs(own_memory(), worker, settings.memory, database_bytes(structure), free_memory())
     needs.check("lower evaluator.calibration, evaluator.validation or evaluator.finetune_steps")
     named = {} if lent is not None else job.plain()["task"]

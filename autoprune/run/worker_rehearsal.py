@@ -20,14 +20,14 @@ from autoprune.run.needs import measured
 
 
 def rehearsed(
-    job: Job, settings: Settings, data: str, database: Path, make: Callable[[], TieredEvaluator], ahead_s: float
+    job: Job, settings: Settings, identity: str, database: Path, make: Callable[[], TieredEvaluator], ahead_s: float
 ) -> Generator[Step, None, tuple[Settings, int | None]]:
     """The settings with the peak rate of the brief fine-tune, the same for all workers; what memory a worker takes.
 
-    Both from their files, or found now by an evaluator like a worker's.
+    Both from their files, or found now by an evaluator like a worker's. `identity` are the data and the loss.
     """
     s, probed = settings, _tunes(job) and settings.learning_rate is None
-    what = (s.loss, s.classes, s.calibration, s.finetune_steps, s.seed, s.precision, data, PROBED_SHARE)
+    what = (identity, s.calibration, s.finetune_steps, s.seed, s.precision, PROBED_SHARE)
     key = hashlib.sha256(repr(what).encode()).hexdigest()[:8]
     rate_file, memory_file = (database.with_name(f"{database.stem}-{key}.{name}.json") for name in ("rate", "memory"))
     rate, worker = _held(rate_file, "learning_rate") if probed else s.learning_rate, _held(memory_file, "worker_bytes")
