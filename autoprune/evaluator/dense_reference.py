@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from autoprune.evaluator.precision import Precision, computing, exactly, widened
+from autoprune.evaluator.top_classes import TopClasses
 from autoprune.protocols import Batch, Task
 from autoprune.tracing.calls import ADDS, outputs_at, parse_call, parse_norm, pick_positions, spatial_count
 from autoprune.tracing.outputs import faithful
@@ -38,7 +39,7 @@ class Reference:
     where it closes a residual branch, of the sum; in the type that it was computed in.
     """
 
-    outputs: Tensor
+    outputs: Tensor | TopClasses
     norms: Mapping[str, Moments]
     targets: Mapping[str, Tensor]
 

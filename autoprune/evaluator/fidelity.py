@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from autoprune import plugins
 from autoprune.errors import InputError, one_line
+from autoprune.evaluator.top_classes import TopClasses, kept_classes
 from autoprune.losses._auto import Choice, choose, targets_of
 from autoprune.protocols import Batch, Loss, Task
 from autoprune.tracing.outputs import faithful
@@ -27,13 +28,19 @@ class Fidelity:
     measure: Loss
     why: str = ""
 
+    def kept_classes(self, outputs: Tensor) -> int | None:
+        """How many classes are kept of outputs like these; None: all."""
+        return kept_classes(outputs, self.classes) if self.name == "kl" else None
+
     @property
     def identity(self) -> str:
         """What its values depend on beside the outputs: name and axis, and the source of a user's own."""
         own = f" {plugins.source_digest(self.measure)}" if plugins.is_users("losses", self.name) else ""
         return f"{self.name}{own} along {self.classes}"
 
-    def __call__(self, outputs: Tensor, dense: Tensor) -> Tensor:
+    def __call__(self, outputs: Tensor, dense: Tensor | TopClasses) -> Tensor:
+        if isinstance(dense, TopClasses):
+            return dense.kl(outputs)
         return self.measure(outputs, dense, classes=self.classes)
 
 

@@ -122,6 +122,7 @@ def resolved_precision(
     def looked() -> float:
         batch = samples.batches("fitness")[0]
         exact, rounded = (observe(dense, task, batch, None, p).outputs for p in ("fp32", precision))
+        assert isinstance(rounded, torch.Tensor)
         return float(fidelity(rounded, exact).mean())
 
     error = with_room(looked, samples.halve)

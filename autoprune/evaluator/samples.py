@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from autoprune.database.batches import Parts, bucketed, size
 from autoprune.database.drawn import Drawn, draw
 from autoprune.evaluation import Split
 from autoprune.evaluator.dense_reference import Reference, observe, observe_all
+from autoprune.evaluator.fidelity import Fidelity
 from autoprune.evaluator.material import BATCH_SIZE
 from autoprune.evaluator.memory import FEWEST, with_room
 from autoprune.evaluator.precision import Precision
 from autoprune.evaluator.shared_reference import TargetFiles
+from autoprune.evaluator.top_classes import TopClasses
 from autoprune.protocols import Batch, Task
 from autoprune.tracing.wiring import Site
 
@@ -34,7 +36,8 @@ class Samples:
 
     The dense model runs in `precision`, so that like is compared with like; on validation always in float32.
     `batch_size` samples are scored together, `at_once` go through a model of those that belong together because a
-    repair needs them all. Neither changes a result by more than rounding.
+    repair needs them all. Neither changes a result by more than rounding. With `measure`, outputs over many classes are
+    kept as it needs them.
     """
 
     def __init__(
@@ -42,6 +45,7 @@ class Samples:
     ) -> None:
         self.parts, self.at_once, self.batch_size = parts, parts.fits, min(batch_size, parts.fits)
         self.precision: Precision = "fp32"
+        self.measure: Fidelity | None = None
         self.statistics = parts.statistics
         self.seen: Seen
         self._task, self._dense, self._device, self._validation = task, dense, device, validation
@@ -52,6 +56,7 @@ class Samples:
         self._references: dict[tuple[Split, int, int, int], Reference] = {}
         self._own: dict[tuple[int, int], Seen] = {}
         self._sites: Mapping[str, Site] = {}
+        self._classes: list[int | None] = []
 
     @property
     def trained_at_once(self) -> int:
@@ -79,7 +84,8 @@ class Samples:
         """The dense model on a batch of a split, or on its first samples."""
         key = (split, self.batch_size, index, size(batch))
         if key not in self._references:
-            self._references[key] = observe(self._dense, self._task, batch, None, self.precision_on(split))
+            found = observe(self._dense, self._task, batch, None, self.precision_on(split))
+            self._references[key] = self._thinned(0, found)
         return self._references[key]
 
     def references(self, split: Split, batches: Drawn) -> list[Reference]:
@@ -149,7 +155,17 @@ class Samples:
 
     def _observed(self, batches: Drawn, sites: Mapping[str, Site] | None) -> Seen:
         parts = batches.cut_to(self.at_once)
-        return Seen(parts, observe_all(self._dense, self._task, parts, sites, self.precision))
+        return Seen(parts, observe_all(self._dense, self._task, parts, sites, self.precision, self._thinned))
+
+    def _thinned(self, _: int, reference: Reference) -> Reference:
+        """The reference with the likeliest classes alone where there are many, as the first one has it."""
+        outputs = reference.outputs
+        if self.measure is None or not isinstance(outputs, Tensor):
+            return reference
+        if not self._classes:
+            self._classes = [self.measure.kept_classes(outputs)]
+        k = self._classes[0]
+        return reference if k is None else replace(reference, outputs=TopClasses.of(outputs, self.measure.classes, k))
 
     def _shrink(self) -> bool:
         if self.halve_at_once():

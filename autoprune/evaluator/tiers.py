@@ -44,6 +44,7 @@ from autoprune.evaluator.prepared import prepared_model, prepared_parts, resolve
 from autoprune.evaluator.repair import FixedPoint, Folded, Refit
 from autoprune.evaluator.samples import Samples, Seen
 from autoprune.evaluator.settings import Settings
+from autoprune.evaluator.top_classes import joined_outputs
 from autoprune.policy import Policy
 from autoprune.protocols import Batch, Progress, Recovery, Task
 from autoprune.structure import Structure
@@ -96,7 +97,7 @@ class TieredEvaluator:
         self.precision, self.precision_error = resolved_precision(
             task, dense, structure, settings, self.samples, self.measure
         )
-        self.samples.precision = self.precision
+        self.samples.precision, self.samples.measure = self.precision, self.measure
         self.samples.look(self.sites)
         self._lesson: tuple[int, Lesson] | None = None
         self._rate = settings.learning_rate
@@ -264,7 +265,7 @@ class TieredEvaluator:
         seen = self.samples.own(index, samples)
         outputs = self._in_step(seen, lambda reference, meet: FixedPoint(self.stitcher, reference, False, meet))
         with torch.no_grad():
-            return self.measure(torch.cat(outputs), torch.cat([r.outputs for r in seen.references]))
+            return self.measure(torch.cat(outputs), joined_outputs([r.outputs for r in seen.references]))
 
     def _in_step(self, seen: Seen, mode: Callable[[Reference, Meet], AbstractContextManager[object]]) -> list[Tensor]:
         """Outputs of the resident model on batches that are repaired together, each in the `mode` for its reference."""
