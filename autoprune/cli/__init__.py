@@ -66,7 +66,10 @@ RayOption = Annotated[
     str | None, typer.Option(metavar="ADDRESS", help="Evaluate on a Ray cluster: auto, host:port or local.")
 ]
 TimeOption = Annotated[
-    str | None, typer.Option(metavar="TIME", help="Each search stops asking after 90s, 10m or 2h; a number is seconds.")
+    str | None,
+    typer.Option(
+        metavar="TIME", help="A call, in compare each search, ends after 90s, 10m or 2h; a number is seconds."
+    ),
 ]
 JsonFlag = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, progress on stderr.")]
 
@@ -134,16 +137,18 @@ def inspect(
 ) -> dict[str, Any] | None:
     """Show groups, widths, their share of the MACs, and what is frozen and why."""
     from autoprune.run.inspection import inspect_facts
+    from autoprune.run.setting import idle_words
     from autoprune.space import restrict
-    from autoprune.tracing.analyze import analyze
+    from autoprune.tracing.analyze import analyzed
 
     the_job = _load(job, set_)
     if sensitivity:
         facts = _sensitivity(the_job, out, json_)
     else:
         task = the_job.build_task()
-        whole = analyze(task.build(), task.example_inputs())
-        facts = inspect_facts(restrict(whole, the_job.search_space()), task)
+        found = analyzed(task.build(), task.example_inputs())
+        facts = inspect_facts(restrict(found.structure, the_job.search_space()), task)
+        facts["said"] = [*filter(None, (found.said, idle_words(the_job)))]
     return facts if json_ else _shown(print_inspect, facts)
 
 

@@ -34,6 +34,8 @@ def print_inspect(facts: Mapping[str, Any]) -> None:
     out.print(f"dense: {dense['macs']:,} MACs a sample, {dense['params']:,} parameters", highlight=False)
     for name, reason in facts["frozen"].items():
         out.print(f"frozen: {name}: {reason}", markup=False, highlight=False, soft_wrap=True)
+    for said in facts.get("said", ()):
+        out.print(said, markup=False, highlight=False, soft_wrap=True)
     if "sensitivity" in facts:
         _print_sensitivity(facts["sensitivity"])
 

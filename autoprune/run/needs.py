@@ -26,6 +26,8 @@ COPIES = 3
 """Of the model that a process holds: dense, slim, and one under work."""
 DROPS = 4
 """Of the largest Gram that its drops hold."""
+HELD = 128 << 20
+"""Bytes of samples that are held at most; of more the files are mapped."""
 ENTRY = 8
 """Bytes of a number in a Gram."""
 
@@ -80,7 +82,7 @@ def check_room(structure: Structure, inputs: Any, settings: Settings) -> None:
     columns, free = gram_columns(structure), free_memory()
     grams = ENTRY * (sum(n * n for n in columns.values()) + DROPS * max((n * n for n in columns.values()), default=0))
     model = COPIES * sum(math.prod(t.shape) * t.itemsize for op in structure.ops for t in op.tensors)
-    samples = (settings.calibration + settings.validation) * _sample_bytes(inputs)
+    samples = min(HELD, (settings.calibration + settings.validation) * _sample_bytes(inputs))
     need = own_memory() + grams + model + samples
     if need > free:
         widest = max(columns, key=lambda name: columns[name], default="")
@@ -94,6 +96,16 @@ def check_room(structure: Structure, inputs: Any, settings: Settings) -> None:
 def database_bytes(structure: Structure) -> int:
     """About what the level database takes on disk: a triangular factor of every consumer, stored whole."""
     return sum(n * n * (4 if n > SMALL else 8) for n in gram_columns(structure).values())
+
+
+def entry_bytes(structure: Structure) -> int:
+    """What the compensated weights of all widths would take together."""
+    shapes = {t.name: t.shape for op in structure.ops for t in op.tensors}
+    total = 0.0
+    for group in structure:
+        read = {s.tensor for s in group.slices if s.role == "consume" and s.tensor in shapes}
+        total += sum(math.prod(shapes[name]) for name in read) * 4 * sum(w / group.width for w in group.grid)
+    return int(total)
 
 
 def drop_work(structure: Structure) -> float:

@@ -44,7 +44,7 @@ from autoprune.run.before import needs_table, usable
 from autoprune.run.constraints import parse_constraints
 from autoprune.run.kept_analysis import kept_analysis
 from autoprune.run.ledger import Prices
-from autoprune.run.needs import Needs, check_room, database_bytes, drop_work
+from autoprune.run.needs import Needs, check_room, database_bytes, drop_work, entry_bytes
 from autoprune.run.plan import Plan, expected
 from autoprune.run.rehearsal import rehearse_executor
 from autoprune.run.setting import Setting, idle_words
@@ -141,7 +141,8 @@ def _preparing(
     settings = replace(settings, loss=fidelity.name, classes=fidelity.classes, precision=precision)
     made_here = partial(TieredEvaluator, task, structure, database, replace(settings, costs=()), model, parts=parts)
     settings, worker = yield from rehearsed(job, settings, f"{data} {fidelity.identity}", path, made_here, ahead_s)
-    needs = Needs(own_memory(), worker, settings.memory, database_bytes(structure), free_memory())
+    mapped = min(settings.memory, entry_bytes(structure))
+    needs = Needs(own_memory(), worker, mapped, database_bytes(structure), free_memory())
     needs.check("lower evaluator.calibration, evaluator.validation or evaluator.finetune_steps")
     named = {} if lent is not None else job.plain()["task"]
     space = _space(job, settings, parts.total, problem.tier)
