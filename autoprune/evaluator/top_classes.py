@@ -1,7 +1,7 @@
 """Dense outputs over many classes as the likeliest of them, and the rest as one mass: what a KL needs of a vocabulary.
 
 The KL over the classes kept and the rest is never above that over all, and below it by the mass of the rest times the
-KL within the rest: 1.0 to 1.7 thousandths of it where a thousandth of the mass is left out, which is less than what a
+KL within the rest: one to two thousandths of it where a thousandth of the mass is left out, which is less than what a
 thousand windows of text leave uncertain (docs/measured.md).
 """
 
