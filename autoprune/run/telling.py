@@ -24,16 +24,17 @@ WIDE = 0.15
 SAME = 1e-6
 
 
-def check_telling(evaluations: Iterable[Evaluation], problem: Problem, loss: str) -> None:
+def check_telling(evaluations: Iterable[Evaluation], problem: Problem, loss: str, searched: bool = False) -> None:
     """RunError where the search minimises a loss that says nothing of the policies that are known."""
-    if problem.logarithmic and (reason := cannot_tell(evaluations, problem.budget.cost, loss)):
+    if problem.logarithmic and (reason := cannot_tell(evaluations, problem.budget.cost, loss, searched)):
         raise RunError(reason)
 
 
-def cannot_tell(evaluations: Iterable[Evaluation], cost: str, loss: str) -> str | None:
+def cannot_tell(evaluations: Iterable[Evaluation], cost: str, loss: str, searched: bool = False) -> str | None:
     """Why `loss` cannot tell the pruned policies of `evaluations` apart, or None where it can or too few are known.
 
-    It cannot where all values are equal, or where, over a wide range of `cost`, they do not rise as the cost falls.
+    It cannot where all values are equal, or where, over a wide range of `cost`, they do not rise as the cost falls; a
+    sampler that has `searched` may have found good narrow policies before good wide ones.
     """
     seen = {e.ask.policy: e for e in evaluations if e.ok and e.ask.fraction == 1.0 and e.costs[cost] < 1.0}
     values, costs = [e.loss for e in seen.values()], [e.costs[cost] for e in seen.values()]
@@ -45,7 +46,7 @@ def cannot_tell(evaluations: Iterable[Evaluation], cost: str, loss: str) -> str 
     advice = "its front would be chance, so the search stops; see objectives.loss and the task's outputs and classes"
     if high <= LEAST_LOSS or high - low <= SAME * abs(high):
         return f"{what}is {high:.3g} each time; {advice}"
-    if len(values) >= ENOUGH and float(spearmanr(costs, values).statistic) >= 0.0:
+    if not searched and len(values) >= ENOUGH and float(spearmanr(costs, values).statistic) >= 0.0:
         return f"{what}does not rise with pruning (from {low:.3g} to {high:.3g} in no order); {advice}"
     return None
 
