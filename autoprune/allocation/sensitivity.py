@@ -29,7 +29,7 @@ HOPELESS = 10.0
 
 
 @dataclass(frozen=True)
-class Plan:
+class TablePlan:
     """How a table is measured: at `n_widths` of every group, at `tier`, on this share of the fitness samples.
 
     Half of them will do: differences between groups are large beside what few samples blur.
@@ -41,7 +41,7 @@ class Plan:
 
     def said(self) -> str:
         """What a user ought to know of a plan that is less than the usual one; nothing of that."""
-        if self == Plan():
+        if self == TablePlan():
             return ""
         less = f"{self.n_widths} widths a group, by {self.tier} on {self.fraction:g} of the samples"
         return f"sensitivity table at {less}: it is to cost no more than the search (evaluator.sensitivity)"
@@ -49,16 +49,16 @@ class Plan:
     @property
     def identity(self) -> int | tuple[int, str, float]:
         """What its figures depend on; of a usual one the number of widths alone."""
-        usual = self == Plan(self.n_widths)
+        usual = self == TablePlan(self.n_widths)
         return self.n_widths if usual else (self.n_widths, self.tier, self.fraction)
 
 
 STITCHED = ((5, 0.5), (3, 0.5), (2, 0.5), (2, 0.25), (1, 0.25), (1, 0.125))
-PLANS = (*map(Plan, (5, 4, 3, 2)), *(Plan(n, "stitch", share) for n, share in STITCHED))
+PLANS = (*map(TablePlan, (5, 4, 3, 2)), *(TablePlan(n, "stitch", share) for n, share in STITCHED))
 """From the best to the cheapest; two widths at the `refit` tier tell more than five at the cheaper one."""
 
 
-def affordable(structure: Structure, price: Callable[[Sequence[Ask]], float], ledger: float) -> Plan:
+def affordable(structure: Structure, price: Callable[[Sequence[Ask]], float], ledger: float) -> TablePlan:
     """The best plan whose asks cost no more than a search's ledger by `price`; the cheapest where none does."""
     plans = (p for p in PLANS if price([ask for _, ask in table_asks(structure, p)]) <= ledger)
     return next(plans, PLANS[-1])
@@ -69,7 +69,7 @@ def blank_table(structure: Structure) -> Table:
     return {g.name: {g.grid[0]: 1.0, g.width: 0.0} for g in structure.groups}
 
 
-def table_asks(structure: Structure, plan: Plan) -> Labelled:
+def table_asks(structure: Structure, plan: TablePlan) -> Labelled:
     """The dense policy, then every group alone at some widths spread evenly over its grid, labelled "conv1=8"."""
     dense = Policy.dense(structure)
     asks = [("dense", Ask(dense, plan.tier, plan.fraction))]
@@ -100,7 +100,7 @@ def table_of(structure: Structure, evaluations: Sequence[Evaluation]) -> dict[st
     return table
 
 
-def save_table(path: Path, table: Table, plan: Plan, evaluations: Sequence[Evaluation]) -> None:
+def save_table(path: Path, table: Table, plan: TablePlan, evaluations: Sequence[Evaluation]) -> None:
     """Write the table with how it was measured and what it cost, whole or not at all."""
     cost = {"evaluations": len(evaluations), "seconds": sum(e.seconds for e in evaluations)}
     document = {**asdict(plan), **cost, "passes": sum(e.passes for e in evaluations)}

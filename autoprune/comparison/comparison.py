@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from autoprune.allocation.sensitivity import Plan, table_cost
+from autoprune.allocation.sensitivity import TablePlan, table_cost
 from autoprune.comparison.arm import Arm, ArmId, arm_key, closed_form_arm, searched_arm
 from autoprune.comparison.checks import (
     asked_names,
@@ -104,7 +104,7 @@ class Comparison:
         self._made: Setting | None = None
         self.arms: dict[tuple[str, int], Arm] = {}
         self._document: dict[str, Any] | None = None
-        self._tabled: Plan | None = None  # how the sensitivity table was measured, where an arm needs one
+        self._tabled: TablePlan | None = None  # how the sensitivity table was measured, where an arm needs one
         self.stage, self.note, self.done, self.total, self.kept, self._begun = "prepare", "", 0, 0, 0, 0
 
     def preparing(self) -> Iterator[Step]:

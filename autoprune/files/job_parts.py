@@ -19,13 +19,10 @@ from pydantic import (
 
 from autoprune import plugins
 from autoprune.errors import did_you_mean
-from autoprune.files.job_values import Bytes, Count, Natural, Rate, Share, Sparsity, Step, Weight
+from autoprune.files.job_values import GRANULARITIES, LATER, Bytes, Count, Natural, Rate, Share, Sparsity, Step, Weight
 from autoprune.files.machine import machine_memory, usable_cores
 from autoprune.protocols import Budget, Direction
 
-GRANULARITIES = ("channel",)
-LATER = ("auto", "head", "kv_group", "neuron", "block", "bits", "weight")
-"""Kinds that policy files may know and this version does not search."""
 DEFAULT_AT = (0.7, 0.5, 0.3)
 RAY_ONLY = ("address", "resources", "runtime_env")
 TAG = "~"

@@ -8,6 +8,10 @@ from typing import Annotated, Literal
 from pydantic import ByteSize, Field, PlainValidator, TypeAdapter, ValidationError
 
 Count = Annotated[int, Field(strict=True, ge=1)]
+GRANULARITIES = ("channel",)
+LATER = ("auto", "head", "kv_group", "neuron", "block", "bits", "weight")
+"""Kinds that policy files may know and this version does not search."""
+
 Natural = Annotated[int, Field(strict=True, ge=0)]
 Share = Annotated[float, Field(gt=0.0, le=1.0)]
 Rate = Annotated[float, Field(gt=0.0, le=10.0)]

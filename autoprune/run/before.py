@@ -12,7 +12,7 @@ import numpy as np
 
 from autoprune import plugins
 from autoprune.allocation.knapsack import Allocator, penalties
-from autoprune.allocation.sensitivity import Plan, Table, load_table, save_table, table_asks, table_of
+from autoprune.allocation.sensitivity import Table, TablePlan, load_table, save_table, table_asks, table_of
 from autoprune.codec import Codec
 from autoprune.errors import InputError
 from autoprune.evaluation import Ask, Evaluation, Labelled
@@ -42,7 +42,7 @@ def needs_table(job: Job, controls: Iterable[str]) -> bool:
 
 
 def measured_table(
-    structure: Structure, path: Path, plan: Plan, evaluate: Evaluate
+    structure: Structure, path: Path, plan: TablePlan, evaluate: Evaluate
 ) -> Generator[Evaluation, None, Table]:
     """The sensitivity table from its file, or measured now as planned."""
     table = load_table(path)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from autoprune.allocation.knapsack import Allocator, penalties, predicted_loss
-from autoprune.allocation.sensitivity import Plan, Table, load_table
+from autoprune.allocation.sensitivity import Table, TablePlan, load_table
 from autoprune.codec import Codec
 from autoprune.evaluation import Evaluation, Labelled
 from autoprune.files.job import Job
@@ -91,7 +91,7 @@ class Inspection:
         return self._setting.table_path(self._plan)
 
     @property
-    def _plan(self) -> Plan:
+    def _plan(self) -> TablePlan:
         return self._setting.table_plan(self._job.search.trials)
 
     @property

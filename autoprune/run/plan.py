@@ -139,7 +139,7 @@ def work_of(prices: Prices, asks: Iterable[Ask]) -> dict[str, float]:
     return found
 
 
-def planned(s: Setting, controls: Sequence[str], table: sensitivity.Plan | None) -> Plan:
+def planned(s: Setting, controls: Sequence[str], table: sensitivity.TablePlan | None) -> Plan:
     """The plan of a search, with this `table` where it has one: right enough for an estimate of time."""
     plan = Plan(s.prices, s.pace_s)
     there = s.problem.table is not None or table is None or s.table_path(table).exists()
@@ -148,7 +148,7 @@ def planned(s: Setting, controls: Sequence[str], table: sensitivity.Plan | None)
 
 
 def expected(
-    job: Job, problem: Problem, prices: Prices, controls: int, table: sensitivity.Plan | None
+    job: Job, problem: Problem, prices: Prices, controls: int, table: sensitivity.TablePlan | None
 ) -> dict[str, Work]:
     """What the stages of a search will roughly take, by their names: `controls` arms beside it, a `table` before it.
 

@@ -13,8 +13,7 @@ from torch import nn
 
 from autoprune import plugins
 from autoprune.allocation.budget import Projector
-from autoprune.allocation.sensitivity import Plan as TablePlan
-from autoprune.allocation.sensitivity import affordable
+from autoprune.allocation.sensitivity import TablePlan, affordable
 from autoprune.costs import build_cost
 from autoprune.costs._latency_table import LatencyTable
 from autoprune.criteria import build_criterion, criterion_identity

@@ -95,7 +95,7 @@ class Run:
         self._made: Setting | None = None
         self._mirror: Mirror | None = None
         self._plan: Plan | None = None
-        self._tabled: sensitivity.Plan | None = None
+        self._tabled: sensitivity.TablePlan | None = None
         self._executor: Executor | None = None
         self._clock, self._pace = Clock(None if alone is not None else job.search.time_limit_s), Pace()
         self._result: tuple[Front, tuple[Mapping[str, Any], ...]] | None = None
@@ -298,9 +298,9 @@ class Run:
         for evaluation in self._search(record, executor, seeds):
             told.append(evaluation)
             if len(told) == LOOKED_AGAIN:
-                check_telling(told, s.problem, s.settings.loss)
+                check_telling(told, s.problem, s.settings.loss, searched=True)
             yield evaluation
-        check_telling(told[:LOOKED_AGAIN], s.problem, s.settings.loss)
+        check_telling(told[:LOOKED_AGAIN], s.problem, s.settings.loss, searched=True)
         yield from self._end(record, executor, told)
 
     def _speak(self) -> None:

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from autoprune import plugins
-from autoprune.allocation.sensitivity import Plan, Table, affordable
+from autoprune.allocation.sensitivity import Table, TablePlan, affordable
 from autoprune.costs._latency_table import LatencyTable
 from autoprune.database.batches import Parts
 from autoprune.database.store import LevelDatabase
@@ -107,12 +107,12 @@ class Setting:
         """What `asks` cost together, in full evaluations at the fitness tier: one that comes again costs nothing."""
         return self.prices.worth(asks, self.tier)
 
-    def table_plan(self, ledger: int) -> Plan:
+    def table_plan(self, ledger: int) -> TablePlan:
         """How the sensitivity table is measured: as the job says, or as a search of so many trials can afford."""
         asked = self.job.evaluator.sensitivity
-        return affordable(self.structure, self.worth, ledger) if asked == "auto" else Plan(max(1, asked))
+        return affordable(self.structure, self.worth, ledger) if asked == "auto" else TablePlan(max(1, asked))
 
-    def notes(self, plan: Plan | None) -> tuple[str, ...]:
+    def notes(self, plan: TablePlan | None) -> tuple[str, ...]:
         """What a user ought to know before the search: its loss, what is special, sensitivity and latency table."""
         chosen, e = self.fidelity, self.job.evaluator
         loss = f"loss {chosen.name}: {chosen.why}" if self.job.objectives.loss == AUTO else ""
@@ -120,7 +120,7 @@ class Setting:
         latency = "" if self.latency is None else self.latency.verdict()
         return tuple(filter(None, (loss, *ignored(self.job, self.settings), *self.said, table, latency)))
 
-    def table_path(self, plan: Plan) -> Path:
+    def table_path(self, plan: TablePlan) -> Path:
         """Where the sensitivity table lies: beside the database, under what its figures depend on."""
         s = self.settings
         loss = (self.fidelity.identity, s.metric, s.direction)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from autoprune.allocation.sensitivity import PLANS, Plan, affordable, load_table, save_table, table_asks, table_of
+from autoprune.allocation.sensitivity import PLANS, TablePlan, affordable, load_table, save_table, table_asks, table_of
 from autoprune.errors import InputError
 from autoprune.evaluation import Ask, Evaluation
 from autoprune.policy import Policy
@@ -18,7 +18,7 @@ STRUCTURE = chain(5)
 
 
 def test_every_group_is_narrowed_alone_from_its_narrowest_width_up() -> None:
-    asks = table_asks(STRUCTURE, Plan(5))
+    asks = table_asks(STRUCTURE, TablePlan(5))
     dense = Policy.dense(STRUCTURE).as_dict()
     assert asks[0][1].policy == Policy.dense(STRUCTURE)
     assert all(ask.tier == "refit" and ask.fraction == 0.5 for _, ask in asks)
@@ -42,9 +42,9 @@ def test_auto_takes_the_best_plan_that_costs_no_more_than_the_search() -> None:
         return prices.worth(asks, "refit")
 
     groups = chain(40)
-    assert affordable(groups, price, 300) == Plan(), "200 asks of .75 each are less"
-    assert affordable(groups, price, 100) == Plan(3)
-    assert affordable(groups, price, 60) == Plan(5, "stitch", 0.5), "a quarter of a refit each"
+    assert affordable(groups, price, 300) == TablePlan(), "200 asks of .75 each are less"
+    assert affordable(groups, price, 100) == TablePlan(3)
+    assert affordable(groups, price, 60) == TablePlan(5, "stitch", 0.5), "a quarter of a refit each"
     assert affordable(groups, price, 1) == PLANS[-1]
     costs = [price([ask for _, ask in table_asks(groups, plan)]) for plan in PLANS]
     assert costs == sorted(costs, reverse=True)
@@ -52,13 +52,15 @@ def test_auto_takes_the_best_plan_that_costs_no_more_than_the_search() -> None:
 
 def test_a_group_with_few_widths_is_asked_at_each_once() -> None:
     two = chain(2, grid_step=100)
-    assert len(table_asks(two, Plan(5))) == 1  # only the dense widths are allowed: nothing can be narrowed
-    assert len(table_asks(chain(2, grid_step=8), Plan(5))) == 1 + sum(len(g.grid) - 1 for g in chain(2, grid_step=8))
+    assert len(table_asks(two, TablePlan(5))) == 1  # only the dense widths are allowed: nothing can be narrowed
+    assert len(table_asks(chain(2, grid_step=8), TablePlan(5))) == 1 + sum(
+        len(g.grid) - 1 for g in chain(2, grid_step=8)
+    )
 
 
 def test_the_table_holds_what_was_measured_and_the_dense_loss() -> None:
     hills = Hills(STRUCTURE)
-    asks = table_asks(STRUCTURE, Plan(3))
+    asks = table_asks(STRUCTURE, TablePlan(3))
     answers = [hills(ask) for _, ask in asks]
     table = table_of(STRUCTURE, answers)
     for group in STRUCTURE:
@@ -68,7 +70,7 @@ def test_the_table_holds_what_was_measured_and_the_dense_loss() -> None:
 
 def test_a_width_that_fails_counts_as_far_worse_and_a_dense_model_that_fails_is_an_error() -> None:
     hills = Hills(STRUCTURE)
-    asks = [ask for _, ask in table_asks(STRUCTURE, Plan(2))]
+    asks = [ask for _, ask in table_asks(STRUCTURE, TablePlan(2))]
     answers = [hills(ask) for ask in asks]
     broken = [answers[0], Evaluation.failed(asks[1], "not finite"), *answers[2:]]
     first = STRUCTURE.groups[0]
@@ -79,10 +81,10 @@ def test_a_width_that_fails_counts_as_far_worse_and_a_dense_model_that_fails_is_
 
 def test_a_saved_table_comes_back_and_a_damaged_one_is_one_clear_line(tmp_path: Path) -> None:
     path = tmp_path / "database" / "table.json"
-    answers = [Hills(STRUCTURE)(ask) for _, ask in table_asks(STRUCTURE, Plan(2))]
+    answers = [Hills(STRUCTURE)(ask) for _, ask in table_asks(STRUCTURE, TablePlan(2))]
     table = table_of(STRUCTURE, answers)
     assert load_table(path) is None
-    save_table(path, table, Plan(2), answers)
+    save_table(path, table, TablePlan(2), answers)
     assert load_table(path) == table
     path.write_text(path.read_text()[:50])
     with pytest.raises(InputError, match="is no sensitivity table"):
