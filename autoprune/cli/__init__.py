@@ -156,6 +156,7 @@ def _sensitivity(job: Job, out: Path | None, json_: bool) -> dict[str, Any]:
     """The facts of `inspect` with the sensitivity table, of one analysis."""
     from autoprune.report.sensitivity import build_sensitivity
     from autoprune.run.inspection import Inspection
+    from autoprune.run.setting import idle_words
 
     folder = Path("runs") / job.name if out is None else out
     inspection = Inspection(job, folder)
@@ -166,7 +167,7 @@ def _sensitivity(job: Job, out: Path | None, json_: bool) -> dict[str, Any]:
     rows = [{"ratio": ratio, "loss": loss} for ratio, loss in predicted]
     files = {"file": str(inspection.path), "plot": str(plot)}
     table = {"table": inspection.table, "cost": cost, "predicted": rows, **files}
-    return {**inspection.facts(), "sensitivity": table}
+    return {**inspection.facts(), "sensitivity": table, "said": [*inspection.said, *filter(None, [idle_words(job)])]}
 
 
 @app.command()

@@ -30,6 +30,7 @@ def check_data(task: Task, dense: nn.Module, settings: Settings, samples: Sample
     """
     parts, validation = samples.parts, samples.batches("validation")
     said = (
+        *getattr(task, "samples_said", ()),
         check_enough("calibration", settings.calibration, Settings.calibration, parts.total),
         check_enough("validation", settings.validation, Settings.validation, validation.samples),
     )

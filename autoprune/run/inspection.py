@@ -99,6 +99,11 @@ class Inspection:
         """How far it is, in words."""
         return self._pace.counted if self._made is None else f"{self.done:.0f} of {self.total:.0f} evaluations"
 
+    @property
+    def said(self) -> tuple[str, ...]:
+        """What a user ought to know of model and data."""
+        return self._setting.said
+
     def facts(self) -> dict[str, Any]:
         """`inspect_facts` of the job's model, which is analysed already."""
         return inspect_facts(self._setting.structure, self._setting.task)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -58,7 +57,6 @@ def task(
         raise InputError(f"classes must be the number of an axis of the outputs, as in 1 or -1, not {classes!r}")
     _check_splits(loaders)
     first = {name: _first_batch(name, loaders[name]) for name in SPLITS}
-    _check_apart(first)
     spread, seen = _spreads(model, first["calibration"]), first["validation"]
     with evaluating(model):
         returned = _called_first(model, seen, spread)
@@ -73,17 +71,18 @@ def task(
             raise InputError(f"directions: metric_fn returns no {name!r}; {did_you_mean(name, names)}")
     said = check_directions(directions or {})
     chosen: dict[str, Direction] = {name: said.get(name, "maximize") for name in names}
-    output = Output(outputs, classes, said_output(returned, outputs))
+    output = Output(outputs, classes, said_output(returned, outputs), _alike(first))
     return WrappedTask(model, loaders, loss_fn, metric_fn, chosen, output, spread)
 
 
 @dataclass(frozen=True)
 class Output:
-    """Which output of a model counts, the axis of its classes, and which one it is in words."""
+    """Which output of a model counts, the axis of its classes, which one it is in words; what to say of its samples."""
 
     wanted: Wanted = None
     classes: int | None = None
     said: str = ""
+    samples_said: tuple[str, ...] = ()
 
 
 class WrappedTask:
@@ -110,6 +109,11 @@ class WrappedTask:
     def classes(self) -> int | None:
         """The axis of the outputs along which classes lie, where it was stated."""
         return self._output.classes
+
+    @property
+    def samples_said(self) -> tuple[str, ...]:
+        """What a user ought to know of the splits."""
+        return self._output.samples_said
 
     @property
     def output_said(self) -> str:
@@ -234,16 +238,16 @@ def _check_splits(loaders: Any) -> None:
         raise InputError(f"loaders has no {', '.join(missing)}; it needs all of {', '.join(SPLITS)}")
 
 
-def _check_apart(first: Mapping[str, Batch]) -> None:
-    """Say where splits begin alike that had better be apart; of calibration and validation a search looks at all."""
+def _alike(first: Mapping[str, Batch]) -> tuple[str, ...]:
+    """What to say of splits that begin alike and had better be apart; of calibration and validation a search does."""
+    said = []
     for one, other in (("train", "validation"), ("train", "test"), ("calibration", "test"), ("validation", "test")):
         mine, theirs = (tensors_of(first[name][0]) for name in (one, other))
         if len(mine) == len(theirs) and all(map(_equal, mine, theirs)):
-            warnings.warn(
-                f"loaders[{one!r}] and loaders[{other!r}] begin with the same samples; figures on {other} flatter what "
-                f"{one} has seen",
-                stacklevel=3,
+            said.append(
+                f"the splits {one} and {other} begin with the same samples: figures on {other} flatter what {one} saw"
             )
+    return tuple(said)
 
 
 def _first_batch(name: str, loader: Iterable[Any]) -> Batch:

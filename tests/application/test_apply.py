@@ -112,8 +112,8 @@ def test_the_precision_of_the_search_is_in_the_file_and_repairs_alike_unless_ano
     used: list[str] = []
 
     class Spy(TieredEvaluator):
-        def __init__(self, *given: Any) -> None:
-            super().__init__(*given)
+        def __init__(self, *given: Any, **named: Any) -> None:
+            super().__init__(*given, **named)
             used.append(self.precision)
 
     monkeypatch.setattr("autoprune.application.repair.TieredEvaluator", Spy)

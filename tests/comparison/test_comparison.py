@@ -215,7 +215,10 @@ def test_killed_at_a_random_moment_it_goes_on_and_measures_no_finished_cell_agai
         ({"strategies": ("unifrom",)}, "unknown name 'unifrom'; did you mean 'uniform'"),
         ({"strategies": ()}, "at least one strategy"),
         ({"strategies": ("tests.comparison.test_comparison:nothing",)}, "has no 'nothing'"),
-        ({"strategies": ("tests.comparison.test_comparison:broken",)}, "cannot be used: ValueError: no policy today"),
+        (
+            {"strategies": ("tests.comparison.test_comparison:broken",)},
+            "broken fails at the .*: no policy today",
+        ),
         ({"strategies": ("optuna.samplers:CmaEsSampler",)}, "optuna.samplers:CmaEsSampler: .*objective"),
         ({"budgets": ()}, "at least one budget"),
         ({"budgets": (1.5,)}, r"1\.5 is no ratio"),

@@ -105,7 +105,8 @@ def test_the_mirror_of_a_finished_run_holds_its_files_and_no_others(url: str, tm
     (copy / "database").mkdir()
     held = Mirror(copy, url, MIRRORED)
     held.fetch()
-    names = {*MIRRORED, *(f"database/{p.name}" for p in (run.path / "database").glob("*.safetensors"))}
+    kept = (p.name for p in (run.path / "database").glob("*.*") if p.is_file() and p.suffix != ".part")
+    names = {*MIRRORED, *(f"database/{name}" for name in kept)}
     names -= {"job.yaml", "proxy.json", "finetune.json"}
     assert {p.relative_to(copy).as_posix() for p in copy.rglob("*") if p.is_file()} == names
     for name in names - {"log.jsonl"}:
