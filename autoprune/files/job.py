@@ -16,7 +16,6 @@ from autoprune import plugins
 from autoprune.errors import AutopruneError, InputError, did_you_mean
 from autoprune.files.job_parts import (
     RAY_ONLY,
-    TAG,
     Bound,
     BudgetPart,
     ComparePart,
@@ -28,12 +27,12 @@ from autoprune.files.job_parts import (
     MetricLoss,
     ObjectivesPart,
     OverridePart,
-    Part,
     RecoveryPart,
     SearchPart,
     SpacePart,
     TaskPart,
 )
+from autoprune.files.part import TAG, Part
 from autoprune.protocols import Task
 
 if TYPE_CHECKING:

@@ -6,7 +6,6 @@ import re
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    BaseModel,
     BeforeValidator,
     ConfigDict,
     Discriminator,
@@ -19,20 +18,16 @@ from pydantic import (
 
 from autoprune import plugins
 from autoprune.errors import did_you_mean
-from autoprune.files.job_values import GRANULARITIES, LATER, Bytes, Count, Natural, Rate, Share, Sparsity, Step, Weight
+from autoprune.files.job_values import Bytes, Count, Natural, Rate, Share, Sparsity, Step, Weight, Widths
 from autoprune.files.machine import machine_memory, usable_cores
+from autoprune.files.part import Part
 from autoprune.protocols import Budget, Direction
 
+GRANULARITIES = ("channel",)
+LATER = ("auto", "head", "kv_group", "neuron", "block", "bits", "weight")
+"""Kinds that policy files may know and this version does not search."""
 DEFAULT_AT = (0.7, 0.5, 0.3)
 RAY_ONLY = ("address", "resources", "runtime_env")
-TAG = "~"
-"""Marks the branch of a union in pydantic's error locations, so that messages can leave it out."""
-
-
-class Part(BaseModel):
-    """Frozen, and an unknown key is an error."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class TaskPart(Part):
@@ -170,10 +165,10 @@ class ObjectivesPart(Part):
         return self
 
 
-class BudgetPart(BaseModel):
+class BudgetPart(Part):
     """`macs: [low, high]` is the range that the front should cover, `at` the asked budgets, `params: 0.6` a limit."""
 
-    model_config = ConfigDict(extra="allow", frozen=True)
+    model_config = ConfigDict(extra="allow")
     at: tuple[Share, ...] | None = None
 
     @model_validator(mode="after")
@@ -246,7 +241,7 @@ class EvaluatorPart(Part):
     fitness: Literal["auto", "stitch", "refit", "tune"] = "auto"
     finalists: Natural = 8
     finetune_steps: Natural = 100
-    sensitivity: Natural | Literal["auto"] = "auto"
+    sensitivity: Widths = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     device: str = Field(default="auto", pattern=r"^(auto|cpu|mps|cuda(:[0-9]+)?)$")
     memory: Bytes = "auto"

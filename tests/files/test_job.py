@@ -96,6 +96,7 @@ def test_every_published_job_loads_and_survives_being_dumped(path: Path) -> None
         ("latency.runtime=aut", "unknown runtime 'aut'; did you mean 'auto'"),
         ("latency.runtime=tensorrt", "unknown runtime 'tensorrt'; allowed: auto, compile, eager, onnxruntime"),
         ("executor.kind=locl", "unknown executor 'locl'; did you mean 'local'"),
+        ("evaluator.sensitivity=many", "sensitivity: must be auto or a whole number from 0, not 'many'"),
         ("executor.workers=0", "workers must be auto or a whole number from 1, not 0"),
         ("version=2", "version: Input should be 1, not 2"),
         ("search", "--set takes key=value"),
