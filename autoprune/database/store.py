@@ -7,14 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from autoprune.database.batches import StatisticsOnly, digest
 from autoprune.database.entries import Entries, Entry
 from autoprune.database.levels import Levels, load_tensors, save_tensors, unreadable
 from autoprune.protocols import FloatArray
 from autoprune.structure import Structure
-from autoprune.tracing.fingerprint import weights_fingerprint
 
 ALGORITHM = "3"
 """To be raised when the same inputs give other entries, so that no old one is taken for a new one."""
@@ -106,8 +105,8 @@ def _more(names: list[str]) -> str:
     return f" and {len(names) - 1} more" if len(names) > 1 else ""
 
 
-def database_key(model: nn.Module, structure: Structure, task: StatisticsOnly, criterion: str) -> str:
-    """16 hex digits of all that decides the entries: structure, weights, statistics samples and criterion."""
+def database_key(weights: str, structure: Structure, task: StatisticsOnly, criterion: str) -> str:
+    """16 hex digits of all that decides the entries: weights (their fingerprint), structure, samples and criterion."""
     names = repr([(g.name, g.width) for g in structure.groups])
-    parts = (ALGORITHM, structure.fingerprint, weights_fingerprint(model), digest(task.statistics), criterion, names)
+    parts = (ALGORITHM, structure.fingerprint, weights, digest(task.statistics), criterion, names)
     return hashlib.sha256("|".join(parts).encode()).hexdigest()[:16]

@@ -55,6 +55,15 @@ def fast_format(task: Task, model: nn.Module) -> torch.memory_format:
     return torch.channels_last
 
 
+def layout_of(task: Task, model: nn.Module) -> torch.memory_format:
+    """The format that `prepared_model` has put a model in; found anew where its weights are the same in both."""
+    for weight in (p for p in model.parameters() if p.dim() == 4):
+        there = weight.is_contiguous(memory_format=torch.channels_last)
+        if there != weight.is_contiguous():
+            return torch.channels_last if there else torch.contiguous_format
+    return fast_format(task, model)
+
+
 def prepared_parts(task: Task, settings: Settings, model: nn.Module, folder: Path | None = None) -> Parts:
     """The calibration parts on the settings' device, in the format that suits `model`.
 
@@ -69,7 +78,7 @@ def prepared_parts(task: Task, settings: Settings, model: nn.Module, folder: Pat
         whole = draw(task.split("calibration"), settings.calibration, folder / "calibration")
         validation = draw(task.split("validation"), settings.validation, folder / "validation")
         parts = replace(Parts.cut(whole, settings.batch_size), validation=validation)
-    return fitted(replace(parts, layout=fast_format(task, model)), task, settings, model)
+    return fitted(replace(parts, layout=layout_of(task, model)), task, settings, model)
 
 
 def drawn_once(task: Task, settings: Settings, model: nn.Module, place: Path) -> tuple[Parts, str, Path | None]:
@@ -98,7 +107,7 @@ def shared_parts(task: Task, settings: Settings, model: nn.Module, folder: Path)
     whole = opened(split, folder / "calibration") or draw(split, settings.calibration)
     parts = Parts.cut(whole, settings.batch_size)
     parts = replace(parts, validation=opened(task.split("validation"), folder / "validation"), folder=folder)
-    return fitted(replace(parts, layout=fast_format(task, model)), task, settings, model)
+    return fitted(replace(parts, layout=layout_of(task, model)), task, settings, model)
 
 
 def fitted(parts: Parts, task: Task, settings: Settings, model: nn.Module) -> Parts:

@@ -28,11 +28,12 @@ PLAIN = (int, float, str, bool, type(None))
 
 @dataclass(frozen=True)
 class Kept:
-    """An analysis, and where it belongs."""
+    """An analysis, where it belongs, and the fingerprint of the weights."""
 
     analysis: Analysis
     path: Path
     key: str
+    weights: str
 
     def keep(self) -> None:
         """Write it there; nothing where it is there."""
@@ -51,11 +52,12 @@ def kept_analysis(model: nn.Module, example_inputs: Any, kinds: Sequence[str], f
     Raises:
         InputError: as `analyze`.
     """
-    key = analysis_key(model, example_inputs, kinds)
+    weights = weights_fingerprint(model)
+    key = analysis_key(model, example_inputs, kinds, weights)
     found = load_structure(_file(folder, key), key)
     if found is not None:
-        return Kept(Analysis(found, 0, (), 0.0), _file(folder, key), key)
-    made = Kept(analyzed(model, example_inputs), _file(folder, key), key)
+        return Kept(Analysis(found, 0, (), 0.0), _file(folder, key), key, weights)
+    made = Kept(analyzed(model, example_inputs), _file(folder, key), key, weights)
     if made.analysis.said:
         made.keep()
     return made
@@ -63,24 +65,24 @@ def kept_analysis(model: nn.Module, example_inputs: Any, kinds: Sequence[str], f
 
 def found_analysis(model: nn.Module, example_inputs: Any, folder: Path) -> Structure | None:
     """What `kept_analysis` left in `folder` for this model and these inputs, for whatever kinds."""
-    found = folder.glob(f"{PREFIX}{_seen(model, example_inputs)}-*.json")
+    found = folder.glob(f"{PREFIX}{_seen(model, example_inputs, weights_fingerprint(model))}-*.json")
     kept = (load_structure(path, path.stem.removeprefix(PREFIX)) for path in sorted(found))
     return next(filter(None, kept), None)
 
 
-def analysis_key(model: nn.Module, example_inputs: Any, kinds: Sequence[str]) -> str:
+def analysis_key(model: nn.Module, example_inputs: Any, kinds: Sequence[str], weights: str) -> str:
     """Hex digits of all that decides what `analyze` finds, then of the kinds."""
-    return f"{_seen(model, example_inputs)}-{hashlib.sha256(repr(sorted(kinds)).encode()).hexdigest()[:8]}"
+    return f"{_seen(model, example_inputs, weights)}-{hashlib.sha256(repr(sorted(kinds)).encode()).hexdigest()[:8]}"
 
 
 def _file(folder: Path, key: str) -> Path:
     return folder / f"{PREFIX}{key}.json"
 
 
-def _seen(model: nn.Module, example_inputs: Any) -> str:
+def _seen(model: nn.Module, example_inputs: Any, weights: str) -> str:
     leaves = [x for x in tree_leaves(example_inputs) if not isinstance(x, Tensor)]
     plain = [repr(x) for x in leaves if isinstance(x, PLAIN)]
-    what = (_version(), weights_fingerprint(model), list(_modules(model)), described(example_inputs), plain)
+    what = (_version(), weights, list(_modules(model)), described(example_inputs), plain)
     return hashlib.sha256(repr(what).encode()).hexdigest()[:16]
 
 

@@ -41,7 +41,7 @@ from autoprune.latency.whole_models import fitting_latency, table_key
 from autoprune.protocols import Criterion, Problem, Step, Task, check_directions, finished
 from autoprune.run.before import needs_table, usable
 from autoprune.run.constraints import parse_constraints
-from autoprune.run.kept_analysis import kept_analysis
+from autoprune.run.kept_analysis import Kept, kept_analysis
 from autoprune.run.ledger import Prices
 from autoprune.run.needs import Needs, check_room, database_bytes, drop_work, entry_bytes
 from autoprune.run.plan import Plan, expected
@@ -50,7 +50,6 @@ from autoprune.run.setting import Setting, idle_words
 from autoprune.run.worker_rehearsal import rehearsed
 from autoprune.space import restrict
 from autoprune.structure import Structure
-from autoprune.tracing.fingerprint import weights_fingerprint
 from autoprune.tracing.inputs import described
 from autoprune.tracing.one_thread import one_thread
 from autoprune.tracing.slim import named_tensors
@@ -134,7 +133,7 @@ def _preparing(
     ahead_s = _ahead_s(job, problem, prices, pace_s, controls)
     kept.keep()
     seen = StatisticsOnly(task, parts.statistics, samples.batch_size)
-    path, built_s = yield from _built(job, model, structure, seen, criterion, place, ahead_s)
+    path, built_s = yield from _built(job, model, structure, seen, criterion, place, ahead_s, kept.weights)
     database = LevelDatabase.open(path, settings.memory)
     precision, _ = resolved_precision(task, model, structure, settings, samples, fidelity)
     settings = replace(settings, loss=fidelity.name, classes=fidelity.classes, precision=precision)
@@ -145,7 +144,7 @@ def _preparing(
     needs.check("lower evaluator.calibration, evaluator.validation or evaluator.finetune_steps")
     named = {} if lent is not None else job.plain()["task"]
     space = _space(job, settings, parts.total, problem.tier)
-    base = _base(job, task, named, model, found.structure, problem, space, data)
+    base = _base(job, task, named, model, kept, problem, space, data)
     return Setting(
         job=job,
         task=task,
@@ -210,10 +209,11 @@ def _built(
     criterion: Criterion,
     place: Path,
     ahead_s: float,
+    weights: str,
 ) -> Generator[Step, None, tuple[Path, float]]:
     """The level database in `place`, built where it is not there yet: its file, and the seconds that it took."""
     identity = criterion_identity(job.criterion_named)
-    path = place / f"{database_key(model, structure, seen, identity)}.safetensors"
+    path = place / f"{database_key(weights, structure, seen, identity)}.safetensors"
     if path.exists():
         return path, 0.0
     started = time.perf_counter()
@@ -240,15 +240,15 @@ def _base(
     task: Task,
     named: Mapping[str, Any],
     model: nn.Module,
-    whole: Structure,
+    kept: Kept,
     problem: Problem,
     space: Mapping[str, Any],
     data: str,
 ) -> Base:
     """The dense model as a policy file identifies it; `named` is its task's section of the job, if it has one."""
     return Base(
-        structure_fingerprint=whole.fingerprint,
-        weights_fingerprint=weights_fingerprint(model),
+        structure_fingerprint=kept.analysis.structure.fingerprint,
+        weights_fingerprint=kept.weights,
         model=_model_name(job, model),
         inputs=described(task.example_inputs()),
         costs={name: cost.dense for name, cost in problem.costs.items() if name != "latency"},

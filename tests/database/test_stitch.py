@@ -15,6 +15,7 @@ from autoprune.database.store import LevelDatabase, database_key
 from autoprune.errors import InputError
 from autoprune.policy import Policy
 from autoprune.structure import Structure
+from autoprune.tracing.fingerprint import weights_fingerprint
 from autoprune.tracing.verify import audit, masked, relative_error
 from tests.families import FAMILIES
 from tests.small import World, world
@@ -99,15 +100,16 @@ def test_the_lent_model_is_untouched_and_a_width_off_the_grid_is_refused() -> No
 
 def test_the_key_follows_weights_data_criterion_and_grids() -> None:
     w, other = world("plain"), world("plain", samples=48)
-    key = database_key(w.model, w.structure, w.seen, "obs")
-    assert key == database_key(w.model, w.structure, w.seen, "obs")
+    weights = weights_fingerprint(w.model)
+    key = database_key(weights, w.structure, w.seen, "obs")
+    assert key == database_key(weights, w.structure, w.seen, "obs")
     changed = copy.deepcopy(w.model)
     next(changed.parameters()).data += 1.0
     keys = {
         key,
-        database_key(w.model, w.structure, w.seen, "l1_norm"),
-        database_key(w.model, w.structure, other.seen, "obs"),
-        database_key(changed, w.structure, w.seen, "obs"),
+        database_key(weights, w.structure, w.seen, "l1_norm"),
+        database_key(weights, w.structure, other.seen, "obs"),
+        database_key(weights_fingerprint(changed), w.structure, w.seen, "obs"),
     }
     assert len(keys) == 4
 

@@ -15,6 +15,7 @@ from autoprune.run import kept_analysis as rooms
 from autoprune.run.kept_analysis import analysis_key, found_analysis, kept_analysis
 from autoprune.run.run import search
 from autoprune.tracing.analyze import Analysis
+from autoprune.tracing.fingerprint import weights_fingerprint
 from autoprune.tracing.slim import named_tensors
 from tests.killable_compare import tiny, tiny_job
 
@@ -59,21 +60,25 @@ def test_a_spoilt_file_is_made_anew_in_silence(tmp_path: Path) -> None:
     assert file.read_text() == good
 
 
+def key_of(model: nn.Module, inputs: tuple[Tensor, ...], kinds: tuple[str, ...]) -> str:
+    return analysis_key(model, inputs, kinds, weights_fingerprint(model))
+
+
 def test_whatever_could_change_the_analysis_changes_its_key() -> None:
     other, wider = Net(), (torch.zeros(2, 3, 9, 9),)
     other.b.bias.data[0] += 1.0
     strided = Net()
     strided.a.stride = (2, 2)
     keys = [
-        analysis_key(Net(), INPUTS, ("channel",)),
-        analysis_key(Net(), INPUTS, ("head", "channel")),
-        analysis_key(Net(), wider, ("channel",)),
-        analysis_key(Net(shift=1), INPUTS, ("channel",)),
-        analysis_key(other, INPUTS, ("channel",)),
-        analysis_key(strided, INPUTS, ("channel",)),
+        key_of(Net(), INPUTS, ("channel",)),
+        key_of(Net(), INPUTS, ("head", "channel")),
+        key_of(Net(), wider, ("channel",)),
+        key_of(Net(shift=1), INPUTS, ("channel",)),
+        key_of(other, INPUTS, ("channel",)),
+        key_of(strided, INPUTS, ("channel",)),
     ]
     assert len(set(keys)) == len(keys)
-    assert analysis_key(Net().train(), (torch.ones(2, 3, 8, 8),), ("channel",)) == keys[0]
+    assert key_of(Net().train(), (torch.ones(2, 3, 8, 8),), ("channel",)) == keys[0]
 
 
 def test_apply_takes_the_groups_that_the_run_proved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
