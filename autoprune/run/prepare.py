@@ -109,8 +109,7 @@ def _preparing(
     job: Job, folder: Path, task: Task | None, shared: Path | None, recorded: Mapping[str, str] | None
 ) -> Generator[Step, None, Setting]:
     lent, task = task, task or job.build_task()
-    settings = as_recorded(settings_of(job), recorded or {}, job.executor.kind)
-    settings = with_direction(settings, task)
+    settings = with_direction(as_recorded(settings_of(job), recorded or {}, job.executor.kind), task)
     criterion = build_criterion(job.criterion_named)
     constraints = parse_constraints(job.constraints, task.directions)
     model = prepared_model(task, settings.torch_device)
@@ -139,9 +138,7 @@ def _preparing(
     settings = replace(settings, loss=fidelity.name, classes=fidelity.classes, precision=precision)
     made_here = partial(TieredEvaluator, task, structure, database, replace(settings, costs=()), model, parts=parts)
     settings, worker = yield from rehearsed(job, settings, f"{data} {fidelity.identity}", path, made_here, ahead_s)
-    mapped = min(settings.memory, entry_bytes(structure))
-    needs = Needs(own_memory(), worker, mapped, database_bytes(structure), free_memory())
-    needs.check("lower evaluator.calibration, evaluator.validation or evaluator.finetune_steps")
+    needs = _needs(structure, settings, worker)
     named = {} if lent is not None else job.plain()["task"]
     space = _space(job, settings, parts.total, problem.tier)
     base = _base(job, task, named, model, kept, problem, space, data)
@@ -167,6 +164,14 @@ def _preparing(
         needs=needs,
         said=tuple(filter(None, [found.said, *said, *database.said(), said_of(model), idle_words(job)])),
     )
+
+
+def _needs(structure: Structure, settings: Settings, worker: int | None) -> Needs:
+    """What the search will need; InputError where not even one worker fits."""
+    mapped = min(settings.memory, entry_bytes(structure))
+    needs = Needs(own_memory(), worker, mapped, database_bytes(structure), free_memory())
+    needs.check("lower evaluator.calibration, evaluator.validation or evaluator.finetune_steps")
+    return needs
 
 
 def _ahead_s(job: Job, problem: Problem, prices: Prices, pace_s: float, controls: Iterable[str]) -> float:

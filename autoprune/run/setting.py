@@ -131,10 +131,24 @@ class Setting:
     def evaluator_factory(self) -> Callable[[], TieredEvaluator]:
         """What builds an evaluator, here or in a worker."""
         if self.lent is not None:
-            made, given = TieredEvaluator, (self.lent, self.structure, self.database, self.settings)
-            return partial(made, *given, latency=self.latency, parts=self.parts)
-        given_files = (self.job.dump(), self.settings, self.structure, self.database_path)
-        return partial(make_evaluator, *given_files, latency=self.latency, samples=self.samples_path)
+            return partial(
+                TieredEvaluator,
+                self.lent,
+                self.structure,
+                self.database,
+                self.settings,
+                latency=self.latency,
+                parts=self.parts,
+            )
+        return partial(
+            make_evaluator,
+            self.job.dump(),
+            self.settings,
+            self.structure,
+            self.database_path,
+            latency=self.latency,
+            samples=self.samples_path,
+        )
 
     def shipment(self) -> EvaluatorFactory:
         """The same for workers that share no files with this process."""
