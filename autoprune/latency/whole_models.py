@@ -6,7 +6,7 @@ import hashlib
 import warnings
 from collections.abc import Generator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -42,6 +42,14 @@ FIT_S, FINAL_S = 1.0, 2.0
 """Seconds for which each model of a fit and of a front is measured."""
 
 
+class Clocked(NamedTuple):
+    """What is measured: on which runtime, for how many samples at a time, on how many whole models."""
+
+    runtime: str
+    batch_size: int
+    models: int
+
+
 def fit_latency(
     model: nn.Module,
     inputs: Sequence[Any],
@@ -61,23 +69,25 @@ def fit_latency(
     Raises:
         InputError: the runtime is not installed or does not take the model.
     """
-    return finished(fitting_latency(model, inputs, structure, (runtime, batch_size, n_models), None, seed, seconds))
+    return finished(
+        fitting_latency(model, inputs, structure, Clocked(runtime, batch_size, n_models), None, seed, seconds)
+    )
 
 
 def fitting_latency(
     model: nn.Module,
     inputs: Sequence[Any],
     structure: Structure,
-    asked: tuple[str, int, int],
+    clocked: Clocked,
     path: Path | None = None,
     seed: int = 0,
     seconds: float = FIT_S,
 ) -> Generator[Step, None, LatencyTable]:
-    """`fit_latency`, operation by operation, then by some models at a time; `asked`: runtime, batch size, models.
+    """`fit_latency`, operation by operation, then by some models at a time.
 
     What is measured lies in the file `path` meanwhile, so that a call that was killed is gone on with.
     """
-    (runtime, batch_size, n_models), kept = asked, Kept(path)
+    (runtime, batch_size, n_models), kept = clocked, Kept(path)
     rng = np.random.default_rng(seed)
     bench = _Bench(model, inputs, structure, batch_size, runtime)
     with one_thread():

@@ -37,7 +37,7 @@ from autoprune.files.job import Job
 from autoprune.files.machine import free_memory, own_memory
 from autoprune.files.whole import write_whole
 from autoprune.front import Base
-from autoprune.latency.whole_models import fitting_latency, table_key
+from autoprune.latency.whole_models import Clocked, fitting_latency, table_key
 from autoprune.protocols import Criterion, Problem, Step, Task, check_directions, finished
 from autoprune.run.before import needs_table, usable
 from autoprune.run.constraints import parse_constraints
@@ -350,12 +350,12 @@ def _latency(
     The job's seed has no part in it: searches that differ by chance alone are compared by one clock.
     """
     part = job.latency
-    asked = (part.runtime, part.batch_size, part.models)
+    clocked = Clocked(part.runtime, part.batch_size, part.models)
     inputs = task.example_inputs()
-    path = folder / f"latency-{table_key(model, inputs, structure, *asked)}.json"
+    path = folder / f"latency-{table_key(model, inputs, structure, *clocked)}.json"
     if path.exists():
         return LatencyTable.from_json(path.read_text(encoding="utf-8"))
-    table = yield from fitting_latency(model, inputs, structure, asked, path.with_suffix(".parts"))
+    table = yield from fitting_latency(model, inputs, structure, clocked, path.with_suffix(".parts"))
     write_whole(path, table.to_json())
     return table
 

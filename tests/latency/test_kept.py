@@ -11,14 +11,14 @@ from torch import nn
 from autoprune.latency import probes
 from autoprune.latency.kept import Kept
 from autoprune.latency.timing import Timing
-from autoprune.latency.whole_models import fitting_latency
+from autoprune.latency.whole_models import Clocked, fitting_latency
 from autoprune.protocols import finished
 from autoprune.space import Space, restrict
 from autoprune.structure import Structure
 from autoprune.tracing.analyze import analyze
 
 INPUTS = (torch.zeros(2, 3, 8, 8),)
-ASKED = ("eager", 1, 20)
+ASKED = Clocked("eager", 1, 20)
 
 
 def small() -> tuple[nn.Module, Structure]:
