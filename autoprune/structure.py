@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 from autoprune.errors import InputError, did_you_mean
 
 Role = Literal["produce", "carry", "consume"]
-FINGERPRINT_VERSION = 3
+FINGERPRINT_VERSION = 4
 """To be raised whenever the same model gets another fingerprint: more is found in it, or more of it is hashed."""
 Kind = Literal["channel", "head", "kv_group", "neuron", "block", "weight"]
 
@@ -51,14 +51,36 @@ class Slice:
 
 
 @dataclass(frozen=True, slots=True)
+class Size:
+    """A whole number in a module by which its forward cuts channels (`x[:, : self.width]`): it counts atoms.
+
+    `attribute` is the path of the module and the name of the number, or of the list or tuple in which it is number
+    `index`; `value` is what it is in the dense model. Every atom that goes makes it smaller by `each`.
+    """
+
+    attribute: str
+    value: int
+    index: int | None = None
+    each: int = 1
+
+    def __post_init__(self) -> None:
+        if min(self.value, self.each) < 1 or (self.index is not None and self.index < 0):
+            raise InputError(f"size {self.attribute!r}: value and each must be >= 1, index >= 0")
+
+
+@dataclass(frozen=True, slots=True)
 class Group:
-    """Parameter slices that must shrink together; `width` atoms in the dense model, `grid` the allowed widths."""
+    """Parameter slices that must shrink together; `width` atoms in the dense model, `grid` the allowed widths.
+
+    `sizes` are the numbers in the model's modules that follow the width.
+    """
 
     name: str
     kind: Kind
     width: int
     slices: tuple[Slice, ...]
     grid: tuple[int, ...]
+    sizes: tuple[Size, ...] = ()
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind):
@@ -146,5 +168,6 @@ class Structure:
 
 def _fingerprint(groups: tuple[Group, ...], ops: tuple[Op, ...]) -> str:
     """Hash of everything that decides which atoms a width means; the grid is the job's choice, so it is left out."""
-    what = [[{k: v for k, v in asdict(g).items() if k != "grid"} for g in groups], [asdict(o) for o in ops]]
+    plain = [{k: v for k, v in asdict(g).items() if k != "grid" and (k != "sizes" or v)} for g in groups]
+    what = [plain, [asdict(o) for o in ops]]
     return "sha256:" + hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()

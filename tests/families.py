@@ -183,6 +183,26 @@ class SharedConv(nn.Module):
         return self.linear(y.mean((2, 3)))
 
 
+class Split(nn.Module):
+    """Channels are cut at numbers that the model holds: in parts that are alike (Res2Net), and in others (MixNet)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.width, self.splits = 5, [6, 4]
+        self.stem = conv_bn(3, 15)
+        self.left, self.right = conv_bn(5, 5), conv_bn(5, 5)
+        self.up = conv_bn(15, 10)
+        self.small, self.large = (nn.Conv2d(n, n, k, padding=k // 2, groups=n) for n, k in ((6, 3), (4, 5)))
+        self.head = nn.Linear(10, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        one, two, three = torch.split(F.relu(self.stem(x)), self.width, 1)
+        one = F.relu(self.left(one))
+        x = torch.cat([one, F.relu(self.right(one + two)), three], 1)
+        few, many = torch.split(F.relu(self.up(x)), self.splits, 1)
+        return self.head(F.relu(torch.cat([self.small(few), self.large(many)], 1)).mean((2, 3)))
+
+
 FAMILIES: dict[str, Family] = {
     "plain": Family(PlainCnn, (3, 8, 8), {"conv1": 8, "conv2": 12, "fc1": 20}),
     "padded": Family(lambda: Residual(False), (3, 8, 8), {"conv1": 8, "a1.0": 8, "b1.0": 16}),
@@ -208,4 +228,5 @@ FAMILIES: dict[str, Family] = {
         {"down1.0": 8, "down2.0": 12, "middle.0": 16, "up2": 12, "merge2.0": 12, "up1": 8, "merge1.0": 8},
     ),
     "shared": Family(SharedConv, (3, 8, 8), {"stem": 10, "left": 8, "both": 6}),
+    "split": Family(Split, (3, 8, 8), {"stem.0": 5, "right.0": 5, "up.0": 6, "up.0#2": 4}),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +39,7 @@ def matching(point: Point, model: nn.Module, example: Any, analysis: Path | None
         raise InputError(f"the policy is for another structure: {said}")
     _warn_of_inputs(point.base, example)
     widths = point.policy.as_dict()
-    groups = tuple(
-        Group(g.name, g.kind, g.width, g.slices, tuple(sorted({widths[g.name], g.width}))) for g in point.base.groups
-    )
+    groups = tuple(replace(g, grid=tuple(sorted({widths[g.name], g.width}))) for g in point.base.groups)
     kept = None if analysis is None else found_analysis(model, example, analysis)
     if kept is not None and {_places(g) for g in groups} <= {_places(g) for g in kept}:
         return Structure(groups, with_groups(kept.ops, groups))
@@ -49,7 +48,7 @@ def matching(point: Point, model: nn.Module, example: Any, analysis: Path | None
 
 def _places(group: Group) -> tuple[Any, ...]:
     """What was proved of a group: which tensors shrink with which of its atoms."""
-    return group.kind, group.width, frozenset(group.slices)
+    return group.kind, group.width, frozenset(group.slices), frozenset(group.sizes)
 
 
 def difference(base: Base, model: nn.Module) -> str:

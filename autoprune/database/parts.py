@@ -12,7 +12,7 @@ from torch import Tensor
 from autoprune.database.build import Ingredients
 from autoprune.database.consumers import Consumer
 from autoprune.database.levels import Layout, Levels, layout_of, load_tensors, reader_of, save_tensors
-from autoprune.structure import Group, Slice
+from autoprune.structure import Group, Size, Slice
 
 PARTS = ("atoms", "matrix", "second", "mean", "share")
 """Tensors of a consumer."""
@@ -73,4 +73,5 @@ def load_ingredients(path: Path) -> Ingredients:
         Consumer(reader_of(facts, t[f"{i}.positions"]), *(t[f"{i}.{name}"] for name in PARTS))
         for i, facts in enumerate(readers)
     ]
-    return Ingredients(Group(**{**group, "slices": slices, "grid": tuple(group["grid"])}), consumers, t.get("scores"))
+    known = {"slices": slices, "grid": tuple(group["grid"]), "sizes": tuple(Size(**s) for s in group.get("sizes", ()))}
+    return Ingredients(Group(**{**group, **known}), consumers, t.get("scores"))

@@ -13,6 +13,7 @@ from autoprune.database.store import LevelDatabase
 from autoprune.policy import Policy
 from autoprune.structure import Structure
 from autoprune.tracing.copies import copied
+from autoprune.tracing.sizes import set_sizes
 from autoprune.tracing.slim import named_tensors, set_attributes
 
 
@@ -58,6 +59,7 @@ class Stitcher:
         self._dirty.clear()
         if stale:
             set_attributes(self.model, self.structure)
+            set_sizes(self.model, self.structure, new)
         self.model.eval()
         return self.model
 

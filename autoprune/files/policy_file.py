@@ -7,7 +7,7 @@ import io
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +19,7 @@ from autoprune.files import old_form
 from autoprune.files.whole import write_whole
 from autoprune.front import Base, Front, Point
 from autoprune.policy import Policy
-from autoprune.structure import Group, Kind, Role, Slice
+from autoprune.structure import Group, Kind, Role, Size, Slice
 
 SCHEMA = "autoprune/policy/1"
 NUMBER_COSTS = ("macs", "params", "bytes")
@@ -95,6 +95,15 @@ class SliceFile(_Part):
     count: int | None = None
 
 
+class SizeFile(_Part):
+    """A whole number in the model's code that counts the atoms; what is left out has its default."""
+
+    attribute: str
+    value: int
+    index: int | None = None
+    each: int = 1
+
+
 class GroupFile(_Part):
     """One group with the widths that the search allowed; `order` ranks its atoms, the one kept longest first."""
 
@@ -103,6 +112,7 @@ class GroupFile(_Part):
     grid: tuple[int, ...]
     order: tuple[int, ...] | None = None
     slices: tuple[SliceFile, ...]
+    sizes: tuple[SizeFile, ...] = ()
 
 
 class FingerprintFile(_Part):
@@ -208,15 +218,15 @@ def _base_to_json(base: Base) -> dict[str, Any]:
 
 
 def _group_to_json(group: Group, order: Sequence[int] | None) -> dict[str, Any]:
-    slices = [_slice_to_json(s) for s in group.slices]
+    slices = [_special(s) for s in group.slices]
     ranks = {} if order is None else {"order": list(order)}
-    return {"kind": group.kind, "width": group.width, "grid": list(group.grid), **ranks, "slices": slices}
+    sizes = {"sizes": [_special(s) for s in group.sizes]} if group.sizes else {}
+    return {"kind": group.kind, "width": group.width, "grid": list(group.grid), **ranks, "slices": slices, **sizes}
 
 
-def _slice_to_json(s: Slice) -> dict[str, Any]:
-    defaults = {"offset": 0, "stride": 1, "repeat": 1, "first": 0, "count": None}
-    special = {name: getattr(s, name) for name, value in defaults.items() if getattr(s, name) != value}
-    return {"tensor": s.tensor, "dim": s.dim, "role": s.role, **special}
+def _special(part: Slice | Size) -> dict[str, Any]:
+    """Its fields, without those that have their default."""
+    return {f.name: value for f in fields(part) if (value := getattr(part, f.name)) != f.default}
 
 
 def _point_to_json(point: Point) -> dict[str, Any]:
@@ -248,10 +258,7 @@ def _whole_numbers(costs: Mapping[str, Any]) -> dict[str, Any]:
 
 def _front_from_file(parsed: FrontFile, path: str) -> Front:
     try:
-        groups = tuple(
-            Group(name, g.kind, g.width, tuple(Slice(**s.model_dump()) for s in g.slices), g.grid)
-            for name, g in parsed.groups.items()
-        )
+        groups = tuple(_group_from_file(name, g) for name, g in parsed.groups.items())
     except InputError as error:
         raise InputError(f"{path} is damaged: {error}") from error
     b = parsed.base
@@ -274,6 +281,11 @@ def _front_from_file(parsed: FrontFile, path: str) -> Front:
     points = tuple(_point_from_file(p, base, parsed.provenance.get("seed", 0)) for p in parsed.points)
     front = Front(points, base, parsed.measured_on, parsed.provenance)
     return front if all(p.losses for p in parsed.points) else _without_lost_metrics(front)
+
+
+def _group_from_file(name: str, g: GroupFile) -> Group:
+    slices, sizes = (Slice(**s.model_dump()) for s in g.slices), (Size(**s.model_dump()) for s in g.sizes)
+    return Group(name, g.kind, g.width, tuple(slices), g.grid, tuple(sizes))
 
 
 def _named_task(model: str) -> dict[str, Any]:

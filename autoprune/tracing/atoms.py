@@ -11,8 +11,9 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor, nn
 
-from autoprune.structure import Group, Role, Slice
+from autoprune.structure import Group, Role, Size, Slice
 from autoprune.tracing.couple import Closure, Reach, Side
+from autoprune.tracing.sizes import number_at
 from autoprune.tracing.slim import named_tensors
 from autoprune.tracing.spread import IntArray
 from autoprune.tracing.watch import is_depthwise, is_producer, multiplies
@@ -61,7 +62,7 @@ class Candidate:
 def candidates(model: nn.Module, closures: Sequence[Closure], order: Mapping[str, int]) -> tuple[Candidate, ...]:
     """All candidates, in execution order of their first producer. `order` ranks the modules by their first call."""
     modules = dict(model.named_modules())
-    axes = _axes(modules, named_tensors(model), closures)
+    axes = _axes(model, closures)
     owned = _components(modules, axes, closures)
     late = len(order)
     makers = {a: (order.get(axis.name, late), axis.name) for a, axis in enumerate(axes) if axis.side == "out"}
@@ -75,7 +76,7 @@ def candidates(model: nn.Module, closures: Sequence[Closure], order: Mapping[str
     found = []
     for label, atoms, producers in zip(labels, ordered, makes, strict=True):
         group, reason = _group(label, atoms, axes, modules, names)
-        touched = tuple(dict.fromkeys(axes[a].name for a in atoms))
+        touched = tuple(dict.fromkeys(axes[a].name for a in atoms if axes[a].side != "size"))
         made_by = tuple(axes[a].name for a in producers)
         width = len(atoms[producers[0]])
         found.append(Candidate(label, width, made_by, touched, relatives[made_by[0]], group, reason))
@@ -129,11 +130,15 @@ def _runs(atoms: Atoms, maker: int) -> list[Atoms]:
     return [{a: table[i : i + n] for a, table in atoms.items()} for i, n in zip(cuts, sizes, strict=True)]
 
 
-def _axes(modules: Mapping[str, nn.Module], tensors: Mapping[str, Tensor], found: Sequence[Closure]) -> list[Axis]:
+def _axes(model: nn.Module, found: Sequence[Closure]) -> list[Axis]:
+    modules, tensors = dict(model.named_modules()), named_tensors(model)
     axes: dict[Axis, None] = {}
     for closure in found:
         for reach in closure.reaches:
-            axes[_axis(reach, modules, tensors)] = None
+            if reach.side == "size":
+                axes[Axis(reach.name, "size", number_at(model, reach.name, reach.dim) or 0, reach.dim)] = None
+            else:
+                axes[_axis(reach, modules, tensors)] = None
     return list(axes)
 
 
@@ -231,7 +236,10 @@ def _group(
     names: Mapping[int, str],
 ) -> tuple[Group | None, str]:
     slices: dict[tuple[object, ...], Slice] = {}
-    for a in sorted(atoms, key=lambda a: axes[a].side == "in"):
+    sizes = [
+        Size(axes[a].name, axes[a].size, axes[a].dim, t.shape[1]) for a, t in atoms.items() if axes[a].side == "size"
+    ]
+    for a in sorted((a for a in atoms if axes[a].side != "size"), key=lambda a: axes[a].side == "in"):
         if axes[a].lost:
             return None, f"the trace cannot follow its channels through {axes[a].lost}"
         if axes[a].size == 0:
@@ -244,7 +252,7 @@ def _group(
             # a tied tensor may be written and read along one dimension, which shrinks once: the reader wins
             slices.update(((s.tensor, s.dim, s.offset, s.stride, s.repeat), s) for s in found)
     width = len(next(iter(atoms.values())))
-    return Group(name, "channel", width, tuple(slices.values()), tuple(range(1, width + 1))), ""
+    return Group(name, "channel", width, tuple(slices.values()), tuple(range(1, width + 1)), tuple(sizes)), ""
 
 
 def _places(

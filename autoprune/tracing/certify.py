@@ -24,6 +24,7 @@ from autoprune.tracing.inputs import Example, call_model
 from autoprune.tracing.observe import Look
 from autoprune.tracing.ops import count_macs
 from autoprune.tracing.scramble import noisy, scramble
+from autoprune.tracing.sizes import sizes_held
 from autoprune.tracing.slim import Keep, expected_attributes, named_tensors, positions_of, removed_positions, slim
 from autoprune.tracing.sound_gradients import SoundGradients
 from autoprune.tracing.verify import relative_error, run
@@ -174,7 +175,7 @@ class Certifier:
     def complaint(self, groups: Sequence[Group], keep: Keep, count: bool) -> str:
         """What goes wrong when only `keep` stays of `groups`; "" if that is the same as masking the rest."""
         structure = Structure(tuple(groups), self.ops, fingerprint="experiment")
-        with _borrowed(self.model):
+        with _borrowed(self.model, structure.groups):
             try:
                 slim(self.model, structure, keep)
                 got = self._run()
@@ -279,10 +280,11 @@ def _holds(twin: nn.Module, look: Look, groups: Sequence[Group]) -> bool:
 
 
 @contextmanager
-def _borrowed(model: nn.Module) -> Iterator[None]:
+def _borrowed(model: nn.Module, groups: tuple[Group, ...]) -> Iterator[None]:
     """Whatever is cut or zeroed inside is whole again afterwards; without a copy, for that would dominate the time."""
     contents = [(tensor, tensor.data) for tensor in named_tensors(model).values()]
     attributes = [(m, name, getattr(m, name)) for m in model.modules() for name, _ in expected_attributes(m)]
+    attributes += sizes_held(model, groups)
     try:
         yield
     finally:

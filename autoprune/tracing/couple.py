@@ -26,7 +26,8 @@ from autoprune.tracing.inputs import call_model
 from autoprune.tracing.spread import IntArray, Spread, follows, spread_channels
 from autoprune.tracing.watch import OPAQUE, is_depthwise, is_producer
 
-Side = Literal["out", "in", "carry"]
+Side = Literal["out", "in", "carry", "size"]
+"""`size` is a number of a module's own that counts channels."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from autoprune.tracing.certify import failures
 from autoprune.tracing.copies import private_copy, quiet_random_state
 from autoprune.tracing.observe import observe
 from autoprune.tracing.ops import with_groups
+from autoprune.tracing.sizes import number_at
 from autoprune.tracing.slim import named_tensors
 
 MOST_NAMED = 5
@@ -42,7 +43,7 @@ def declared(model: nn.Module, example_inputs: Any, groups: Sequence[Group]) -> 
 def misfits(model: nn.Module, groups: Sequence[Group]) -> dict[str, str]:
     """Group name -> why its slices cannot be slices of this model's tensors; empty where all can."""
     tensors = named_tensors(model)
-    return {g.name: reason for g in groups if (reason := _misfit(g, tensors))}
+    return {g.name: said for g in groups if (said := _misfit(g, tensors) or _other_number(model, g))}
 
 
 def wider(model: nn.Module, groups: Sequence[Group]) -> dict[str, str]:
@@ -94,6 +95,15 @@ def _misfit(group: Group, tensors: Mapping[str, Tensor]) -> str:
         if end_of(part, group.width) > tensor.shape[part.dim]:
             return _other_width(group, tensors)
     return "" if group.slices else "it has no slices"
+
+
+def _other_number(model: nn.Module, group: Group) -> str:
+    """The first number of a group that is another one in this model."""
+    for size in group.sizes:
+        if (found := number_at(model, size.attribute, size.index)) != size.value:
+            entry = "" if size.index is None else f"[{size.index}]"
+            return f"policy says {size.attribute}{entry} is {size.value}, the model has {found}"
+    return ""
 
 
 def _other_width(group: Group, tensors: Mapping[str, Tensor]) -> str:

@@ -1,15 +1,19 @@
-"""What the first look froze, looked at again: channels as the probe follows them, and parts that must shrink alike."""
+"""What the first look froze, looked at again: channels as the probe follows them, and parts that must shrink alike.
+
+The probe may have two hypotheses: numbers of the model's modules that count channels go with them, or stay.
+"""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import nn
 
-from autoprune.structure import Group
+from autoprune.structure import Group, Size
 from autoprune.tracing.atoms import Candidate, candidates, numbered
 from autoprune.tracing.certify import failures
 from autoprune.tracing.inputs import Example
@@ -32,17 +36,26 @@ def second_look(twin: nn.Module, look: Look, first: Settled) -> Settled:
     """`first` and what else is proved; `twin` is a private copy of the model and has other weights afterwards."""
     trace = look.trace
     try:
-        found = candidates(twin, probed(twin, look.small.inputs), trace.order)
+        ways = [candidates(twin, found, trace.order) for found in probed(twin, look.small.inputs)]
     except Exception:  # a forward may refuse the mode that looks at it, and the first look stands
         return first
     modules = module_reasons(twin, trace, firm=True)
-    free = _free(found, first.alive)
-    special = _by_number(found)
-    hopeful = [c for c in free if c.group is not None and special.isdisjoint(c.producers) and not attends(c, trace)]
-    open_ = [c for c in hopeful if not known_reason(c, trace, modules)]
-    tried = _tried(twin, look, first, _named(first.alive, open_)) if open_ else first
-    alike = _alike(_free(open_, tried.alive))
-    return _tried(twin, look, tried, _named(tried.alive, alike)) if alike else tried
+    settled, past = first, set[Any]()
+    for found in ways:
+        free = [c for c in _free(found, settled.alive) if _what(c) not in past]
+        special = _by_number(found)
+        hopeful = [c for c in free if c.group is not None and special.isdisjoint(c.producers) and not attends(c, trace)]
+        open_ = [c for c in hopeful if not known_reason(c, trace, modules)]
+        settled = _tried(twin, look, settled, _named(settled.alive, open_)) if open_ else settled
+        alike = _alike(_free(open_, settled.alive))
+        settled = _tried(twin, look, settled, _named(settled.alive, alike)) if alike else settled
+        past.update(map(_what, open_))
+    return settled
+
+
+def _what(candidate: Candidate) -> Any:
+    """What an experiment tries, whatever it is called."""
+    return candidate.group and (candidate.group.slices, candidate.group.sizes)
 
 
 def _by_number(found: Sequence[Candidate]) -> set[str]:
@@ -93,8 +106,16 @@ def _together(parts: Sequence[Candidate]) -> Candidate:
         first,
         producers=tuple(dict.fromkeys(p for c in parts for p in c.producers)),
         modules=tuple(dict.fromkeys(m for c in parts for m in c.modules)),
-        group=Group(first.name, groups[0].kind, first.width, tuple(slices), groups[0].grid),
+        group=replace(groups[0], name=first.name, slices=tuple(slices), sizes=_added(groups)),
     )
+
+
+def _added(groups: Sequence[Group]) -> tuple[Size, ...]:
+    """The numbers that parts count in, with what an atom of all parts together counts for."""
+    each: dict[Size, int] = defaultdict(int)
+    for size in (s for g in groups for s in g.sizes):
+        each[replace(size, each=1)] += size.each
+    return tuple(replace(size, each=n) for size, n in each.items())
 
 
 def _named(known: Sequence[Candidate], new: Sequence[Candidate]) -> list[Candidate]:

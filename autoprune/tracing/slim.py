@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from autoprune.errors import InputError, did_you_mean
 from autoprune.structure import Group, Role, Slice, Structure
+from autoprune.tracing.sizes import set_sizes
 from autoprune.tracing.watch import multiplies
 
 Keep = Mapping[str, Sequence[int]]
@@ -37,6 +38,7 @@ def slim(model: nn.Module, structure: Structure, keep: Keep) -> None:
             name, value = taken.popitem()
             _replace(tensors[name], value)
     set_attributes(model, structure)
+    set_sizes(model, structure, {name: len(kept) for name, kept in keep.items()})
 
 
 def kept_positions(

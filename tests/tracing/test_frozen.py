@@ -54,12 +54,8 @@ class ChannelMean(nn.Module):
 
 
 class Cut(nn.Module):
-    def __init__(self, sizes: list[int]) -> None:
-        super().__init__()
-        self.sizes = sizes
-
     def forward(self, x: Tensor) -> Tensor:
-        one, other = x.split(self.sizes, 1)
+        one, other = x.split([4, 4], 1)
         return one * torch.sigmoid(other)
 
 
@@ -119,7 +115,7 @@ MIDDLES: dict[str, tuple[Callable[[], nn.Module], int, int, str]] = {
     "spectral norm": (lambda: nn.utils.parametrizations.spectral_norm(conv(8, 8)), 8, 8, "parametrization"),
     "layer norm": (lambda: nn.LayerNorm([8, 8, 8]), 8, 8, "LayerNorm normalises over all its channels"),
     "efficient channel attention": (Eca, 8, 8, "a convolution runs along its channels (conv1d)"),
-    "split by numbers": (lambda: Cut([4, 4]), 8, 4, "split at a fixed place (split); sizes taken from the tensor"),
+    "split by numbers": (Cut, 8, 4, "split at a fixed place (split); sizes taken from the tensor"),
     "softmax": (lambda: nn.Softmax(1), 8, 8, "softmax runs over its channels"),
     "mean over channels": (ChannelMean, 8, 8, "reduced to one value (mean over the channels)"),
     "flip": (Flip, 8, 8, "flip runs over its channels"),
