@@ -16,6 +16,8 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
+from autoprune.cli.interrupts import heeding
+
 if TYPE_CHECKING:
     from autoprune.evaluation import Evaluation
     from autoprune.protocols import WorkerState
@@ -41,7 +43,12 @@ class _Run(Protocol):
 
 
 def follow(run: _Run, source: Iterable[Any], console: Console) -> None:
-    """Drive `source`, steps or evaluations of `run`, to its end and show how it goes."""
+    """Drive `source`, steps or evaluations of `run`, to its end and show how it goes.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C; where it was swallowed beneath, after the step that was under way.
+    """
+    source = heeding(source)
     if console.is_terminal:
         _follow_live(run, source, console)
     else:
