@@ -29,7 +29,7 @@ def number_at(model: nn.Module, attribute: str, index: int | None) -> int | None
     """The number called `attribute` ("layer1.0.width"); None where the model has none there."""
     path, _, name = attribute.rpartition(".")
     module = dict(model.named_modules(remove_duplicate=False)).get(path)
-    held = None if module is None else vars(module).get(name)
+    held: Any = None if module is None else vars(module).get(name)
     if index is not None:
         held = held[index] if type(held) in (list, tuple) and index < len(held) else None
     return held if type(held) is int else None
