@@ -17,6 +17,7 @@ from autoprune.tracing.watch import Trace, is_producer, multiplies
 OUTPUT = "its channels are the model's output"
 RECURRENT = "recurrent layers are not pruned"
 NO_READER = "what reads its channels is no layer that the trace knows (a raw weight, a reshape or a product of them)"
+TOGETHER = "its channels could only go all together"
 ATTENTION = "attention is not pruned by channels"
 QUANTISED = "a quantised layer keeps its weight packed, and that is not narrowed: prune first, quantise afterwards"
 SCRIPT = "TorchScript is compiled and cannot be cut: use the plain nn.Module that it was made of"
@@ -50,9 +51,10 @@ def known_reason(candidate: Candidate, trace: Trace, modules: Mapping[str, str])
         return OUTPUT
     if candidate.group is None:
         return explain(candidate, trace, candidate.reason)
-    if not any(s.role == "consume" for s in candidate.group.slices):
-        return explain(candidate, trace, NO_READER)
-    return explain(candidate, trace, "its channels could only go all together") if candidate.width < 2 else ""
+    if candidate.width < 2:
+        return explain(candidate, trace, TOGETHER)
+    read = any(s.role == "consume" for s in candidate.group.slices)
+    return "" if read else explain(candidate, trace, NO_READER)
 
 
 def worth_another_look(reason: str) -> bool:
@@ -71,8 +73,9 @@ def explain(candidate: Candidate, trace: Trace, complaint: str) -> str:
     complaint = f"{shared}; {complaint}" if shared and complaint else complaint
     for producers in (candidate.producers, candidate.related):
         if seen := _suspects(producers, trace):
+            rank, _, words = min(seen)
             plain = CRASH if complaint.startswith(CRASH) else complaint  # the reason says more than its sizes
-            return f"{min(seen)[2]}; {plain}"
+            return words if rank == 0 and plain in (CRASH, NO_READER, TOGETHER) else f"{words}; {plain}"
     return complaint
 
 

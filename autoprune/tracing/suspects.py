@@ -18,7 +18,10 @@ DECISIONS = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """A torch function with its first tensor `x`, arguments and result; `tainted` tells activations from constants."""
+    """A torch function with its first tensor `x`, arguments and result; `tainted` tells activations from constants.
+
+    `last` says that channels lie along the last dimension of `x`.
+    """
 
     name: str
     x: Tensor
@@ -26,6 +29,7 @@ class Seen:
     kwargs: Mapping[str, Any]
     result: Any
     tainted: Callable[[Tensor], bool]
+    last: bool = False
 
 
 def suspicion(seen: Seen) -> tuple[int, str] | None:
@@ -97,11 +101,27 @@ def _cuts_channels(seen: Seen) -> bool:
 
 def _indexes_channels(seen: Seen) -> bool:
     index = seen.args[1] if isinstance(seen.args[1], tuple) else (seen.args[1],)
-    return any(i != slice(None) if isinstance(i, slice) else i is not Ellipsis for i in index[1:2])
+    return seen.x.shape[1:2] != (1,) and any(
+        i != slice(None) if isinstance(i, slice) else i is not Ellipsis for i in index[1:2]
+    )
 
 
 def _channels(seen: Seen) -> set[int]:
-    return _channel_dims(seen.x)
+    return {seen.x.dim() - 1} if seen.last else _channel_dims(seen.x)
+
+
+def lie_last(
+    name: str, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any, last: Callable[[Tensor], bool]
+) -> bool:
+    """Whether the channels of a result lie along its last dimension, by `last`, which says so of the arguments."""
+    x = args[0] if args else kwargs.get("input")
+    if not isinstance(x, Tensor) or not isinstance(result, Tensor) or result.dim() < 4:
+        return False
+    if name == "permute" and len(args) > 1:
+        dims = args[1] if isinstance(args[1], tuple | list) else args[1:]
+        return bool(dims[-1] % x.dim() == (x.dim() - 1 if last(x) else 1))
+    alike = (t for t in tree_leaves((args, dict(kwargs))) if isinstance(t, Tensor) and t.dim() == result.dim())
+    return name == "linear" or (name not in _ELSEWHERE.split() and any(map(last, alike)))
 
 
 def _channel_dims(x: Tensor) -> set[int]:
@@ -109,6 +129,7 @@ def _channel_dims(x: Tensor) -> set[int]:
     return {1, 2} if x.dim() == 3 else {1}
 
 
+_ELSEWHERE = "conv1d conv2d conv3d transpose movedim swapaxes view reshape flatten unflatten einsum"
 PRODUCT = "activations are multiplied with activations"
 LIKE = frozenset({"to", "type_as", "expand_as", "view_as", "reshape_as"})
 """Torch functions that take no values of their second tensor."""

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 from autoprune.errors import InputError, one_line
 from autoprune.tracing.calls import CONVS, TRANSPOSED
 from autoprune.tracing.inputs import call_model
-from autoprune.tracing.suspects import DECISIONS, LIKE, Seen, along_channels, suspicion
+from autoprune.tracing.suspects import DECISIONS, LIKE, Seen, along_channels, lie_last, suspicion
 
 Node = Any
 """A node of the autograd graph."""
@@ -187,6 +187,7 @@ class _Watcher(TorchFunctionMode):
             id(t) for m in model.modules() if _is_layer(m) for t in (*m.parameters(False), *m.buffers(False))
         }
         self._tainted: dict[int, Tensor] = {id(t): t for t in _tensors(tuple(inputs))}
+        self._last: dict[int, Tensor] = {}  # those whose channels lie along the last of four dimensions
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -199,10 +200,13 @@ class _Watcher(TorchFunctionMode):
         self._trace.touched.update(id(t) for t in _tensors((args, kwargs)) if isinstance(t, nn.Parameter))
         if given and not (name in LIKE and id(args[0]) not in self._tainted):
             self._tainted.update({id(t): t for t in _tensors(result)})
-            found = suspicion(Seen(name, given[0], args, kwargs, result, lambda t: id(t) in self._tainted))
-            found = found or self._own_tensor(func, args, kwargs, given[0], here)
+            if lie_last(name, args, kwargs, result, lambda t: id(t) in self._last):
+                self._last[id(result)] = result
+            tainted = self._tainted.__contains__
+            seen = Seen(name, given[0], args, kwargs, result, lambda t: tainted(id(t)), id(given[0]) in self._last)
+            found = suspicion(seen) or self._own_tensor(func, args, kwargs, given[0], here)
             if found is not None:
-                self._trace.suspects.append((*found, _nodes((given, result))))
+                self._trace.suspects.append((*found, _nodes(given)))
         self._record_weight(func, args, kwargs, result, here)
         return result
 

@@ -71,6 +71,32 @@ class Eca(nn.Module):
         return x * torch.sigmoid(scores)[:, 0, :, None, None]
 
 
+class ResponseNorm(nn.Module):
+    """Channels, along the last dimension, by the mean over all channels of their norms (GRN of ConvNeXt V2)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.rand(8)), nn.Parameter(torch.rand(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.permute(0, 2, 3, 1)
+        sizes = x.norm(dim=(1, 2), keepdim=True)
+        x = x + torch.addcmul(self.bias, self.weight, x * (sizes / (sizes.mean(-1, keepdim=True) + 1e-6)))
+        return x.permute(0, 3, 1, 2)
+
+
+class Spatial(nn.Module):
+    """A map of places by statistics over the channels (CBAM)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.map = conv(2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        statistics = torch.cat([x.mean(1, keepdim=True), x.amax(1, keepdim=True)], 1)
+        return x * torch.sigmoid(self.map(statistics))
+
+
 class Branch(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -115,6 +141,8 @@ MIDDLES: dict[str, tuple[Callable[[], nn.Module], int, int, str]] = {
     "spectral norm": (lambda: nn.utils.parametrizations.spectral_norm(conv(8, 8)), 8, 8, "parametrization"),
     "layer norm": (lambda: nn.LayerNorm([8, 8, 8]), 8, 8, "LayerNorm normalises over all its channels"),
     "efficient channel attention": (Eca, 8, 8, "a convolution runs along its channels (conv1d)"),
+    "global response norm": (ResponseNorm, 8, 8, "reduced to one value (mean over the channels)"),
+    "spatial attention": (Spatial, 8, 8, "reduced to one value (mean over the channels)"),
     "split by numbers": (Cut, 8, 4, "split at a fixed place (split); sizes taken from the tensor"),
     "softmax": (lambda: nn.Softmax(1), 8, 8, "softmax runs over its channels"),
     "mean over channels": (ChannelMean, 8, 8, "reduced to one value (mean over the channels)"),
@@ -131,6 +159,12 @@ def test_the_channels_that_meet_it_are_frozen_and_the_others_are_not(name: str) 
     assert structure.names == ("free", "c")
     assert words in structure.frozen["a"]
     assert structure.frozen["d"] == "its channels are the model's output"
+
+
+@pytest.mark.parametrize(("middle", "layer"), [(Eca(), "slide"), (Spatial(), "map")])
+def test_a_layer_of_one_channel_is_not_said_to_be_what_it_reads(middle: nn.Module, layer: str) -> None:
+    structure = analyze(between(middle), (torch.randn(2, 3, 8, 8),))
+    assert structure.frozen[f"middle.{layer}"] == "its channels could only go all together"
 
 
 def test_hook_based_weight_norm_is_frozen_too() -> None:
