@@ -4,8 +4,10 @@ usage: OMP_NUM_THREADS=1 python -m benchmarks.scale [--widths 128,256,512,1024] 
 
 Weights and images are random: they do for time and memory. A layer is a 3x3 convolution of as many outputs as inputs
 behind another one; a model is one of timm's. "Building, GB" is what the process held more at its peak; a stitch is one
-of 20 random candidates whose entries are made. Every row comes from a process of its own, in processor seconds of one
-thread; what is kept in benchmarks/results/scale.json is not measured again.
+of 20 random candidates whose entries are made; "refit" is one evaluation of that tier on 256 calibration images (64
+repair, 128 score) over the bare forward passes of the same repaired model over the same images, in float32, the mean of
+two candidates. Every row comes from a process of its own, in processor seconds of one thread; what is kept in
+benchmarks/results/scale.json is not measured again.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,13 +40,17 @@ from autoprune.database.drawn import Drawn
 from autoprune.database.on_disk import build_file
 from autoprune.database.stitch import Stitcher
 from autoprune.database.store import LevelDatabase
+from autoprune.evaluation import Ask
+from autoprune.evaluator.settings import Settings
+from autoprune.evaluator.tiers import TieredEvaluator
 from autoprune.policy import Policy
+from autoprune.protocols import Task
 from autoprune.space import Space, restrict
 from autoprune.structure import Structure
 from autoprune.tracing.analyze import analyze
 
 RESULTS = Path(__file__).resolve().parent / "results" / "scale.json"
-SAMPLES, CANDIDATES = 64, 20
+SAMPLES, CANDIDATES, BATCH = 64, 20, 16
 
 
 def main() -> None:
@@ -85,14 +92,18 @@ def measured(what: str, size: int) -> dict[str, Any]:
     row: dict[str, Any] = {"parameters": sum(p.numel() for p in model.parameters())}
     base = peak()
     (structure, row["analysis_s"]) = timed(lambda: restrict(analyze(model, (x[:2],)), Space()))
-    seen = statistics_of(model, x)
+    task = task_over(model, x)
+    seen = StatisticsOnly(task, Drawn(tuple(task.split("train"))[:1]), BATCH)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "levels.safetensors"
         (_, row["build_s"]) = timed(lambda: build_file(path, model, structure, seen, Obs()))
         row["build_gb"], row["bytes"] = round(peak() - base, 3), path.stat().st_size
         entries, row["entries_s"] = timed(lambda: stitched(model, structure, LevelDatabase.open(path)))
         row["stitch_s"] = round(entries, 4)
-    return {**row, "groups": len(structure), "widths": sum(len(g.grid) for g in structure), "peak_gb": round(peak(), 2)}
+        row["peak_gb"] = round(peak(), 2)
+        if not layer:
+            row["refit_over_forward"] = refit_over_forward(task, structure, LevelDatabase.open(path))
+    return {**row, "groups": len(structure), "widths": sum(len(g.grid) for g in structure)}
 
 
 def layer_of(width: int) -> nn.Module:
@@ -115,11 +126,26 @@ def timm_model(name: str) -> nn.Module:
     return model.eval()
 
 
-def statistics_of(model: nn.Module, x: Tensor) -> StatisticsOnly:
+def task_over(model: nn.Module, x: Tensor) -> Task:
+    """The same random images in every split, for nothing is learned from them."""
     batch = (x, torch.zeros(len(x), dtype=torch.long))
-    splits = {name: [batch] for name in ("train", "calibration", "validation", "test")}
-    task = task_of(model, splits, nn.functional.cross_entropy, lambda outputs, targets: {"accuracy": 0.0})
-    return StatisticsOnly(task, Drawn((batch,)), 16)
+    splits = {name: [batch] * 4 for name in ("train", "calibration", "validation", "test")}
+    return task_of(model, splits, nn.functional.cross_entropy, lambda outputs, targets: {"accuracy": 0.0})
+
+
+def refit_over_forward(task: Task, structure: Structure, database: LevelDatabase) -> float:
+    """Processor seconds of a `refit` evaluation over those of plain forward passes over what it looks at."""
+    settings = Settings(loss="kl", calibration=4 * SAMPLES, validation=BATCH, batch_size=BATCH, precision="fp32")
+    evaluator, rng, ratios = TieredEvaluator(task, structure, database, settings), np.random.default_rng(1), []
+    looked = [b for part in ("statistics", "fitness") for b in getattr(evaluator.parts, part).cut_to(BATCH)]
+    for _ in range(2):
+        ask = Ask(Policy.of({g.name: int(rng.choice(g.grid)) for g in structure}), "refit")
+        evaluator(replace(ask, tier="stitch"))  # its entries are made
+        _, refit = timed(lambda ask=ask: evaluator(ask))
+        with torch.no_grad():
+            _, forward = timed(lambda: [task.outputs(evaluator.stitcher.model, batch) for batch in looked])
+        ratios.append(refit / forward)
+    return round(float(np.mean(ratios)), 2)
 
 
 def stitched(model: nn.Module, structure: Structure, database: LevelDatabase) -> float:
@@ -147,16 +173,17 @@ def peak() -> float:
 
 def show(rows: Mapping[str, Mapping[str, Any]]) -> None:
     """Tables of what there is, and how time and memory grow with a layer's width."""
-    print("| what | parameters, M | analysis, s | build, s | building, GB | database, MB | stitch, ms | load |")
-    print("|---|---|---|---|---|---|---|---|")
+    print("| what | parameters, M | analysis, s | build, s | building, GB | database, MB | stitch, ms | refit | load |")
+    print("|---|---|---|---|---|---|---|---|---|")
     for name, r in rows.items():
         if "failed" in r:
             print(f"| {name} | {r['failed']} |")
             continue
         millions, stitch = r["parameters"] / 1e6, 1e3 * r["stitch_s"]
+        refit = r.get("refit_over_forward", "")
         seconds = f"{r['analysis_s']:.1f} | {r['build_s']:.1f}"
         sizes = f"{r['build_gb']:.2f} | {r['bytes'] / 1e6:.0f}"
-        print(f"| {name} | {millions:.1f} | {seconds} | {sizes} | {stitch:.1f} | {r['load']} |")
+        print(f"| {name} | {millions:.1f} | {seconds} | {sizes} | {stitch:.1f} | {refit} | {r['load']} |")
     widths = [(int(n), r) for n, r in rows.items() if n.isdigit() and "failed" not in r and int(n) <= 1024]
     if len(widths) > 1:
         for key in ("build_s", "build_gb"):
