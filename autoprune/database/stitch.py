@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from autoprune.database.entries import Entry
 from autoprune.database.store import LevelDatabase
 from autoprune.policy import Policy
 from autoprune.structure import Structure
@@ -54,8 +55,10 @@ class Stitcher:
                 self._choose(name, new[name])
         self.policy = policy
         with torch.no_grad():
+            groups = {group for tensor in stale for group in self._compensated_for(tensor)}
+            entries = self.database.entries_at({group: new[group] for group in groups}, self.dense)
             for tensor in sorted(stale):
-                self.live[tensor].data = self._slice(tensor, self._filled(tensor, new))
+                self.live[tensor].data = self._slice(tensor, self._filled(tensor, entries))
         self._dirty.clear()
         if stale:
             set_attributes(self.model, self.structure)
@@ -128,17 +131,21 @@ class Stitcher:
         self._alive[start : start + count] = False
         self._alive[start + self.database.keep(group, width).to(self._alive.device)] = True
 
-    def _filled(self, tensor: str, widths: Mapping[str, int]) -> Tensor:
+    def _compensated_for(self, tensor: str) -> list[str]:
+        """Groups on whose widths the values of a tensor depend."""
+        return self._readers.get(tensor, []) + [group for group, _ in self._biases.get(tensor, [])]
+
+    def _filled(self, tensor: str, entries: Mapping[str, Entry]) -> Tensor:
         """The dense tensor with the compensated columns (or the shifted bias) of every narrowed group in place."""
         value = self.dense[tensor]
         for group in self._readers.get(tensor, ()):
-            entry = self.database.entry(group, widths[group], self.dense).get(f"weight|{tensor}")
+            entry = entries.get(group, {}).get(f"weight|{tensor}")
             if entry is not None:
                 value = value.clone() if value is self.dense[tensor] else value
                 dim = self._dims[group, tensor]
                 value.index_copy_(dim, self._columns(group, tensor, dim), entry.to(value))
         for group, weight in self._biases.get(tensor, ()):
-            shift = self.database.entry(group, widths[group], self.dense).get(f"shift|{weight}")
+            shift = entries.get(group, {}).get(f"shift|{weight}")
             value = value if shift is None else value + shift.to(value)
         return value
 

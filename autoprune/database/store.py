@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from torch import Tensor
@@ -41,13 +42,13 @@ class LevelDatabase:
         """Kept atoms, ascending, int64 [width]."""
         return self.levels[group].kept(width)
 
-    def entry(self, group: str, width: int, dense: Mapping[str, Tensor]) -> Entry:
-        """See `Levels.entry`; nothing at the dense width. `dense` are the weights that the database was built from."""
-        levels = self.levels[group]
-        if width == len(levels.order):
-            return {}
-        number = list(self.levels).index(group)
-        return self.entries.get(f"{number:04d}-{width}", lambda: levels.entry(width, dense))
+    def entries_at(self, widths: Mapping[str, int], dense: Mapping[str, Tensor]) -> dict[str, Entry]:
+        """See `Levels.entry`, by group; nothing of the dense width. `dense` are the weights that it was built from."""
+        numbers = {group: f"{i:04d}-{widths[group]}" for i, group in enumerate(self.levels) if group in widths}
+        narrow = {group: name for group, name in numbers.items() if widths[group] < len(self.levels[group].order)}
+        makers = {name: partial(self.levels[group].entry, widths[group], dense) for group, name in narrow.items()}
+        made = self.entries.get(makers)
+        return {group: made[name] for group, name in narrow.items()}
 
     def scores(self, structure: Structure) -> dict[str, FloatArray]:
         """The criterion's scores of every group of `structure`."""

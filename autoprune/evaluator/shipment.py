@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 from torch import nn
 
 from autoprune.costs._latency_table import LatencyTable
 from autoprune.database.batches import Parts, in_format
+from autoprune.database.entries import Entries
 from autoprune.database.levels import Levels
 from autoprune.database.store import LevelDatabase
 from autoprune.evaluator.memory import bound_kernel_cache, keep_blocks
 from autoprune.evaluator.prepared import fitted, prepared_model, prepared_parts
 from autoprune.evaluator.settings import Settings
 from autoprune.evaluator.tiers import TieredEvaluator
+from autoprune.files.held import SharedFolder
 from autoprune.files.machine import usable_cores
 from autoprune.protocols import Task
 from autoprune.structure import Structure
@@ -24,8 +28,8 @@ from autoprune.structure import Structure
 class Shipment:
     """An evaluator's parts on the CPU; called where it has arrived, it builds the evaluator on that machine's device.
 
-    Nothing writes to its tensors, so that the workers of a machine may share one copy. Entries that they make of the
-    database are each one's own, so that a worker keeps a core's share of the settings' memory.
+    Nothing writes to its tensors, so that the workers of a machine may share one copy. So they do the entries that they
+    make of the database, in a folder of that machine `named` for all that this shipment becomes.
     """
 
     task: Task
@@ -35,6 +39,7 @@ class Shipment:
     model: nn.Module
     parts: Parts
     latency: LatencyTable | None = None
+    named: str = field(default_factory=partial(secrets.token_hex, 8))
 
     @staticmethod
     def of(
@@ -57,6 +62,13 @@ class Shipment:
         keep_blocks()
         device = self.settings.torch_device
         model = in_format(self.model.to(device).eval(), self.parts.layout)
-        database = LevelDatabase.of(self.levels, self.settings.memory // usable_cores())
+        database = LevelDatabase(self.levels, self._entries())
         parts = fitted(self.parts, self.task, self.settings, model)
         return TieredEvaluator(self.task, self.structure, database, self.settings, model, self.latency, parts)
+
+    def _entries(self) -> Entries:
+        """Those of this machine, or a core's share of them where its temporary files cannot be written to."""
+        try:
+            return Entries(self.settings.memory, SharedFolder(self.named))
+        except OSError:
+            return Entries(self.settings.memory // usable_cores())

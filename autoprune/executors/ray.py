@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any, Literal
@@ -27,6 +29,8 @@ PATIENCE_S = 60.0
 """After so long without any worker the user is told that the cluster has no room."""
 IMPORTS_S = 60.0
 """How long a worker may import, beside the time for an ask."""
+GRACE_S = 2.0
+"""How long a worker may take to let go of its evaluator."""
 _COUNT = count()  # names of actors must differ between the executors of a process
 LOGS = "the workers' own messages are in Ray's logs and its dashboard"
 
@@ -171,8 +175,10 @@ class Ray:
         self._dispatch()
 
     def close(self) -> None:
-        """Stop all actors; the connection stays for whoever comes next."""
+        """Stop all actors; the connection stays for whoever comes next. Idle ones let go of what they hold first."""
         self._asks.clear()
+        with suppress(RayError, ConnectionError):
+            self._let_go()
         for worker in list(self._workers):
             self._stop(worker)
         self._parcel = None
@@ -238,6 +244,14 @@ class Ray:
         if kind == "raised":
             self._metrics.lost(worker.name)
         self._asks.answered(asked, kind, value)
+
+    def _let_go(self) -> None:
+        """Have the idle workers let go of their evaluators."""
+        under_way = [s.reference for w in self._workers for s in w.sent]
+        busy = ray.wait(under_way, num_returns=len(under_way), timeout=0)[1] if under_way else []
+        idle = [w for w in self._workers if not any(s.reference in busy for s in w.sent)]
+        if leaving := [w.actor.leave.remote() for w in idle]:
+            ray.wait(leaving, num_returns=len(leaving), timeout=GRACE_S)
 
     def _lose(self, worker: _Worker, reason: str) -> None:
         """Replace a dead or hung actor; its ask goes first in the queue, or fails after the last retry."""
@@ -332,6 +346,11 @@ class _Actor:
             return "broken", broken(_cause(error))
         one_thread()
         return "ready", ray.util.get_node_ip_address()
+
+    def leave(self) -> None:
+        """Let go of the evaluator and what it holds on this machine, which a process that is killed cannot."""
+        self._evaluate = None
+        gc.collect()
 
     def answer(self, ask: Ask) -> tuple[str, Evaluation]:
         """("done" or "raised", the evaluation)."""

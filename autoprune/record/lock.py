@@ -4,30 +4,14 @@ from __future__ import annotations
 
 import os
 import socket
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from autoprune.errors import InputError
+from autoprune.files.held import take
 
 LOCK = "study.lock"
-
-if sys.platform == "win32":
-    import msvcrt
-
-    FAR = 1 << 20
-    """Locks bind there: a byte behind the text, which others may read."""
-
-    def _take(descriptor: int) -> None:
-        os.lseek(descriptor, FAR, os.SEEK_SET)
-        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-        os.lseek(descriptor, 0, os.SEEK_SET)
-else:
-    import fcntl
-
-    def _take(descriptor: int) -> None:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 @contextmanager
@@ -47,12 +31,10 @@ def lock(folder: Path) -> int:
         InputError: another process uses the folder.
     """
     descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        _take(descriptor)
-    except OSError:
+    if not take(descriptor):
         holder = os.read(descriptor, 200).decode(errors="replace").strip() or "another process"
         os.close(descriptor)
-        raise InputError(f"{folder} is in use by {holder}; wait for it or choose another folder") from None
+        raise InputError(f"{folder} is in use by {holder}; wait for it or choose another folder")
     os.ftruncate(descriptor, 0)
     os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
     return descriptor

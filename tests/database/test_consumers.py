@@ -57,7 +57,7 @@ def test_a_consumer_of_too_many_columns_is_cut_between_atoms(monkeypatch: pytest
     database = build_database(model, w.structure, w.seen, plugins.load("criteria", "obs")())
     kept = database.keep(group.name, 4)
     weight = {"3.weight": model[3].weight.detach()}
-    entry = database.entry(group.name, 4, weight)
+    entry = database.entries_at({group.name: 4}, weight)[group.name]
     alone = {int(c.atoms[0]): least_squares(c, torch.isin(c.atoms, kept).nonzero()[:, 0]) for c in parts}
     full: Tensor = torch.cat([alone[a] for a in sorted(alone)], 2)
     expected = parts[0].reader.native(full, kept).float()

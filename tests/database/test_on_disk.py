@@ -26,7 +26,7 @@ def equal(one: LevelDatabase, other: LevelDatabase, w: World) -> bool:
     dense = {n: t.detach() for n, t in named_tensors(w.model).items()}
     for group in w.structure:
         for width in group.grid:
-            a, b = (d.entry(group.name, width, dense) for d in (one, other))
+            a, b = (d.entries_at({group.name: width}, dense).get(group.name, {}) for d in (one, other))
             if set(a) != set(b) or not all(torch.equal(a[k], b[k]) for k in a):
                 return False
             if not torch.equal(one.keep(group.name, width), other.keep(group.name, width)):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from contextlib import closing
@@ -21,11 +23,16 @@ from ray import cloudpickle
 from ray.cluster_utils import Cluster
 
 import autoprune
+from autoprune import plugins
+from autoprune.database.build import build_database
 from autoprune.errors import InputError
 from autoprune.evaluation import Ask, Evaluation
+from autoprune.evaluator.settings import Settings
+from autoprune.evaluator.shipment import Shipment
 from autoprune.executors._ray_cluster import _check_listening, connect
 from autoprune.executors.inline import Inline
 from autoprune.executors.ray import Ray
+from autoprune.files.held import PREFIX
 from autoprune.policy import Policy
 from autoprune.record.storage import JOURNAL
 from tests import killable_run
@@ -34,7 +41,7 @@ from tests.contracts.test_executors import ASKS, Crash
 from tests.families import FAMILIES
 from tests.ray_clusters import SLOT, NoRoom, OnNode, Shared, add_node, node_number, start_cluster
 from tests.run.test_resume import n_lines_of, recorded
-from tests.small import RandomTask
+from tests.small import RandomTask, world
 from tests.synthetic import MakeHills, chain
 
 pytestmark = RAY
@@ -77,6 +84,25 @@ def test_a_task_lent_from_python_is_searched_on_the_cluster_as_in_this_process(t
     assert [(p.policy, p.metrics) for p in run.front] == [(p.policy, p.metrics) for p in here.front]
     events = [json.loads(line) for line in (tmp_path / "ray" / "log.jsonl").read_text().splitlines()]
     assert "autoprune-" in next(e for e in events if e["event"] == "workers")["workers"][0]["name"]
+
+
+@pytest.mark.usefixtures("cluster")
+def test_workers_of_a_machine_share_entries_and_leave_nothing_of_them() -> None:
+    w = world("plain")
+    database = build_database(w.model, w.structure, w.seen, plugins.load("criteria", "obs")())
+    shipment = Shipment.of(w.task, w.structure, database, Settings(calibration=64, validation=32, device="cpu"))
+    folder = Path(tempfile.gettempdir()) / f"{PREFIX}{shipment.named}"
+    half = Policy.of({g.name: max(g.grid[0], g.width // 2) for g in w.structure.groups})
+    with closing(Ray(shipment, 2, resources=SLOT)) as executor:
+        losses, index = set[float](), itertools.count()
+        while not all(worker.done for worker in executor.workers()):
+            for _ in range(2):
+                executor.submit(next(index), Ask(half, "stitch"))
+            losses |= {e.loss for e in answers(executor, 2)}
+        assert len(losses) == 1
+        assert len(list(folder.glob("*.held"))) == 2
+        assert len(list(folder.glob("*.safetensors"))) == len(w.structure)
+    assert not folder.exists()
 
 
 @pytest.mark.usefixtures("cluster")
