@@ -34,6 +34,7 @@ NAMES = (
     *("tinynet_e", "lcnet_050", "mixnet_s", "rexnet_100", "mobileone_s0", "selecsls42", "inception_next_atto"),
     *("convnextv2_atto", "convnext_atto", "nf_resnet26", "edgenext_xx_small", "mobilevit_xxs", "poolformer_s12"),
     *("fastvit_t8", "starnet_s1", "repghostnet_050", "deit_tiny_patch16_224", "mixer_s32_224", "resmlp_12_224"),
+    *("cspdarknet53", "ghostnet_100", "inception_next_tiny"),
 )
 RESULTS = Path(__file__).parent / "results"
 SAMPLES = 2

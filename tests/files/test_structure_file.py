@@ -8,14 +8,16 @@ from pathlib import Path
 import pytest
 
 from autoprune.files.structure_file import load_structure, save_structure
-from autoprune.structure import Group, Op, Slice, Structure, TensorSpec
+from autoprune.structure import Group, Op, Size, Slice, Structure, TensorSpec
 
 WHOLE = Structure(
     (
         Group(
             "a", "channel", 4, (Slice("a.weight", 0, "produce"), Slice("b.weight", 1, "consume", 2, 3, 1, 1, 2)), (1, 4)
         ),
-        Group("c", "channel", 2, (Slice("c.weight", 0, "produce"),), (1, 2)),
+        Group(
+            "c", "channel", 2, (Slice("c.weight", 0, "produce"),), (1, 2), (Size("m.width", 4, 1, 2), Size("n.k", 2))
+        ),
     ),
     (
         Op(
