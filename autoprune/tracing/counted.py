@@ -1,9 +1,9 @@
 """Which whole numbers of a model's modules count channels, by experiment: one is changed, and a cut is seen to move.
 
-`x[:, : self.width]` does not shrink with x. A module's forward is run alone, on a copy without values, with one of its
-numbers smaller by one. Where the first call that differs is one that cuts channels, the number counts those up to the
-cut, and becomes a side of its own whose positions go together with them. A hypothesis as every tie: the certificate
-decides.
+`x[:, : self.width]` does not shrink with x. A module's forward is run alone, on a copy (without values, if it can be),
+with one of its numbers smaller by one. Where the first call that differs is one that cuts channels, the number counts
+those up to the cut, and becomes a side of its own whose positions go together with them. A hypothesis as every tie: the
+certificate decides.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from autoprune.tracing.copies import quiet_random_state, shadow
+from autoprune.tracing.copies import private_copy, quiet_random_state, shadow
 from autoprune.tracing.inputs import call_model, on_device
 from autoprune.tracing.labelled import Call, Labelled
 from autoprune.tracing.labels import thinned
@@ -44,16 +44,16 @@ class _Entered:
 def tie_sizes(model: nn.Module, inputs: Sequence[Any], known: Labelled, calls: Sequence[Call]) -> bool:
     """Tie the numbers of `model` to the channels that they count; whether there are any.
 
-    `calls` are the cuts of the pass that gave the labels. A model that does not run without values has none.
+    `calls` are the cuts of the pass that gave the labels.
     """
-    found = False
-    with suppress(Exception):  # some forwards need values, or their device
-        unreal = shadow(model)
-        cuts, entered = _entries(unreal, on_device(inputs, "meta"))
-        if cuts == [cut_of(c.name, c.named) for c in calls]:
-            for name, entry in entered.items():
-                found |= _tie_module(name, entry, cuts, known, calls)
-    return found
+    seen = [cut_of(c.name, c.named) for c in calls]
+    for device in ("meta", "cpu"):  # some forwards need values; elsewhere a wrong index would cost the whole process
+        with suppress(Exception):
+            twin = shadow(model) if device == "meta" else private_copy(model)
+            cuts, entered = _entries(twin, on_device(inputs, device))
+            if cuts == seen:
+                return any([_tie_module(name, entry, cuts, known, calls) for name, entry in entered.items()])
+    return False
 
 
 def cut_of(name: str, named: Mapping[str, Any]) -> Cut | None:
