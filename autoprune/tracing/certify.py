@@ -51,20 +51,21 @@ def _most(width: int, number: int) -> Sequence[int]:
     return range(1, width) if number % 2 else range(width - 1)
 
 
-def _one(width: int, number: int) -> Sequence[int]:
-    return [0] if number % 2 else [width - 1]
+def _few(width: int, number: int) -> Sequence[int]:
+    """One atom, or two, in turn: what is as wide must be free to be as narrow, or narrower."""
+    kept = 2 if width > 2 and number // (width - 1) % 2 else 1
+    return range(kept) if number % 2 else range(width - kept, width)
 
 
 def _some(width: int, number: int) -> Sequence[int]:
-    """Atoms by chance, an odd number where that can be, lest a fixed split fits by luck."""
-    rng = np.random.default_rng([width, number])
-    kept = min(int(rng.integers(1, width)) | 1, width - 1)
-    return sorted(int(a) for a in rng.permutation(width)[:kept])
+    """Atoms by chance, in another number for each group of a width, lest those hold that must be as wide as others."""
+    kept = 1 + (width // 2 + number) % (width - 1)
+    return sorted(int(a) for a in np.random.default_rng([width, number]).permutation(width)[:kept])
 
 
 RULES: tuple[tuple[Rule, ...], ...] = (
     (lambda width, number: range(width // 2, width), lambda width, number: range(0, width, 2), _most),
-    (lambda width, number: range(width // 2), lambda width, number: _most(width, number + 1), _one, _some),
+    (lambda width, number: range(width // 2), lambda width, number: _most(width, number + 1), _few, _some),
 )
 """What stays, by set of weights. The halves come first: every atom goes once and every position holds another one."""
 
@@ -276,7 +277,9 @@ def _holds(twin: nn.Module, look: Look, groups: Sequence[Group]) -> bool:
     """Whether removing some of all groups is masking them at the size that was given, in the model's own precision."""
     scramble(twin, 0)
     full = Certifier(twin, look.example, look.ops, look.example, True, SINGLE)
-    return not groups or not full.complaint(groups, {g.name: tuple(_some(g.width, 0)) for g in groups}, False)
+    return not groups or not full.complaint(
+        groups, {g.name: tuple(_some(g.width, i)) for i, g in enumerate(groups)}, False
+    )
 
 
 @contextmanager

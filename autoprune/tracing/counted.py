@@ -8,7 +8,7 @@ certificate decides.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -41,19 +41,66 @@ class _Entered:
     begun: int
 
 
-def tie_sizes(model: nn.Module, inputs: Sequence[Any], known: Labelled, calls: Sequence[Call]) -> bool:
-    """Tie the numbers of `model` to the channels that they count; whether there are any.
+@dataclass(frozen=True, slots=True)
+class Marked:
+    """A call that cuts, and the labels of the tensor in which its numbers count: of a view, else of what it cuts."""
 
-    `calls` are the cuts of the pass that gave the labels.
-    """
-    seen = [cut_of(c.name, c.named) for c in calls]
+    call: Call
+    labels: Tensor | None
+
+    @staticmethod
+    def of(call: Call, known: Labelled) -> Marked | None:
+        """None for a call that cuts nothing."""
+        if call.name not in CUTS:
+            return None
+        x = call.outputs[0] if "view" in call.name else call.named["input" if call.name == "convolution" else "self"]
+        return Marked(call, known.of(x))
+
+    def place(self, i: int, labels: Tensor) -> tuple[int, int]:
+        """Dimension, and the position behind the last one that number `i` of the call counts."""
+        named, name = self.call.named, self.call.name
+        if name == "convolution":
+            return 1, named["groups"]
+        if "view" in name:
+            return i, labels.shape[i]
+        dim = named.get("dim", 0) % labels.dim()
+        if name == "slice":
+            given = named.get(("start", "end")[i]) or 0
+            return dim, labels.shape[dim] if given < 0 else given
+        return dim, named["split_size"] if name in SPLITS else sum(named["split_sizes"][: i + 1])
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """A number that counts: where it is held, its value, what a channel counts for, and in which number of a call."""
+
+    attribute: str
+    index: int | None
+    value: int
+    each: int
+    where: Marked
+    place: int
+
+
+def counted(model: nn.Module, inputs: Sequence[Any], marks: Sequence[Marked]) -> list[Counted]:
+    """The numbers of `model` that say where the calls `marks`, all that cut in one pass, cut."""
+    seen = [cut_of(m.call.name, m.call.named) for m in marks]
     for device in ("meta", "cpu"):  # some forwards need values; elsewhere a wrong index would cost the whole process
         with suppress(Exception):
             twin = shadow(model) if device == "meta" else private_copy(model)
             cuts, entered = _entries(twin, on_device(inputs, device))
             if cuts == seen:
-                return any([_tie_module(name, entry, cuts, known, calls) for name, entry in entered.items()])
-    return False
+                return [found for name, entry in entered.items() for found in _in_module(name, entry, cuts, marks)]
+    return []
+
+
+def tie_counted(known: Labelled, found: Sequence[Counted], merge: bool = False) -> bool:
+    """Tie numbers to the channels that they count; whether any was.
+
+    With `merge` it is the turn of those that count rows of channels (`x.view(-1, self.channels, 4, 4)`), each of which
+    then goes together.
+    """
+    return any([_tie(known, one, merge) for one in found])
 
 
 def cut_of(name: str, named: Mapping[str, Any]) -> Cut | None:
@@ -114,21 +161,15 @@ def _hooks(
     return enter, leave
 
 
-def _tie_module(name: str, entry: _Entered, cuts: Sequence[Cut], known: Labelled, calls: Sequence[Call]) -> bool:
-    found = False
+def _in_module(name: str, entry: _Entered, cuts: Sequence[Cut], marks: Sequence[Marked]) -> Iterator[Counted]:
     for attribute, index, value in list(numbers_in(entry.module)):
         moved = _moved(entry, attribute, index, value, 1, cuts)
-        if moved is None:
-            continue
-        at, places = moved
+        at, places = moved or (0, ())
         for i in places:
             count = cuts[at][1][i]
-            each = 1 if _counts(calls[at], value, count) else value // count
-            if each > 1 and (value % count or _moved(entry, attribute, index, value, each, cuts) != moved):
-                continue
-            path = f"{name}.{attribute}" if name else attribute
-            found |= _tie(known, calls[at], i, known.places.labels((path, "size", index), value), each)
-    return found
+            each = 1 if _counts(marks[at].call, value, count) else value // count
+            if each == 1 or (value % count == 0 and _moved(entry, attribute, index, value, each, cuts) == moved):
+                yield Counted(f"{name}.{attribute}" if name else attribute, index, value, each, marks[at], i)
 
 
 def _counts(call: Call, value: int, count: int) -> bool:
@@ -157,37 +198,21 @@ def _moved(
     return None
 
 
-def _tie(known: Labelled, call: Call, i: int, side: Tensor, each: int) -> bool:
-    """Tie the positions of a number to the channels that it counts in number `i` of a call."""
-    x, dim, end = _place(call, i)
-    labels = known.of(x)
+def _tie(known: Labelled, one: Counted, merge: bool) -> bool:
+    """Tie the positions of a number to the channels that it counts."""
+    labels = one.where.labels
     if labels is None:
         return False
-    dim %= labels.dim()
+    dim, end = one.where.place(one.place, labels)
     thin = thinned(labels, range(labels.dim()))
-    if thin.shape[dim] < 2 or thin.numel() > thin.shape[dim]:  # no channels lie there, or others beside them
+    if thin.shape[dim] < 2 or merge != (thin.numel() > thin.shape[dim]):  # no channels lie there, or others beside them
         return False
-    vector, count = thin.reshape(-1), len(side) // each
-    counted = vector[max(end - count, 0) : end]
-    if len(counted) < count or not bool(counted.any()):
+    vector, count = thin.movedim(dim, 0).reshape(thin.shape[dim], -1), one.value // one.each
+    chosen = vector[max(end - count, 0) : end, 0]
+    if len(chosen) < count or not bool(chosen.any()):
         return False
-    known.places.tie(counted.repeat(each), side)
-    if call.name in SPLITS and len(vector) % count == 0:
-        known.places.tie(counted, vector.reshape(-1, count))
+    known.places.merge(vector, [1])
+    known.places.tie(chosen.repeat(one.each), known.places.labels((one.attribute, "size", one.index), one.value))
+    if one.where.call.name in SPLITS and len(vector) % count == 0:
+        known.places.tie(chosen, vector[:, 0].reshape(-1, count))
     return True
-
-
-def _place(call: Call, i: int) -> tuple[Tensor, int, int]:
-    """Tensor, dimension and the position behind the last one that number `i` of a call counts."""
-    x: Tensor = call.named["input" if call.name == "convolution" else "self"]
-    dim = call.named.get("dim", 0)
-    if call.name == "convolution":
-        return x, 1, call.named["groups"]
-    if call.name == "slice":
-        given = call.named.get(("start", "end")[i]) or 0
-        return x, dim, x.shape[dim] if given < 0 else given
-    if call.name in SPLITS:
-        return x, dim, call.named["split_size"]
-    if call.name == "split_with_sizes":
-        return x, dim, sum(call.named["split_sizes"][: i + 1])
-    return call.outputs[0], i, call.outputs[0].shape[i]

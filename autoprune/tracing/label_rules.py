@@ -103,8 +103,13 @@ def _all(known: Labelled, value: Any) -> Any:
 
 
 def _copy(known: Labelled, call: Call) -> None:
-    """Values are written into a tensor; where that is a view, into a part of what it looks at."""
+    """Values are written into a tensor; where that is a view, into a part of what it looks at.
+
+    What was there is gone, but there must be as much of it.
+    """
     target, source = call.named["self"], _all(known, call.named["src"])
+    if (there := known.of(target)) is not None:
+        known.places.meet(target.shape, [(there, target), (source, call.named["src"])])
     labels, base = source.expand(target.shape), target._base
     if base is not None and base.is_contiguous():
         whole = _all(known, base).clone(memory_format=torch.contiguous_format)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from autoprune.tracing.copies import quiet_random_state
-from autoprune.tracing.counted import cut_of, tie_sizes
+from autoprune.tracing.counted import Marked, counted, tie_counted
 from autoprune.tracing.couple import Closure
 from autoprune.tracing.inputs import call_model
 from autoprune.tracing.label_rules import contract, follow
@@ -31,14 +31,19 @@ TURNS = frozenset({"t", "transpose", "permute", "detach", "alias", "view", "_uns
 def probed(model: nn.Module, inputs: Sequence[Any]) -> tuple[tuple[Closure, ...], ...]:
     """One closure for every side of a layer that channels meet; `model` is a private copy and is left as it was.
 
-    Where numbers of its modules count channels there are two such hypotheses: first with these, then without.
+    Where numbers of its modules count channels there are several such hypotheses: with these, without, and with those
+    that count rows of channels.
     """
     probe = Probe(model)
     with quiet_random_state(0), torch.no_grad(), probe:
         call_model(model, inputs)
-    plain = probe.known.places.closures()
-    counted = tie_sizes(model, inputs, probe.known, probe.cuts)
-    return (probe.known.places.closures(), plain) if counted else (plain,)
+    ways, places = [probe.known.places.closures()], probe.known.places
+    numbers = counted(model, inputs, probe.cuts)
+    if tie_counted(probe.known, numbers):
+        ways.insert(0, places.closures())
+    if tie_counted(probe.known, numbers, merge=True):
+        ways.append(places.closures())
+    return tuple(ways)
 
 
 class Probe(TorchDispatchMode):
@@ -47,16 +52,16 @@ class Probe(TorchDispatchMode):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.known = Labelled(model)
-        self.cuts: list[Call] = []
+        self.cuts: list[Marked] = []
         self._matrices: dict[int, tuple[Tensor, Tensor, bool]] = {}  # views of weights, theirs, whether transposed
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         call = Call.of(func, args, kwargs or {}, result)
-        if cut_of(call.name, call.named) is not None:
-            self.cuts.append(call)
         with torch.no_grad():
             self._follow(call)
+        if (marked := Marked.of(call, self.known)) is not None:
+            self.cuts.append(marked)
         return result
 
     def _follow(self, call: Call) -> None:

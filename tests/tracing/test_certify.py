@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from autoprune.structure import Group, Slice
+from autoprune.structure import Group, Size, Slice
 from autoprune.tracing.analyze import analyze
 from autoprune.tracing.certify import RULES, Certifier, masked_in_place
 from autoprune.tracing.inputs import few_samples
@@ -91,6 +91,33 @@ def test_the_trials_remove_every_atom_and_leave_several_widths() -> None:
         assert {1, width - 1} <= {len(k) for k in kept}
         assert any(0 not in k for k in kept)
         assert any(width - 1 not in k for k in kept)
+
+
+class Overwritten(nn.Module):
+    """The first channels give way to what is made of them, of which there must be as many."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = 4
+        self.a, self.b, self.c = nn.Linear(3, 9), nn.Linear(4, 4), nn.Linear(9, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        x[:, : self.first] = self.b(x[:, : self.first].clone())
+        return self.c(x)
+
+
+def test_groups_that_must_be_as_wide_as_each_other_do_not_hold_apart() -> None:
+    def group(name: str, reader: str, *sizes: Size) -> Group:
+        made = [Slice(f"{name}.{tensor}", 0, "produce") for tensor in ("weight", "bias")]
+        return Group(name, "channel", 4, (*made, Slice(f"{reader}.weight", 1, "consume")), (4,), sizes)
+
+    model, x = Overwritten().eval(), (torch.randn(2, 3),)
+    ops = analyze(model, x).ops
+    given, written = group("a", "b", Size("first", 4)), group("b", "c")
+    assert Certifier.of(model, few_samples(model, x), ops).failures([given, written])
+    both = replace(given, slices=(*given.slices, *written.slices))
+    assert not Certifier.of(model, few_samples(model, x), ops).failures([both])
 
 
 def test_a_wrong_group_is_named_and_the_right_ones_hold() -> None:

@@ -204,6 +204,47 @@ class Gated(nn.Module):
         return self.c(torch.sigmoid(gate) * torch.cat([plain, self.b(more)], 1))
 
 
+class Decoder(nn.Module):
+    """What a linear layer makes is laid out as a map of a number of channels."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.channels = width
+        self.a, self.c = nn.Linear(192, width * 16), conv(width, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c(F.relu(self.a(x.flatten(1))).view(-1, self.channels, 4, 4))
+
+
+class Grouped(nn.Module):
+    """A shuffle by a number of groups, which is none of channels."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.groups = 2
+        self.a, self.b, self.c = conv(3, width), conv(width, width, groups=2), conv(width, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.a(x))
+        n, c, h, w = x.shape
+        x = x.view(n, self.groups, c // self.groups, h, w).transpose(1, 2).reshape(n, c, h, w)
+        return self.c(F.relu(self.b(x)))
+
+
+class Written(nn.Module):
+    """The first channels are overwritten by what is made of them."""
+
+    def __init__(self, width: int, first: int) -> None:
+        super().__init__()
+        self.first = first
+        self.a, self.b, self.c = conv(3, width), conv(first, first), conv(width, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.a(x)).clone()
+        x[:, : self.first] = self.b(x[:, : self.first].clone())
+        return self.c(x)
+
+
 class Between(nn.Module):
     """The number of a middle part counts from where that of the first one ends."""
 
@@ -243,6 +284,9 @@ KINDS = {
     "flat": Kind(lambda: Flat(6), {"1.a": (Size("1.values", 96, each=16),)}),
     "handed": Kind(lambda: Handed(9, 4), {"1.a": (Size("1.first", 4),)}),
     "placed": Kind(lambda: Placed(Partial(9, 4)), {"1.inner.a": (Size("1.inner.first", 4),), "1.inner.a#2": ()}),
+    "decoder": Kind(lambda: Decoder(6), {"1.a": (Size("1.channels", 6),)}),
+    "grouped": Kind(lambda: Grouped(12), {"1.a": (), "1.b": ()}),
+    "written": Kind(lambda: Written(9, 4), {"1.a": (Size("1.first", 4),), "1.a#2": ()}),
     "between": Kind(Between, {"1.a": (Size("1.first", 3),), "1.a#2": (Size("1.second", 4),), "1.a#3": ()}),
     "gated": Kind(
         lambda: Gated(7, 3),
