@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from autoprune.application.loader import load_applied as load_applied
     from autoprune.application.loader import save as save
     from autoprune.comparison.comparison import compare as compare
+    from autoprune.families import analyze as analyze
     from autoprune.files.job import Job as Job
     from autoprune.files.policy_file import load_front as load_front
     from autoprune.pareto import pareto_front as pareto_front
@@ -23,13 +24,12 @@ if TYPE_CHECKING:
     from autoprune.run.run import search as search
     from autoprune.structure import Structure as Structure
     from autoprune.tasks._wrap import task as task
-    from autoprune.tracing.analyze import analyze as analyze
 
 _HOMES = {
     "Job": "files.job",
     "Policy": "policy",
     "Structure": "structure",
-    "analyze": "tracing.analyze",
+    "analyze": "families",
     "apply": "application.apply",
     "compare": "comparison.comparison",
     "load": "application.loader",

@@ -23,6 +23,7 @@ Folder = Literal[
     "exports",
     "runtimes",
     "recovery",
+    "families",
 ]
 FOLDERS: tuple[Folder, ...] = get_args(Folder)
 SINGULAR = {
@@ -31,6 +32,7 @@ SINGULAR = {
     "losses": "loss",
     "exports": "export format",
     "recovery": "recovery",
+    "families": "family",
 }
 WANTED: Mapping[Folder, str] = {
     "criteria": "a class C(**options) whose instances map (model, groups, task) to {group: scores [width]}, all "
@@ -47,6 +49,7 @@ WANTED: Mapping[Folder, str] = {
     "runtimes": "a function (model, inputs, threads) -> callable, or a class without arguments of such",
     "recovery": "a class R(**options) whose instances map (model, dense, task, steps, seed) to an iterator of "
     "Progress, training the model in place and leaving it in eval mode between steps",
+    "families": "a class without arguments that has traced and parts(name, module), which gives Heads and Neurons",
 }
 """What a protocol wants of a plug-in, in the words that follow "it must be" in an error."""
 OPTUNA_FILE = "optuna_bridge"

@@ -13,6 +13,7 @@ from autoprune.errors import InputError, did_you_mean
 from autoprune.structure import Group, Structure
 
 Step = int | Literal["auto"]
+AUTO = "auto"
 WIDTHS, WIDE, WIDE_STEP = 32, 128, 8
 """`auto` leaves so many widths at most; from so many atoms on a step has so many channels at least (ALGORITHMS 2a)."""
 OVERRIDABLE = ("max_sparsity", "multiple_of")
@@ -22,12 +23,12 @@ OVERRIDABLE = ("max_sparsity", "multiple_of")
 class Space:
     """The searched part of a structure. Globs speak of group names; a later override wins over an earlier one.
 
-    `granularity` lists the kinds that are searched, `max_sparsity` is the largest share of a group's atoms that may
+    `granularity` lists the kinds that are searched, `auto` all structured ones that the model has, `max_sparsity` is the largest share of a group's atoms that may
     go, `multiple_of` the step of the widths in channels (`auto` leaves at most 32 widths a group), `overrides` maps a
     glob to other values of these two.
     """
 
-    granularity: tuple[str, ...] = ("channel",)
+    granularity: tuple[str, ...] = (AUTO,)
     include: tuple[str, ...] = ("*",)
     exclude: tuple[str, ...] = ()
     multiple_of: Step = "auto"
@@ -81,7 +82,7 @@ def restrict(structure: Structure, space: Space) -> Structure:
 
 def _left_out(group: Group, space: Space) -> str | None:
     """Why the group is not searched, or None."""
-    if group.kind not in space.granularity:
+    if group.kind not in space.granularity and space.granularity != (AUTO,):
         return f"its kind is {group.kind}, the job searches {', '.join(space.granularity)} (space.granularity)"
     if not any(fnmatchcase(group.name, glob) for glob in space.include):
         return "not among space.include"
@@ -135,10 +136,10 @@ def _check_globs(structure: Structure, space: Space) -> None:
 
 
 def _check_kinds(structure: Structure, space: Space) -> None:
-    """Of several kinds each must be there: one that is asked for in vain would go unnoticed."""
+    """Each kind must be there: one that is asked for in vain would go unnoticed."""
     there = {group.kind for group in structure.groups}
-    lost = [kind for kind in space.granularity if kind not in there]
-    if lost and len(space.granularity) > 1:
+    lost = [kind for kind in space.granularity if kind not in (*there, AUTO)]
+    if lost:
         had = ", ".join(sorted(there))
         raise InputError(f"space.granularity: the model has no groups of kind {', '.join(lost)}; it has {had}")
 

@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 from autoprune.errors import InputError, did_you_mean
 
 Role = Literal["produce", "carry", "consume"]
-FINGERPRINT_VERSION = 4
+FINGERPRINT_VERSION = 5
 """To be raised whenever the same model gets another fingerprint: more is found in it, or more of it is hashed."""
 Kind = Literal["channel", "head", "kv_group", "neuron", "block", "weight"]
 
@@ -110,7 +110,8 @@ class Op:
     """One operation of the cost polynomial: MACs a sample = positions * numel(weight) at the current widths.
 
     `positions` sums over all calls in one forward pass: output positions of a conv, input positions of a transposed
-    conv, rows of a linear; an operation without a weight has `weight=None` and `positions` constant MACs.
+    conv, rows of a linear; an operation without a weight has `weight=None` and `positions` MACs, constant or, where it
+    names a group, in proportion to that one's width (the products of an attention to its heads).
     `tensors` are the parameters and buffers that the module owns; each tensor belongs to exactly one Op.
     """
 

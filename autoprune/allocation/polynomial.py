@@ -10,7 +10,7 @@ import numpy as np
 from autoprune.errors import InputError
 from autoprune.policy import IntArray
 from autoprune.protocols import FloatArray
-from autoprune.structure import Group, Structure, TensorSpec
+from autoprune.structure import Group, Op, Structure, TensorSpec
 
 Affine = tuple[int, tuple[tuple[int, int], ...]]
 """A size as a function of the widths: constant + sum of coefficient * widths[group]."""
@@ -72,7 +72,7 @@ def macs_polynomial(structure: Structure) -> Polynomial:
     terms: list[tuple[int, tuple[Affine, ...]]] = []
     for op in structure.ops:
         if op.weight is None:
-            terms.append((op.positions, ()))
+            terms.append(_products(op, structure))
         elif op.positions:
             if op.weight not in specs:
                 raise InputError(f"operation {op.name!r}: no operation owns its weight {op.weight!r}")
@@ -85,6 +85,14 @@ def numel_polynomial(structure: Structure, weight_of: Callable[[TensorSpec], int
     size = _sizes(structure)
     specs = [spec for op in structure.ops for spec in op.tensors]
     return Polynomial(len(structure), [_numel(spec, weight_of(spec), size) for spec in specs if weight_of(spec)])
+
+
+def _products(op: Op, structure: Structure) -> tuple[int, tuple[Affine, ...]]:
+    """The term of an operation without a weight: in proportion to its group's width, constant where none is searched."""
+    index = next((i for i, g in enumerate(structure.groups) if g.name in op.groups), None)
+    if index is None:
+        return op.positions, ()
+    return op.positions // structure.groups[index].width, ((0, ((index, 1),)),)
 
 
 def _numel(spec: TensorSpec, coefficient: int, size: dict[tuple[str, int], Affine]) -> tuple[int, tuple[Affine, ...]]:

@@ -136,17 +136,17 @@ def inspect(
     set_: SetOption = None,
 ) -> dict[str, Any] | None:
     """Show groups, widths, their share of the MACs, and what is frozen and why."""
+    from autoprune.families import analysed
     from autoprune.run.inspection import inspect_facts
     from autoprune.run.setting import idle_words
     from autoprune.space import restrict
-    from autoprune.tracing.analyze import analyzed
 
     the_job = _load(job, set_)
     if sensitivity:
         facts = _sensitivity(the_job, out, json_)
     else:
         task = the_job.build_task()
-        found = analyzed(task.build(), task.example_inputs())
+        found = analysed(task.build(), task.example_inputs(), kinds=the_job.space.kinds)
         facts = inspect_facts(restrict(found.structure, the_job.search_space()), task)
         facts["said"] = [*filter(None, (found.said, idle_words(the_job)))]
     return facts if json_ else _shown(print_inspect, facts)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from autoprune.protocols import Batch, Task, finished
-from autoprune.tracing.calls import outputs_at, parse_call, pick_positions, rows, spatial_count
+from autoprune.tracing.calls import LINEAR, outputs_at, parse_call, pick_positions, rows, spatial_count
 
 POSITIONS = 64
 """Output positions of a conv sampled per image: the Gram of 512 images then has 32 768 rows."""
@@ -74,7 +74,7 @@ class _Collector(TorchFunctionMode):
         if call is not None and (name := self.names.get(id(call.weight))) is not None:
             positions = pick_positions(spatial_count(call.kind, out), POSITIONS, seed=0)
             y = outputs_at(call.kind, out if call.bias is None else out - _spread(call.bias, out, call.kind), positions)
-            taps = math.prod(call.weight.shape[2:]) if call.kind != "linear" else 1
+            taps = math.prod(call.weight.shape[2:])
             self.add(name, taps, rows(call, positions), y)
         return out
 
@@ -103,4 +103,4 @@ class _Collector(TorchFunctionMode):
 
 def _spread(bias: Tensor, y: Tensor, kind: str) -> Tensor:
     """A bias that broadcasts over the output `y`."""
-    return bias if kind == "linear" else bias.view(-1, *[1] * (y.dim() - 2))
+    return bias if kind in LINEAR else bias.view(-1, *[1] * (y.dim() - 2))

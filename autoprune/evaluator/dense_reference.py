@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 from autoprune.evaluator.precision import Precision, computing, exactly, widened
 from autoprune.evaluator.top_classes import TopClasses
 from autoprune.protocols import Batch, Task
-from autoprune.tracing.calls import ADDS, outputs_at, parse_call, parse_norm, pick_positions, spatial_count
+from autoprune.tracing.calls import ADDS, outputs_at, parse_call, parse_norm, pick_positions, spatial_count, undropped
 from autoprune.tracing.outputs import faithful
 from autoprune.tracing.wiring import Site, batch_norms
 
@@ -135,6 +135,8 @@ class _Watch(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if (same := undropped(func, args, kwargs)) is not None:
+            return same
         opened = [self.open.pop(id(a)) for a in args if isinstance(a, Tensor) and id(a) in self.open]
         norm = parse_norm(func, args, kwargs)
         if norm is not None and id(norm.mean) in self.norms:

@@ -30,9 +30,11 @@ from autoprune.evaluator.precision import computed_dtype, exactly, widened
 from autoprune.evaluator.ridge import Rows, ridge_over
 from autoprune.tracing.calls import (
     ADDS,
+    LINEAR,
     Call,
     NormCall,
     from_matrix,
+    kept_dim,
     output_count,
     outputs_at,
     parse_call,
@@ -41,6 +43,7 @@ from autoprune.tracing.calls import (
     rows,
     run_folded,
     to_matrix,
+    undropped,
 )
 from autoprune.tracing.wiring import Site, batch_norms
 
@@ -145,6 +148,8 @@ class Refit(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if (same := undropped(func, args, kwargs)) is not None:
+            return same
         held = next((self.waiting[id(a)] for a in args if isinstance(a, Tensor) and id(a) in self.waiting), None)
         if held is not None:
             return self._with_placeholder(held, func, args, kwargs)
@@ -254,10 +259,8 @@ class Refit(TorchFunctionMode):
 
     def _kept_rows(self, site: Site) -> Tensor | None:
         """Kept outputs of a weight."""
-        if site.kind != "transposed":
-            return self.stitcher.kept(site.weight, 0)
-        kept = self.stitcher.kept(site.weight, 1)
-        if kept is None or site.groups == 1:
+        kept = self.stitcher.kept(site.weight, kept_dim(site.kind))
+        if kept is None or site.groups == 1 or site.kind != "transposed":
             return kept
         wide = self.stitcher.dense[site.weight].shape[1]
         return (torch.arange(site.groups, device=kept.device)[:, None] * wide + kept).flatten()
@@ -282,8 +285,8 @@ class _Waiting:
 
 def _placeholder(call: Call) -> Tensor:
     """A tensor of the call's output shape that costs neither memory nor time."""
-    if call.kind == "linear":
-        shape = (*call.x.shape[:-1], len(call.weight))
+    if call.kind in LINEAR:
+        shape = (*call.x.shape[:-1], call.weight.shape[kept_dim(call.kind)])
     else:
         kwargs = {k: v for k, v in (call.kwargs or {}).items() if k not in ("weight", "bias")}
         shape = tuple(call.func(call.x.to("meta"), call.weight.to("meta", call.x.dtype), None, **kwargs).shape)

@@ -23,8 +23,8 @@ from autoprune.files.machine import machine_memory, usable_cores
 from autoprune.files.part import Part
 from autoprune.protocols import Budget, Direction
 
-GRANULARITIES = ("channel",)
-LATER = ("auto", "head", "kv_group", "neuron", "block", "bits", "weight")
+GRANULARITIES = ("auto", "channel", "head", "kv_group", "neuron")
+LATER = ("block", "bits", "weight")
 """Kinds that policy files may know and this version does not search."""
 DEFAULT_AT = (0.7, 0.5, 0.3)
 RAY_ONLY = ("address", "resources", "runtime_env")
@@ -60,9 +60,9 @@ class OverridePart(Part):
 
 
 class SpacePart(Part):
-    """Which groups are searched and at which widths: in steps of `multiple_of` channels, `auto` at most 32 a group."""
+    """Which groups are searched, `auto` all kinds that there are, at which widths: steps of `multiple_of` channels, `auto` at most 32 a group."""
 
-    granularity: str | tuple[str, ...] = "channel"
+    granularity: str | tuple[str, ...] = "auto"
     include: tuple[str, ...] = ("*",)
     exclude: tuple[str, ...] = ()
     multiple_of: Step = "auto"
@@ -78,6 +78,8 @@ class SpacePart(Part):
                 raise ValueError(f"unknown granularity {word!r}; {did_you_mean(word, GRANULARITIES)}")
         if len(set(self.kinds)) < len(self.kinds):
             raise ValueError(f"granularity names a kind twice: {', '.join(self.kinds)}")
+        if "auto" in self.kinds and len(self.kinds) > 1:
+            raise ValueError("granularity: auto stands alone, it is all kinds that the model has")
         if not self.kinds:
             raise ValueError(f"granularity lists nothing; allowed: {', '.join(GRANULARITIES)}")
         return self

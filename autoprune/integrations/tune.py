@@ -24,6 +24,7 @@ from ray import tune
 
 from autoprune.errors import InputError, RunError
 from autoprune.evaluation import Ask, Evaluation
+from autoprune.families import analyze
 from autoprune.files.job import Job
 from autoprune.policy import Policy
 from autoprune.protocols import EvaluatorFactory, Problem
@@ -31,7 +32,6 @@ from autoprune.record.folder import make_folder
 from autoprune.run.prepare import prepare
 from autoprune.samplers.optuna_bridge import TARGET, Knobs, knob
 from autoprune.space import restrict
-from autoprune.tracing.analyze import analyze
 
 AnyJob = Job | str | Path | Mapping[str, Any]
 
@@ -72,7 +72,7 @@ def param_space(job: AnyJob, at: float | None = None) -> dict[str, Any]:
     """
     job = as_job(job)
     task, budget = job.build_task(), job.budget.plain()
-    structure = restrict(analyze(task.build(), task.example_inputs()), job.search_space())
+    structure = restrict(analyze(task.build(), task.example_inputs(), kinds=job.space.kinds), job.search_space())
     if at is not None and not budget.low <= at <= budget.high:
         raise InputError(f"at must lie in the job's budget range [{budget.low:g}, {budget.high:g}], not {at}")
     space: dict[str, Any] = {knob(group.name): tune.randint(0, len(group.grid)) for group in structure.groups}

@@ -14,11 +14,11 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from autoprune import plugins, structure, tracing
+from autoprune import families, plugins, structure, tracing
 from autoprune.errors import RunError
 from autoprune.files.structure_file import load_structure, save_structure
 from autoprune.structure import Structure
-from autoprune.tracing.analyze import Analysis, analyzed
+from autoprune.tracing.analyze import Analysis
 from autoprune.tracing.fingerprint import weights_fingerprint
 from autoprune.tracing.inputs import described
 
@@ -57,7 +57,7 @@ def kept_analysis(model: nn.Module, example_inputs: Any, kinds: Sequence[str], f
     found = load_structure(_file(folder, key), key)
     if found is not None:
         return Kept(Analysis(found, 0, (), 0.0), _file(folder, key), key, weights)
-    made = Kept(analyzed(model, example_inputs), _file(folder, key), key, weights)
+    made = Kept(families.analysed(model, example_inputs, kinds=kinds), _file(folder, key), key, weights)
     if made.analysis.said:
         made.keep()
     return made
@@ -89,7 +89,7 @@ def _seen(model: nn.Module, example_inputs: Any, weights: str) -> str:
 @cache
 def _version() -> str:
     """What the analysis itself depends on: its source, and the libraries that trace."""
-    files = sorted(Path(next(iter(tracing.__path__))).glob("*.py"))
+    files = [path for room in (tracing, families) for path in sorted(Path(next(iter(room.__path__))).glob("*.py"))]
     sources = [path.read_bytes() for path in (*files, Path(str(structure.__file__)))]
     libraries = [f"{name} {metadata.version(name)}" for name in ("torch", "torch-pruning")]
     return hashlib.sha256(b"".join([*sources, repr(libraries).encode()])).hexdigest()

@@ -13,9 +13,10 @@ from torch.utils._pytree import tree_leaves
 from autoprune.structure import Group, Structure
 from autoprune.tracing.atoms import Candidate, candidates, numbered
 from autoprune.tracing.certify import failures
+from autoprune.tracing.claims import NOTHING, Claims
 from autoprune.tracing.copies import private_copy, quiet_random_state
 from autoprune.tracing.couple import closures
-from autoprune.tracing.observe import observe
+from autoprune.tracing.observe import Look, observe
 from autoprune.tracing.ops import with_groups
 from autoprune.tracing.reasons import (
     below,
@@ -30,6 +31,7 @@ from autoprune.tracing.second_look import Settled, second_look
 from autoprune.tracing.watch import Trace, is_producer
 
 WORTH_SAYING_S = 2.0
+STREAM = "its channels are those of a residual stream, which all layers share"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,21 +53,21 @@ class Analysis:
         return f"analysis: {what}, {self.seconds:.1f} s of processor time"
 
 
-def analyze(model: nn.Module, example_inputs: Any, *, seed: int = 0) -> Structure:
+def analyze(model: nn.Module, example_inputs: Any, *, seed: int = 0, claims: Claims = NOTHING) -> Structure:
     """All groups of `model` that an experiment proved, in execution order and with full grids; the rest frozen.
 
     `example_inputs` is a tuple of the model's arguments, or a dict of them (keywords where `forward` has parameters of
     these names, else one argument). The lent model comes back untouched. A model of which nothing can be pruned gives
     a Structure without groups. `seed` is what a model that draws numbers in its forward draws them by; experiments
-    have numbers of their own, so that the structure is the same for every seed.
+    have numbers of their own, so that the structure is the same for every seed. `claims` is what is known beforehand.
 
     Raises:
         InputError: the model cannot be copied, does not run on `example_inputs`, or cannot be traced.
     """
-    return analyzed(model, example_inputs, seed=seed).structure
+    return analyzed(model, example_inputs, seed=seed, claims=claims).structure
 
 
-def analyzed(model: nn.Module, example_inputs: Any, *, seed: int = 0) -> Analysis:
+def analyzed(model: nn.Module, example_inputs: Any, *, seed: int = 0, claims: Claims = NOTHING) -> Analysis:
     """What `analyze` finds and what it took.
 
     Raises:
@@ -76,23 +78,45 @@ def analyzed(model: nn.Module, example_inputs: Any, *, seed: int = 0) -> Analysi
         twin = private_copy(model)
         look = observe(twin, example_inputs)
         trace = look.trace
-        found = candidates(twin, closures(twin, look.small.inputs) if trace.outputs else (), trace.order)
         modules = module_reasons(twin, trace)
+        every = _found(twin, look, claims)
+        found = [c for c in every if not any(map(claims.reason, c.producers))]
         frozen = {c.name: reason for c in found if (reason := known_reason(c, trace, modules))}
-        open_ = [c for c in found if c.name not in frozen]
+        open_ = [c for c in (*_declared(claims), *found) if c.name not in frozen]
         settled = Settled((), 0, look.small)
         if open_:
-            doubtful = [c.name for c in open_ if doubted(c, trace)]
+            doubtful = [c.name for c in open_ if c in found and doubted(c, trace)]
             proof = failures(twin, look, _groups(open_), True, doubtful)
             frozen |= {c.name: explain(c, trace, proof.failed[c.name]) for c in open_ if c.name in proof.failed}
             alive = tuple(c for c in open_ if c.name not in frozen)
             settled = Settled(alive, proof.passes, proof.example)
-        if any(worth_another_look(reason) for reason in frozen.values()):
-            settled = second_look(twin, look, settled)
-        said = _all_frozen(twin, trace, found, settled.alive, frozen, modules)
+        if any(worth_another_look(frozen[c.name]) for c in found if c.name in frozen):
+            settled = second_look(twin, look, settled, claims)
+        stream = {p: known_reason(c, trace, modules) or STREAM for c in every if c not in found for p in c.producers}
+        unproved = {c.producers[0]: frozen[c.name] for c in _declared(claims) if c.name in frozen}
+        beside = unproved | {p: claims.reason(p) or reason for p, reason in stream.items() if p not in unproved}
+        said = _all_frozen(twin, trace, found, settled.alive, frozen, modules, claims, beside)
     groups = _renamed(sorted(settled.alive, key=lambda c: _rank(c, trace)))
-    structure = Structure(groups, with_groups(look.ops, groups), said)
+    structure = Structure(groups, with_groups(look.ops, groups, look.products), said)
     return Analysis(structure, settled.passes, settled.example.inputs, time.process_time() - begun)
+
+
+def _found(twin: nn.Module, look: Look, claims: Claims) -> tuple[Candidate, ...]:
+    """Candidates by tracing, of what is not closed; nothing is traced where that is all."""
+    makers = [name for name, module in twin.named_modules() if is_producer(module) and name in look.trace.order]
+    if not look.trace.outputs or (claims.closed and claims.closes_all(makers)):
+        return ()
+    return candidates(twin, closures(twin, look.small.inputs), look.trace.order)
+
+
+def _declared(claims: Claims) -> tuple[Candidate, ...]:
+    """Declared groups as candidates."""
+    found = []
+    for group in claims.groups:
+        makers = tuple(dict.fromkeys(s.tensor.rpartition(".")[0] for s in group.slices if s.role == "produce"))
+        touched = tuple(dict.fromkeys(s.tensor.rpartition(".")[0] for s in group.slices))
+        found.append(Candidate(group.name, group.width, makers, touched, makers, group))
+    return tuple(found)
 
 
 def _rank(candidate: Candidate, trace: Trace) -> tuple[int, int]:
@@ -112,11 +136,13 @@ def _all_frozen(
     alive: Sequence[Candidate],
     frozen: dict[str, str],
     modules: dict[str, str],
+    claims: Claims,
+    beside: dict[str, str],
 ) -> dict[str, str]:
     """Reasons of frozen groups, of the other producers that share their channels, and of modules outside all groups."""
     slices = [s for g in _groups(alive) for s in g.slices if s.role != "consume"]
     pruned = {p for c in alive for p in c.producers} | {s.tensor.rpartition(".")[0] for s in slices}
-    said: dict[str, str] = {}
+    said = {p: reason for p, reason in beside.items() if p not in pruned}
     for candidate in found:  # the parts of one producer get along with one entry
         if candidate.name in frozen and candidate.producers[0] not in {*pruned, *said}:
             said[candidate.producers[0]] = frozen[candidate.name]
@@ -125,7 +151,10 @@ def _all_frozen(
             if candidate.name in frozen and producer not in {*pruned, *said}:
                 said[producer] = f"shares its channels with {candidate.name}: {frozen[candidate.name].split('; ')[0]}"
     for name, module in model.named_modules():
-        if name in modules and name not in {*said, *pruned}:
+        if claims.reason(name):
+            if is_producer(module) and name not in {*said, *pruned}:
+                said[name] = claims.reason(name)
+        elif name in modules and name not in {*said, *pruned}:
             said[name or "(model)"] = modules[name]
         elif is_producer(module) and name not in {*said, *pruned} and not any(below(name, m) for m in modules):
             said[name] = lost_reason(name, module, trace)

@@ -23,11 +23,15 @@ _NORM_ARGS = ("input", "running_mean", "running_var", "weight", "bias", "trainin
 _TRANSPOSED_ARGS = ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
 
 
+LINEAR = frozenset({"linear", "addmm"})
+"""Kinds whose inputs and outputs are rows of features; the weight of `addmm` is [inputs, outputs]: GPT-2's Conv1D."""
+
+
 @dataclass(frozen=True, slots=True)
 class Call:
     """One call of a conv, transposed conv or linear; `pads` are (before, after) a spatial dimension."""
 
-    kind: Literal["conv", "transposed", "linear"]
+    kind: Literal["conv", "transposed", "linear", "addmm"]
     func: Callable[..., Tensor]
     x: Tensor
     weight: Tensor
@@ -42,11 +46,15 @@ class Call:
         """The call itself, with other weights if given."""
         kwargs = {k: v for k, v in (self.kwargs or {}).items() if k not in ("weight", "bias")}
         weight, bias = self.weight if weight is None else weight, self.bias if bias is None else bias
+        if self.kind == "addmm":
+            return self.func(bias, self.x, weight)
         return self.func(self.x, weight, bias, **kwargs)
 
 
 def parse_call(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call | None:
     """The call behind a torch function, or None if it is neither convolution nor linear."""
+    if func is torch.addmm and not kwargs and len(args) == 3:
+        return Call("addmm", func, args[1], args[2], args[0])
     if func is F.linear:
         given = dict(zip(("input", "weight", "bias"), args, strict=False), **kwargs)
         return Call("linear", func, given["input"], given["weight"], given.get("bias"))
@@ -88,6 +96,15 @@ class NormCall:
         return F.batch_norm(x, mean, var, self.gamma, self.beta, False, 0.0, self.eps)
 
 
+def undropped(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor | None:
+    """The input of a dropout that drops nothing, which is its output; None of any other function."""
+    if func is not F.dropout:
+        return None
+    given = dict(zip(("input", "p", "training", "inplace"), args, strict=False), **kwargs)
+    x: Tensor = given["input"]
+    return x if not given.get("training", True) or not given.get("p", 0.5) else None
+
+
 def run_folded(call: Call, norm: NormCall) -> Tensor:
     """The norm of a convolution's or linear's output as one call, its scale and shift folded into the weight."""
     scale = (norm.var + norm.eps).rsqrt() * (1.0 if norm.gamma is None else norm.gamma)
@@ -113,7 +130,7 @@ def rows(call: Call, positions: Tensor) -> Tensor:
     `positions` are flat output positions [P]; tokens of a linear, of which a 2-d input has one.
     """
     positions = positions.to(call.x.device)
-    if call.kind == "linear":
+    if call.kind in LINEAR:
         tokens = call.x.flatten(1, -2) if call.x.dim() > 2 else call.x[:, None]
         return tokens.index_select(1, positions).flatten(0, 1)[None]
     x, stride, pads = _as_convolution(call)
@@ -124,9 +141,14 @@ def rows(call: Call, positions: Tensor) -> Tensor:
     return u.permute(2, 0, 1, 3).flatten(2)
 
 
+def kept_dim(kind: str) -> int:
+    """The dimension of a weight along which its outputs lie, conv groups of a transposed convolution apart."""
+    return 1 if kind in ("transposed", "addmm") else 0
+
+
 def output_count(call: Call) -> int:
     """How many output positions a sample has."""
-    if call.kind == "linear":
+    if call.kind in LINEAR:
         return math.prod(call.x.shape[1:-1])
     x, stride, pads = _as_convolution(call)
     padded = [s + a + b for s, (a, b) in zip(x.shape[2:], pads, strict=True)]
@@ -136,15 +158,15 @@ def output_count(call: Call) -> int:
 def outputs_at(call_kind: str, y: Tensor, positions: Tensor) -> Tensor:
     """Outputs [N, C, ...] (linear: [N, ..., C]) at flat positions as [samples * positions, C], rows as in `rows`."""
     positions = positions.to(y.device)
-    if call_kind == "linear":
+    if call_kind in LINEAR:
         return y.flatten(1, -2).index_select(1, positions).flatten(0, 1) if y.dim() > 2 else y
     return y.movedim(1, -1).flatten(1, -2).index_select(1, positions).flatten(0, 1)
 
 
 def to_matrix(weight: Tensor, kind: str, groups: int) -> Tensor:
     """A weight as [conv groups, rows, taps, channels], so that y = u W' with the columns of `rows`."""
-    if kind == "linear":
-        return weight[None, :, None, :]
+    if kind in LINEAR:
+        return (weight if kind == "linear" else weight.t())[None, :, None, :]
     if kind == "transposed":
         w = weight.flip(tuple(range(2, weight.dim()))).unflatten(0, (groups, -1)).transpose(1, 2)
     else:
@@ -155,8 +177,8 @@ def to_matrix(weight: Tensor, kind: str, groups: int) -> Tensor:
 
 def from_matrix(matrix: Tensor, kind: str, kernel: Sequence[int]) -> Tensor:
     """The inverse of `to_matrix`."""
-    if kind == "linear":
-        return matrix[0, :, 0, :]
+    if kind in LINEAR:
+        return matrix[0, :, 0, :] if kind == "linear" else matrix[0, :, 0, :].t()
     w: Tensor = matrix.transpose(2, 3).unflatten(3, tuple(kernel))
     if kind == "transposed":
         return w.transpose(1, 2).flatten(0, 1).flip(tuple(range(2, 2 + len(kernel))))
@@ -172,7 +194,7 @@ def pick_positions(count: int, wanted: int, seed: int) -> Tensor:
 
 def spatial_count(kind: str, y: Tensor) -> int:
     """How many positions a sample has in the output `y` of a call."""
-    return math.prod(y.shape[1:-1]) if kind == "linear" else math.prod(y.shape[2:])
+    return math.prod(y.shape[1:-1]) if kind in LINEAR else math.prod(y.shape[2:])
 
 
 def _gather_index(

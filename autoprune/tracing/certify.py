@@ -22,7 +22,7 @@ from autoprune.structure import Group, Op, Structure
 from autoprune.tracing.copies import flat_output, private_copy, quiet_random_state, to_double
 from autoprune.tracing.inputs import Example, call_model
 from autoprune.tracing.observe import Look
-from autoprune.tracing.ops import count_macs
+from autoprune.tracing.ops import count_macs, with_groups
 from autoprune.tracing.scramble import noisy, scramble
 from autoprune.tracing.sizes import sizes_held
 from autoprune.tracing.slim import Keep, expected_attributes, named_tensors, positions_of, removed_positions, slim
@@ -83,7 +83,7 @@ class Proof:
 class Certifier:
     """Holds a private fp64 twin of a model, on which groups must prove themselves; its weights are ours.
 
-    `counted` are the inputs whose MACs the operations name, `doubtful` the groups that are expected to fail; `loaded`
+    `counted` are the inputs whose MACs the operations and `products` name, `doubtful` the groups that are expected to fail; `loaded`
     numbers the weights that the twin has now.
     """
 
@@ -91,6 +91,7 @@ class Certifier:
     example: Example
     ops: tuple[Op, ...]
     counted: Example
+    products: Mapping[str, int]
     scrambled: bool
     tolerance: float
     doubtful: frozenset[str] = frozenset()
@@ -98,21 +99,22 @@ class Certifier:
     passes: int = 0
 
     @staticmethod
-    def of(model: nn.Module, example: Example, ops: tuple[Op, ...], counted: Example | None = None) -> Certifier:
+    def of(model: nn.Module, example: Example, look: Look) -> Certifier:
         """Certifier of `model`; in fp64, or as it is where the model insists on its own precision, inputs or weights.
 
-        `example` is what experiments run on, `counted` what `ops` were counted on (the same by default).
+        `example` is what experiments run on, `look` what was seen on its own example.
 
         Raises:
             InputError: the model gives no finite output whatever is tried.
         """
         tries = [(True, True, True), (True, True, False), (False, True, False), (True, False, False)]
         for scrambled, double, noise in [*tries, (False, False, False)]:
-            twin, given = private_copy(model), [example, counted or example]
+            twin, given = private_copy(model), [example, look.example]
             if double:
                 twin, given = twin.double(), [replace(e, inputs=to_double(e.inputs)) for e in given]
             tried = replace(given[0], inputs=noisy(given[0].inputs) if noise else given[0].inputs)
-            certifier = Certifier(twin, tried, ops, given[1], scrambled, 1e-8 if double else 1e-4)
+            tolerance = 1e-8 if double else 1e-4
+            certifier = Certifier(twin, tried, look.ops, given[1], look.products, scrambled, tolerance)
             if all(certifier._runs(number) for number in (1, 0)):
                 return certifier
         raise InputError(f"{type(model).__name__} gives no finite floating output on its example inputs")
@@ -192,6 +194,7 @@ class Certifier:
 
     def _wrong_macs(self, structure: Structure, keep: Keep) -> str:
         policy = Policy.of({name: len(kept) for name, kept in keep.items()})
+        structure = replace(structure, ops=with_groups(structure.ops, structure.groups, self.products))
         expected = int(macs_polynomial(structure)(policy.array(structure)))
         counted = count_macs(self.model, self.counted.inputs, self.counted.samples)
         return "" if expected == counted else f"its MACs do not follow its width ({counted}, expected {expected})"
@@ -263,12 +266,12 @@ def failures(
     more, all together, at the size that was given. Groups that are called `doubtful` are tried apart, to save time.
     """
     apart = frozenset(doubtful)
-    first = replace(Certifier.of(twin, look.tried(groups), look.ops, look.example), doubtful=apart)
+    first = replace(Certifier.of(twin, look.tried(groups), look), doubtful=apart)
     said, passes = first.failures(groups, count), first.passes
     del first  # a model of its own, in fp64
     if not look.reduced or _holds(twin, look, [g for g in groups if g.name not in said]):
         return Proof(said, passes, look.small)
-    again = replace(Certifier.of(twin, look.example, look.ops), doubtful=apart)
+    again = replace(Certifier.of(twin, look.example, look), doubtful=apart)
     said = again.failures(groups, count)
     return Proof(said, passes + again.passes, look.example)
 
@@ -276,7 +279,7 @@ def failures(
 def _holds(twin: nn.Module, look: Look, groups: Sequence[Group]) -> bool:
     """Whether removing some of all groups is masking them at the size that was given, in the model's own precision."""
     scramble(twin, 0)
-    full = Certifier(twin, look.example, look.ops, look.example, True, SINGLE)
+    full = Certifier(twin, look.example, look.ops, look.example, look.products, True, SINGLE)
     return not groups or not full.complaint(
         groups, {g.name: tuple(_some(g.width, i)) for i, g in enumerate(groups)}, False
     )

@@ -37,7 +37,7 @@ def declared(model: nn.Module, example_inputs: Any, groups: Sequence[Group]) -> 
         narrow = [g for g in groups if g.width > 1]  # of width 1 there is nothing to try
         if narrow and (failed := failures(twin, look, narrow).failed):
             raise InputError(named(failed))
-    return Structure(tuple(groups), with_groups(look.ops, groups))
+    return Structure(tuple(groups), with_groups(look.ops, groups, look.products))
 
 
 def misfits(model: nn.Module, groups: Sequence[Group]) -> dict[str, str]:

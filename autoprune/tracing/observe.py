@@ -14,7 +14,7 @@ from autoprune.errors import InputError
 from autoprune.structure import Group, Op
 from autoprune.tracing.copies import shadow
 from autoprune.tracing.inputs import Example, batch_size, example_tuple, few_samples, first_samples, on_device
-from autoprune.tracing.ops import count_macs, macs_of, operations
+from autoprune.tracing.ops import count_macs, macs_of, operations, products_of
 from autoprune.tracing.watch import Trace, watch
 
 SIDES = (64, 96, 128)
@@ -30,7 +30,8 @@ class Look:
 
     `example` holds a few of the samples that were given, `small` the same ones at the smallest size at which the model
     runs alike (`example` itself where there is none); `trace` is of `small`, `ops` of `example`; `places` says by
-    weight at how many it multiplies in `small`, over all samples.
+    weight at how many it multiplies in `small`, over all samples; `products` by module which MACs a sample of `example`
+    it spends without a weight.
     """
 
     example: Example
@@ -38,6 +39,7 @@ class Look:
     trace: Trace
     ops: tuple[Op, ...]
     places: Mapping[str, int]
+    products: Mapping[str, int]
 
     def tried(self, groups: Sequence[Group]) -> Example:
         """The least that experiments with `groups` may run on: one sample where that shows their channels often."""
@@ -66,7 +68,9 @@ def observe(twin: nn.Module, example_inputs: Any) -> Look:
     example = few_samples(twin, given)
     trace = watch(twin, example.inputs)
     macs = count_macs(twin, example.inputs, example.samples)
-    return Look(example, example, trace, operations(twin, trace, example.samples, macs), _places(twin, trace))
+    ops = operations(twin, trace, example.samples, macs)
+    products = products_of(twin, example.inputs, example.samples, ops)
+    return Look(example, example, trace, ops, _places(twin, trace), products)
 
 
 def _reduced(twin: nn.Module, unreal: nn.Module, given: tuple[Any, ...]) -> Look | None:
@@ -81,7 +85,9 @@ def _reduced(twin: nn.Module, unreal: nn.Module, given: tuple[Any, ...]) -> Look
         places = _places(twin, trace)
         if _alike(trace, places, full, _places(unreal, full)):
             macs = macs_of(unreal, example.inputs, example.samples)
-            return Look(example, small, trace, operations(unreal, full, example.samples, macs), places)
+            ops = operations(unreal, full, example.samples, macs)
+            products = products_of(unreal, example.inputs, example.samples, ops)
+            return Look(example, small, trace, ops, places, products)
     return None
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from math import prod
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from autoprune.errors import InputError, one_line
@@ -20,6 +21,10 @@ from autoprune.tracing.watch import Trace, WeightUse
 
 CONSTANT = "(matmul)"
 """Name of the operation that holds the MACs without a weight: attention, einsum, generated kernels."""
+
+
+ATTENTION = "(attention)"
+"""Name of the products of a model that is an attention itself."""
 
 
 def count_macs(model: nn.Module, example_inputs: Any, samples: int | None = None) -> int:
@@ -70,13 +75,65 @@ def operations(model: nn.Module, trace: Trace, batch: int, macs: int) -> tuple[O
     return tuple(ops)
 
 
-def with_groups(ops: Sequence[Op], groups: Sequence[Group]) -> tuple[Op, ...]:
-    """The same operations, each naming the groups that scale it, in the order of `groups`."""
+def with_groups(
+    ops: Sequence[Op], groups: Sequence[Group], products: Mapping[str, int] | None = None
+) -> tuple[Op, ...]:
+    """The same operations, each naming the groups that scale it, in the order of `groups`.
+
+    `products` says by module how many MACs a sample it spends without a weight. Those of an attention follow its
+    heads: they become an operation of their own, whose MACs are `positions` at the dense width of its one group and in
+    proportion to others.
+    """
     touched = [(g.name, {s.tensor for s in g.slices}) for g in groups]
-    return tuple(
-        replace(op, groups=tuple(name for name, tensors in touched if tensors & {t.name for t in op.tensors}))
+    named = [
+        op
+        if op.weight is None and op.groups
+        else replace(op, groups=tuple(name for name, tensors in touched if tensors & {t.name for t in op.tensors}))
         for op in ops
-    )
+    ]
+    return tuple(named) if not products else _attending(named, groups, products)
+
+
+def _attending(ops: Sequence[Op], groups: Sequence[Group], products: Mapping[str, int]) -> tuple[Op, ...]:
+    """`ops` with the products of every attention whose heads are a group taken out of the constant."""
+    places: dict[str, Group] = {}
+    for group in (g for g in groups if g.kind in ("head", "kv_group")):
+        place = common_module(s.tensor for s in group.slices)
+        while place and place not in products:  # a list of layers runs nothing itself
+            place = place.rpartition(".")[0]
+        if products.get(place, 0) and products[place] % group.width == 0:
+            places[place] = group
+    alone = {p: g for p, g in places.items() if not any(o != p and f"{o}.".startswith(f"{p}.") for o in places)}
+    rest = sum(op.positions for op in ops if op.name == CONSTANT) - sum(products[p] for p in alone)
+    kept = [op for op in ops if op.name != CONSTANT]
+    for place, group in alone.items():
+        name, macs = f"{place} {CONSTANT}" if place else ATTENTION, products[place]
+        kept.append(Op(name, "matmul", len(kept), positions=macs, groups=(group.name,)))
+    return (*kept, Op(CONSTANT, "matmul", len(kept), positions=rest)) if rest else tuple(kept)
+
+
+def common_module(tensors: Iterable[str]) -> str:
+    """The innermost module that holds all these tensors."""
+    paths = [tensor.split(".")[:-1] for tensor in tensors]
+    alike = next((i for i, names in enumerate(zip(*paths, strict=False)) if len(set(names)) > 1), min(map(len, paths)))
+    return ".".join(paths[0][:alike])
+
+
+def products_of(model: nn.Module, inputs: Any, samples: int, ops: Sequence[Op]) -> dict[str, int]:
+    """Module -> MACs a sample that it and those in it spend without a weight, of all modules that count some MACs.
+
+    `ops` are the operations of these inputs; the model may lie on the meta device.
+    """
+    if all(op.name != CONSTANT for op in ops):
+        return {}
+    shapes = {spec.name: spec.shape for op in ops for spec in op.tensors}
+    counted, found = _by_module(model, inputs), {}
+    for name, _ in model.named_modules():
+        own = [op for op in ops if op.weight is not None and (not name or op.weight.startswith(f"{name}."))]
+        if name in counted:
+            with_weight = sum(op.positions * prod(shapes[str(op.weight)]) for op in own)
+            found[name] = max(counted[name] // (2 * samples) - with_weight, 0)
+    return found
 
 
 def _op(
@@ -111,8 +168,30 @@ def _in_order(model: nn.Module, trace: Trace) -> list[tuple[str, nn.Module]]:
 
 
 def _flops(model: nn.Module, inputs: Any) -> int:
-    # gradients stay on: without them attention takes fused paths that the counter does not know
-    with quiet_random_state(0), warnings.catch_warnings(), FlopCounterMode(display=False) as counter:
+    return sum(_counted(model, inputs).get("Global", {}).values())
+
+
+def _by_module(model: nn.Module, inputs: Any) -> dict[str, int]:
+    """Module -> FLOPs in its forward passes, on the meta device where it runs there.
+
+    The counter puts the class of the model before all names.
+    """
+    try:
+        unreal = shadow(model)
+        counts = _counted(unreal, on_device(inputs, "meta"))
+    except Exception:  # as in `count_macs`
+        counts = _counted(private_copy(model), inputs)
+    return {name.partition(".")[2]: sum(ops.values()) for name, ops in counts.items()}
+
+
+def _counted(model: nn.Module, inputs: Any) -> dict[str, dict[Any, int]]:
+    # the counter knows no fused attention of CPUs, and none without gradients
+    with (
+        quiet_random_state(0),
+        warnings.catch_warnings(),
+        sdpa_kernel(SDPBackend.MATH),
+        FlopCounterMode(display=False) as counter,
+    ):
         warnings.simplefilter("ignore")
         call_model(model, inputs)
-    return int(counter.get_total_flops())
+    return {str(name): dict(ops) for name, ops in counter.get_flop_counts().items()}

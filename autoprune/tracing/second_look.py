@@ -16,6 +16,7 @@ from torch import nn
 from autoprune.structure import Group, Size
 from autoprune.tracing.atoms import Candidate, candidates, numbered
 from autoprune.tracing.certify import failures
+from autoprune.tracing.claims import NOTHING, Claims
 from autoprune.tracing.inputs import Example
 from autoprune.tracing.observe import Look
 from autoprune.tracing.probe import probed
@@ -32,8 +33,8 @@ class Settled:
     example: Example
 
 
-def second_look(twin: nn.Module, look: Look, first: Settled) -> Settled:
-    """`first` and what else is proved; `twin` is a private copy of the model and has other weights afterwards."""
+def second_look(twin: nn.Module, look: Look, first: Settled, claims: Claims = NOTHING) -> Settled:
+    """`first` and what else is proved outside of what `claims` closes; `twin` is a private copy of the model and has other weights afterwards."""
     trace = look.trace
     try:
         ways = [candidates(twin, found, trace.order) for found in probed(twin, look.small.inputs)]
@@ -42,7 +43,8 @@ def second_look(twin: nn.Module, look: Look, first: Settled) -> Settled:
     modules = module_reasons(twin, trace, firm=True)
     settled, past = first, set[Any]()
     for found in ways:
-        free = [c for c in _free(found, settled.alive) if _what(c) not in past]
+        open_ways = [c for c in found if not any(map(claims.reason, c.producers))]
+        free = [c for c in _free(open_ways, settled.alive) if _what(c) not in past]
         special = _by_number(found)
         hopeful = [c for c in free if c.group is not None and special.isdisjoint(c.producers) and not attends(c, trace)]
         open_ = [c for c in hopeful if not known_reason(c, trace, modules)]

@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from autoprune.errors import InputError, one_line
-from autoprune.tracing.calls import CONVS, TRANSPOSED
+from autoprune.tracing.calls import CONVS, LINEAR, TRANSPOSED, parse_call
 from autoprune.tracing.inputs import call_model
 from autoprune.tracing.suspects import DECISIONS, LIKE, Seen, along_channels, lie_last, suspicion
 
@@ -229,24 +229,22 @@ class _Watcher(TorchFunctionMode):
         return None
 
     def _record_weight(self, func: Any, args: Any, kwargs: Any, result: Any, here: str) -> None:
-        if func is not F.linear and func not in CONVS and func not in TRANSPOSED:
+        call = parse_call(func, args, kwargs)
+        if call is None:
             return
-        x = args[0] if args else kwargs["input"]
-        weight = args[1] if len(args) > 1 else kwargs["weight"]
+        x, weight = call.x, call.weight
         if id(weight) not in self._names:
             return
         self._trace.users.setdefault(id(weight), set()).add(here)
         use = self._trace.uses.setdefault(id(weight), WeightUse())
-        if func is F.linear:
+        if call.kind in LINEAR:
             use.positions += x.numel() // max(x.shape[-1], 1)
             return
         spatial = weight.dim() - 2
         counted = x if func in TRANSPOSED else result
         use.positions += counted.numel() // max(counted.shape[-spatial - 1], 1)
         if not use.spatial:
-            stride = args[3] if len(args) > 3 else kwargs.get("stride", 1)
-            use.spatial = tuple(result.shape[-spatial:])
-            use.stride = (stride,) * spatial if isinstance(stride, int) else tuple(stride)
+            use.spatial, use.stride = tuple(result.shape[-spatial:]), call.stride
 
 
 def _is_layer(module: nn.Module) -> bool:

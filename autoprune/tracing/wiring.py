@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from autoprune.tracing.calls import ADDS, parse_call, parse_norm
+from autoprune.tracing.calls import ADDS, parse_call, parse_norm, undropped
 from autoprune.tracing.inputs import call_model, on_device
 
 
@@ -97,6 +97,8 @@ class _Flow(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if (same := undropped(func, args, kwargs)) is not None:
+            return same
         if func in ADDS:
             stale = (n for n, o in self.outputs.items() if o.input is not None and o.input._version != o.version)
             self.overwritten[len(self.alive) + 1] = frozenset(stale)

@@ -1,0 +1,22 @@
+"""GPT-NeoX and Pythia: one linear makes query, key and value of each head, one behind the other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import nn
+
+from autoprune.families._layouts import Heads, Neurons, Tied, is_class
+
+
+class GptNeox:
+    """Attention with a fused projection by head, partly rotary; a feed-forward layer of two linears."""
+
+    traced = False
+
+    def parts(self, name: str, module: nn.Module) -> Iterator[Heads | Neurons | Tied]:
+        if is_class(module, "transformers", ["GPTNeoXAttention"]):
+            heads = module.query_key_value.weight.shape[0] // (3 * module.head_size)
+            yield Heads(name, "dense", heads, module.head_size, fused="query_key_value", layout="by head")
+        elif is_class(module, "transformers", ["GPTNeoXMLP"]):
+            yield Neurons(name, ("dense_h_to_4h",), "dense_4h_to_h")
