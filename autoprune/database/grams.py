@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from autoprune.protocols import Batch, Task, finished
 from autoprune.tracing.calls import LINEAR, outputs_at, parse_call, pick_positions, rows, spatial_count
+from autoprune.tracing.padding import real_rows, real_tokens
 
 POSITIONS = 64
 """Output positions of a conv sampled per image: the Gram of 512 images then has 32 768 rows."""
@@ -53,6 +54,7 @@ def collecting_grams(
     """`collect_grams`, batch by batch: yields how many went through."""
     collector = _Collector(model, frozenset(weights), cuts or {})
     for number, batch in enumerate(batches, start=1):
+        collector.real = real_tokens(batch)
         with torch.no_grad(), collector:
             task.outputs(model, batch)
         yield number
@@ -67,6 +69,7 @@ class _Collector(TorchFunctionMode):
         self.columns: dict[str, tuple[Tensor, ...]] = {}
         self.moments: dict[str, list[Tensor]] = {}
         self.count: dict[str, int] = {}
+        self.real: Tensor | None = None
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
@@ -75,7 +78,9 @@ class _Collector(TorchFunctionMode):
             positions = pick_positions(spatial_count(call.kind, out), POSITIONS, seed=0)
             y = outputs_at(call.kind, out if call.bias is None else out - _spread(call.bias, out, call.kind), positions)
             taps = math.prod(call.weight.shape[2:])
-            self.add(name, taps, rows(call, positions), y)
+            real = real_rows(call.x.shape, positions, self.real) if call.kind in LINEAR else None
+            u = rows(call, positions)
+            self.add(name, taps, *((u, y) if real is None else (u[:, real], y[real])))
         return out
 
     def add(self, name: str, taps: int, u: Tensor, y: Tensor) -> None:

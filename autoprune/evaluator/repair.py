@@ -45,6 +45,7 @@ from autoprune.tracing.calls import (
     to_matrix,
     undropped,
 )
+from autoprune.tracing.padding import real_rows
 from autoprune.tracing.wiring import Site, batch_norms
 
 SILENT = 1e-6
@@ -134,12 +135,20 @@ class Refit(TorchFunctionMode):
     the dense sum minus the pruned shortcut; until that is known, a placeholder stands for its output. Batch norms
     stay in place: one behind a fitted weight takes the intercept in its mean, the others are corrected as FixedPoint
     does. Nothing is touched before the first narrowed tensor, so the dense policy is exact. Where the samples come in
-    several batches each has a Refit of its own, and what is fitted is fitted to all of them, where they `meet`.
+    several batches each has a Refit of its own, and what is fitted is fitted to all of them, where they `meet`. `real`
+    says which tokens are no padding (`real_tokens`).
     """
 
-    def __init__(self, stitcher: Stitcher, reference: Reference, sites: Mapping[str, Site], meet: Meet = alone) -> None:
+    def __init__(
+        self,
+        stitcher: Stitcher,
+        reference: Reference,
+        sites: Mapping[str, Site],
+        meet: Meet = alone,
+        real: Tensor | None = None,
+    ) -> None:
         super().__init__()
-        self.stitcher, self.reference, self.sites, self.meet = stitcher, reference, sites, meet
+        self.stitcher, self.reference, self.sites, self.meet, self.real = stitcher, reference, sites, meet, real
         self.norms = norm_ids(stitcher.model)
         self.names = {id(p): n for n, p in stitcher.model.named_parameters()}
         self.narrowed, self.changed = stitcher.narrowed(), False
@@ -231,8 +240,11 @@ class Refit(TorchFunctionMode):
         def solved(pieces: Sequence[Rows]) -> None:
             self._solve(site, call, pieces, alive)
 
-        targets = target.unflatten(1, (call.groups, -1)).transpose(0, 1)
-        self.meet(site.weight, (widened(rows(call, positions)), targets), solved)
+        inputs, targets = widened(rows(call, positions)), target.unflatten(1, (call.groups, -1)).transpose(0, 1)
+        real = real_rows(call.x.shape, positions, self.real) if call.kind in LINEAR else None
+        if real is not None:
+            inputs, targets = inputs[:, real], targets[:, real]
+        self.meet(site.weight, (inputs, targets), solved)
         if site.norm is not None:
             self.settled.add(site.norm)
 

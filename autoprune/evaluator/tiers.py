@@ -51,12 +51,16 @@ from autoprune.structure import Structure
 from autoprune.tracing.copies import sharing
 from autoprune.tracing.one_thread import one_thread
 from autoprune.tracing.outputs import faithful
+from autoprune.tracing.padding import real_tokens
 from autoprune.tracing.wiring import batch_norms, find_sites
 
 TRIM_EVERY = 50
 PROBED_SHARE = 0.5
 """Of every width, where the peak rate is probed. Nearer to dense there is little to gain, and the rate that moves least
 wins: .00025 at .7 of the digits network, against .06 at .5, with which 100 steps take off half of the loss there."""
+
+Mode = Callable[[Reference, Batch, Meet], AbstractContextManager[object]]
+"""What a repair does during the forward pass of one batch."""
 
 
 class TieredEvaluator:
@@ -263,18 +267,19 @@ class TieredEvaluator:
     def _loss_of_own(self, index: int, samples: int) -> Tensor:
         """The losses of the first samples of a fitness batch that repairs itself."""
         seen = self.samples.own(index, samples)
-        outputs = self._in_step(seen, lambda reference, meet: FixedPoint(self.stitcher, reference, False, meet))
+        outputs = self._in_step(seen, lambda reference, batch, meet: FixedPoint(self.stitcher, reference, False, meet))
         with torch.no_grad():
             return self.measure(torch.cat(outputs), joined_outputs([r.outputs for r in seen.references]))
 
-    def _in_step(self, seen: Seen, mode: Callable[[Reference, Meet], AbstractContextManager[object]]) -> list[Tensor]:
+    def _in_step(self, seen: Seen, mode: Mode) -> list[Tensor]:
         """Outputs of the resident model on batches that are repaired together, each in the `mode` for its reference."""
         model, several = self.stitcher.model, len(seen.batches) > 1
 
         def forward(i: int, meet: Meet) -> Tensor:
             own = sharing(model) if several else model
-            with torch.no_grad(), cast(own, self.precision), mode(seen.references[i], meet):
-                return faithful(self.task, own, seen.batches[i])
+            batch = seen.batches[i]
+            with torch.no_grad(), cast(own, self.precision), mode(seen.references[i], batch, meet):
+                return faithful(self.task, own, batch)
 
         with repeatable(model):
             return in_step([partial(forward, i) for i in range(len(seen.batches))])
@@ -342,10 +347,10 @@ class TieredEvaluator:
     def _settle(self, ask: Ask) -> None:
         """Stitch, and one pass over the statistics samples that repairs."""
 
-        def mode(reference: Reference, meet: Meet) -> FixedPoint | Refit:
+        def mode(reference: Reference, batch: Batch, meet: Meet) -> FixedPoint | Refit:
             if ask.tier == "stitch":
                 return FixedPoint(self.stitcher, reference, True, meet)
-            return Refit(self.stitcher, reference, self.sites, meet)
+            return Refit(self.stitcher, reference, self.sites, meet, real_tokens(batch))
 
         self.stitcher.stitch(ask.policy)
         try:

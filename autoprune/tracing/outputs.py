@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_flatten_with_path
 
 from autoprune.errors import InputError, did_you_mean, one_line
 from autoprune.tracing.inputs import call_model
+from autoprune.tracing.padding import without_padding
 
 if TYPE_CHECKING:
     from autoprune.protocols import Batch, Task
@@ -23,7 +24,7 @@ def faithful(task: Task, model: nn.Module, batch: Batch) -> Tensor:
     """The output of `model` on `batch` that must stay faithful: what the task's `outputs` computes, or names.
 
     `outputs` is a method (model, batch) that may return the model's whole output, or a key or index of what the model
-    returns for the inputs of a pair; without it that is chosen as in `pick_output`.
+    returns for the inputs of a pair; without it that is chosen as in `pick_output`. Padded places hold one value.
 
     Raises:
         InputError: there is no such output.
@@ -35,7 +36,7 @@ def faithful(task: Task, model: nn.Module, batch: Batch) -> Tensor:
         paired = isinstance(batch, tuple | list) and len(batch) == 2
         found = pick_output(call_model(model, batch[0] if paired else batch), stated)
     # a model that computes in half precision for a while widens what lies in a tree, and an object is none
-    return found.float() if found.dtype in (torch.bfloat16, torch.float16) else found
+    return without_padding(found.float() if found.dtype in (torch.bfloat16, torch.float16) else found, batch)
 
 
 def pick_output(returned: Any, wanted: Wanted = None) -> Tensor:

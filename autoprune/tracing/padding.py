@@ -1,0 +1,45 @@
+"""Which tokens of a batch of text are real: what stands in a padded place is nobody's output, and teaches nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+MASK = "attention_mask"
+FILL = 1.0
+"""What padded places of outputs hold in both models: any loss of equal outputs is 0, that of a cosine too."""
+
+
+def real_tokens(batch: Any) -> Tensor | None:
+    """Bool [N, T] from the `attention_mask` among the inputs of a batch; None where there is none or all is real."""
+    inputs = batch[0] if isinstance(batch, tuple | list) and len(batch) == 2 else batch
+    mask = inputs.get(MASK) if isinstance(inputs, Mapping) else None
+    if not isinstance(mask, Tensor) or mask.dim() != 2 or bool(mask.all()):
+        return None
+    return mask.bool()
+
+
+def without_padding(outputs: Tensor, batch: Any) -> Tensor:
+    """Outputs [N, T, ...] with one value in all padded places; others, [N, classes] and the like, as they are."""
+    real = real_tokens(batch)
+    if real is None or outputs.dim() < 3 or outputs.shape[:2] != real.shape:
+        return outputs
+    places = real.to(outputs.device).view(*real.shape, *[1] * (outputs.dim() - 2))
+    return torch.where(places, outputs, FILL)
+
+
+def real_rows(shape: torch.Size, positions: Tensor, real: Tensor | None) -> Tensor | None:
+    """Of the rows of an input [..., features] at flat `positions` a sample, which are real: their indices, int64.
+
+    `shape` is the input's; None where all are, or where its places are not the tokens. An input [N * T, features] has
+    one position a row.
+    """
+    if real is None or shape[:-1].numel() != real.numel():
+        return None
+    flags = real.reshape(shape[:-1])
+    if flags.dim() > 1:
+        flags = flags.flatten(1)[:, positions.to(flags.device)]
+    return flags.flatten().nonzero()[:, 0]
