@@ -23,9 +23,9 @@ OVERRIDABLE = ("max_sparsity", "multiple_of")
 class Space:
     """The searched part of a structure. Globs speak of group names; a later override wins over an earlier one.
 
-    `granularity` lists the kinds that are searched, `auto` all structured ones that the model has, `max_sparsity` is the largest share of a group's atoms that may
-    go, `multiple_of` the step of the widths in channels (`auto` leaves at most 32 widths a group), `overrides` maps a
-    glob to other values of these two.
+    `granularity` lists the kinds that are searched, `auto` all structured ones that the model has; `max_sparsity` is
+    the largest share of a group's atoms that may go, `multiple_of` the step of the widths in channels (`auto` leaves at
+    most 32 widths a group), `overrides` maps a glob to other values of these two.
     """
 
     granularity: tuple[str, ...] = (AUTO,)

@@ -76,7 +76,8 @@ def test_what_is_left_out_is_frozen_with_its_reason_and_the_fingerprint_stays() 
 
 def test_other_kinds_are_left_out_with_their_reason() -> None:
     mixed = Structure((*one(8).groups, Group("heads", "head", 4, (), (1, 2, 3, 4))), ())
-    assert "its kind is head" in restrict(mixed, Space()).frozen["heads"]
+    assert "its kind is head" in restrict(mixed, Space(granularity=("channel",))).frozen["heads"]
+    assert restrict(mixed, Space()).names == (*one(8).names, "heads")
 
 
 @pytest.mark.parametrize(
@@ -86,7 +87,7 @@ def test_other_kinds_are_left_out_with_their_reason() -> None:
         (Space(exclude=("conv*",)), r"space.exclude: 'conv\*' matches no group.*allowed: layer0, layer1, layer10"),
         (Space(overrides={"x": {}}), r"space.overrides: 'x' matches no group"),
         (Space(exclude=("*",)), r"nothing is left to search"),
-        (Space(granularity=("head",)), r"nothing is left to search.*its kind is channel"),
+        (Space(granularity=("head",)), r"the model has no groups of kind head; it has channel"),
     ],
 )
 def test_a_space_that_cannot_be_meant_is_an_error_that_says_what_there_is(space: Space, message: str) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+MISSING = "needs transformers (pip install 'autoprune[transformers]')"
 TOKENS, IMAGE = 9, 32
 LAYERS = {"num_hidden_layers": 2, "num_attention_heads": 4}
 TEXT = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "max_position_embeddings": 40, **LAYERS}
@@ -42,9 +43,7 @@ class Small:
 
     def build(self) -> nn.Module:
         """The model in eval mode, with the same random weights at every call; skips where transformers is missing."""
-        library = pytest.importorskip(
-            "transformers", reason="needs transformers (pip install 'autoprune[transformers]')"
-        )
+        library = pytest.importorskip("transformers", reason=MISSING)
         torch.manual_seed(0)
         model = getattr(library, self.model)(getattr(library, self.config)(**self.settings))
         return self.part(model).eval()

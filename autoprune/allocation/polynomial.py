@@ -88,7 +88,7 @@ def numel_polynomial(structure: Structure, weight_of: Callable[[TensorSpec], int
 
 
 def _products(op: Op, structure: Structure) -> tuple[int, tuple[Affine, ...]]:
-    """The term of an operation without a weight: in proportion to its group's width, constant where none is searched."""
+    """The term of an operation without a weight: in proportion to its group's width, constant without one."""
     index = next((i for i, g in enumerate(structure.groups) if g.name in op.groups), None)
     if index is None:
         return op.positions, ()

@@ -33,7 +33,7 @@ class Family(Protocol):
 
     traced: bool
 
-    def parts(self, name: str, module: nn.Module) -> Iterable[Part]:
+    def parts(self, name: str, module: Any) -> Iterable[Part]:
         """What `module`, called `name` in its model, is made of; nothing where it is not of this family."""
         ...
 

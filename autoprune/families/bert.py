@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from torch import nn
 
@@ -16,7 +17,7 @@ class Bert:
 
     traced = False
 
-    def parts(self, name: str, module: nn.Module) -> Iterator[Heads | Neurons | Tied]:
+    def parts(self, name: str, module: Any) -> Iterator[Heads | Neurons | Tied]:
         if is_class(module, "transformers", [f"{n}Layer" for n in NAMES]):
             for at in ("attention", "crossattention"):
                 if isinstance(getattr(module, at, None), nn.Module):
@@ -31,7 +32,7 @@ class Bert:
             yield Neurons(name, ("lin1",), "lin2")
 
 
-def _attention(at: str, own: nn.Module) -> Heads:
+def _attention(at: str, own: Any) -> Heads:
     numbers = ("self.num_attention_heads", "self.all_head_size")
     return Heads(
         at,

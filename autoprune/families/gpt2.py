@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-
-from torch import nn
+from typing import Any
 
 from autoprune.families._layouts import Heads, Neurons, Tied, is_class
 
@@ -14,7 +13,7 @@ class Gpt2:
 
     traced = False
 
-    def parts(self, name: str, module: nn.Module) -> Iterator[Heads | Neurons | Tied]:
+    def parts(self, name: str, module: Any) -> Iterator[Heads | Neurons | Tied]:
         if is_class(module, "transformers", ["GPT2Attention"]) and not module.is_cross_attention:
             numbers = ("num_heads", "split_size", "embed_dim")
             yield Heads(name, "c_proj", module.num_heads, module.head_dim, fused="c_attn", numbers=numbers)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-
-from torch import nn
+from typing import Any
 
 from autoprune.families._layouts import Heads, Neurons, Tied, is_class
 
@@ -14,7 +13,7 @@ class GptNeox:
 
     traced = False
 
-    def parts(self, name: str, module: nn.Module) -> Iterator[Heads | Neurons | Tied]:
+    def parts(self, name: str, module: Any) -> Iterator[Heads | Neurons | Tied]:
         if is_class(module, "transformers", ["GPTNeoXAttention"]):
             heads = module.query_key_value.weight.shape[0] // (3 * module.head_size)
             yield Heads(name, "dense", heads, module.head_size, fused="query_key_value", layout="by head")

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-
-from torch import nn
+from typing import Any
 
 from autoprune.families._layouts import Heads, Neurons, Tied, is_class
 
@@ -16,14 +15,14 @@ class Llama:
 
     traced = False
 
-    def parts(self, name: str, module: nn.Module) -> Iterator[Heads | Neurons | Tied]:
+    def parts(self, name: str, module: Any) -> Iterator[Heads | Neurons | Tied]:
         if is_class(module, "transformers", [f"{n}Attention" for n in NAMES]):
             yield attention(name, module)
         elif is_class(module, "transformers", [f"{n}MLP" for n in NAMES]):
             yield Neurons(name, ("gate_proj", "up_proj"), "down_proj", numbers=("intermediate_size",))
 
 
-def attention(at: str, module: nn.Module) -> Heads:
+def attention(at: str, module: Any) -> Heads:
     """Its heads by the shapes of the projections: configurations are shared and may say otherwise."""
     heads = module.q_proj.weight.shape[0] // module.head_dim
     queries = heads // (module.k_proj.weight.shape[0] // module.head_dim)

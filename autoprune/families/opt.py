@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-
-from torch import nn
+from typing import Any
 
 from autoprune.families._layouts import Heads, Neurons, Tied, is_class
 
@@ -17,7 +16,7 @@ class Opt:
 
     traced = False
 
-    def parts(self, name: str, module: nn.Module) -> Iterator[Heads | Neurons | Tied]:
+    def parts(self, name: str, module: Any) -> Iterator[Heads | Neurons | Tied]:
         if is_class(module, "transformers", ATTENTIONS):
             numbers = ("num_heads",)
             yield Heads(

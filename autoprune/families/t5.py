@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-
-from torch import nn
+from typing import Any
 
 from autoprune.families._layouts import Heads, Neurons, Tied, is_class
 
@@ -16,7 +15,7 @@ class T5:
 
     traced = False
 
-    def parts(self, name: str, module: nn.Module) -> Iterator[Heads | Neurons | Tied]:
+    def parts(self, name: str, module: Any) -> Iterator[Heads | Neurons | Tied]:
         if is_class(module, "transformers", ["T5Stack"]):
             for part in ("SelfAttention", "EncDecAttention"):  # zeros of the first layer's heads bias the latter
                 own = [(n, m) for n, m in module.named_modules(prefix=name) if n.endswith(f".{part}")]
@@ -31,13 +30,13 @@ class T5:
             yield Neurons(name, DENSE[type(module).__name__], "wo")
 
 
-def _attention(name: str, module: nn.Module) -> Heads:
+def _attention(name: str, module: Any) -> Heads:
     tables = ("relative_attention_bias.weight",) if module.has_relative_attention_bias else ()
     numbers = ("n_heads", "inner_dim")
     return Heads(name, "o", module.n_heads, module.key_value_proj_dim, "q", "k", "v", numbers=numbers, tables=tables)
 
 
-def _under(stack: str, name: str, module: nn.Module, first: bool) -> Heads:
+def _under(stack: str, name: str, module: Any, first: bool) -> Heads:
     """An attention of MPNet, its paths from the stack; the first one brings the stack's own table and number."""
     at = name.removeprefix(f"{stack}.")
     numbers = (f"{at}.num_attention_heads", f"{at}.all_head_size", *(("n_heads",) if first else ()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from torch import nn
 
@@ -16,7 +17,7 @@ class Timm:
 
     traced = True
 
-    def parts(self, name: str, module: nn.Module) -> Iterator[Heads | Neurons | Tied]:
+    def parts(self, name: str, module: Any) -> Iterator[Heads | Neurons | Tied]:
         if is_class(module, "timm", ATTENTIONS) and _is_fused(module):
             head_dim = module.qkv.weight.shape[0] // (3 * module.num_heads)
             table = "relative_position_bias_table"
@@ -33,11 +34,11 @@ class Timm:
             yield Neurons(f"{name}.mlp" if name else "mlp", ("fc1",), "fc2")
 
 
-def _is_fused(module: nn.Module) -> bool:
+def _is_fused(module: Any) -> bool:
     return isinstance(getattr(module, "qkv", None), nn.Linear) and isinstance(getattr(module, "proj", None), nn.Linear)
 
 
-def _is_block(module: nn.Module) -> bool:
+def _is_block(module: Any) -> bool:
     """A block with an attention of ours and a plain Mlp."""
     own = is_class(getattr(module, "mlp", nn.Identity()), "timm", ["Mlp"])
     return own and is_class(getattr(module, "attn", nn.Identity()), "timm", ATTENTIONS)

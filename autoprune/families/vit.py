@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-
-from torch import nn
+from typing import Any
 
 from autoprune.families._layouts import Heads, Neurons, Tied, is_class
 
@@ -25,7 +24,7 @@ class Vit:
 
     traced = True
 
-    def parts(self, name: str, module: nn.Module) -> Iterator[Heads | Neurons | Tied]:
+    def parts(self, name: str, module: Any) -> Iterator[Heads | Neurons | Tied]:
         if is_class(module, "transformers", ATTENTIONS):
             out = "o_proj" if hasattr(module, "o_proj") else "out_proj"
             heads = module.q_proj.weight.shape[0] // module.head_dim

@@ -60,7 +60,11 @@ class OverridePart(Part):
 
 
 class SpacePart(Part):
-    """Which groups are searched, `auto` all kinds that there are, at which widths: steps of `multiple_of` channels, `auto` at most 32 a group."""
+    """Which groups are searched, and at which widths.
+
+    `granularity` `auto` takes all structured kinds that the model has; widths come in steps of `multiple_of` channels,
+    `auto` leaves at most 32 a group.
+    """
 
     granularity: str | tuple[str, ...] = "auto"
     include: tuple[str, ...] = ("*",)

@@ -151,16 +151,21 @@ def _all_frozen(
             if candidate.name in frozen and producer not in {*pruned, *said}:
                 said[producer] = f"shares its channels with {candidate.name}: {frozen[candidate.name].split('; ')[0]}"
     for name, module in model.named_modules():
-        if claims.reason(name):
-            if is_producer(module) and name not in {*said, *pruned}:
-                said[name] = claims.reason(name)
-        elif name in modules and name not in {*said, *pruned}:
-            said[name or "(model)"] = modules[name]
-        elif is_producer(module) and name not in {*said, *pruned} and not any(below(name, m) for m in modules):
-            said[name] = lost_reason(name, module, trace)
+        if name not in {*said, *pruned} and (reason := _alone(name, module, trace, modules, claims)):
+            said[name or "(model)"] = reason
     order = {name: i for i, name in enumerate(n or "(model)" for n, _ in model.named_modules())}
     named = {name or "(model)": reason for name, reason in said.items()}  # a bare layer has no name
     return dict(sorted(named.items(), key=lambda item: order[item[0]]))
+
+
+def _alone(name: str, module: nn.Module, trace: Trace, modules: dict[str, str], claims: Claims) -> str:
+    """Why a module outside of all candidates stays as it is; "" where that goes without saying."""
+    if claims.reason(name):
+        return claims.reason(name) if is_producer(module) else ""
+    if name in modules:
+        return modules[name]
+    lost = is_producer(module) and not any(below(name, m) for m in modules)
+    return lost_reason(name, module, trace) if lost else ""
 
 
 def _renamed(alive: Sequence[Candidate]) -> tuple[Group, ...]:

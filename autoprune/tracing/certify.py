@@ -83,8 +83,8 @@ class Proof:
 class Certifier:
     """Holds a private fp64 twin of a model, on which groups must prove themselves; its weights are ours.
 
-    `counted` are the inputs whose MACs the operations and `products` name, `doubtful` the groups that are expected to fail; `loaded`
-    numbers the weights that the twin has now.
+    `counted` are the inputs whose MACs the operations and `products` name, `doubtful` the groups that are expected to
+    fail; `loaded` numbers the weights that the twin has now.
     """
 
     model: nn.Module

@@ -34,7 +34,10 @@ class Settled:
 
 
 def second_look(twin: nn.Module, look: Look, first: Settled, claims: Claims = NOTHING) -> Settled:
-    """`first` and what else is proved outside of what `claims` closes; `twin` is a private copy of the model and has other weights afterwards."""
+    """`first` and what else is proved outside of what `claims` closes.
+
+    `twin` is a private copy of the model and has other weights afterwards.
+    """
     trace = look.trace
     try:
         ways = [candidates(twin, found, trace.order) for found in probed(twin, look.small.inputs)]

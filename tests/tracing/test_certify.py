@@ -15,6 +15,7 @@ from autoprune.structure import Group, Size, Slice
 from autoprune.tracing.analyze import analyze
 from autoprune.tracing.certify import RULES, Certifier, masked_in_place
 from autoprune.tracing.inputs import few_samples
+from autoprune.tracing.observe import observe
 from autoprune.tracing.slim import named_tensors
 from autoprune.tracing.verify import random_keep
 from tests.families import FAMILIES
@@ -127,7 +128,7 @@ def test_a_wrong_group_is_named_and_the_right_ones_hold() -> None:
     lacking = Group(
         "conv1", "channel", 8, (Slice("conv1.weight", 0, "produce"), Slice("conv2.weight", 1, "consume")), (8,)
     )
-    certifier = Certifier.of(model, few_samples(model, family.inputs()), structure.ops)
+    certifier = Certifier.of(model, few_samples(model, family.inputs()), observe(model, family.inputs()))
     said = certifier.failures([lacking, *structure.groups[1:]])
     assert set(said) == {"conv1"}
     assert "the model does not run once its channels are removed" in said["conv1"]
@@ -140,7 +141,7 @@ def test_groups_that_are_expected_to_fail_are_tried_apart_and_get_the_same_verdi
     lacking = [replace(g, slices=tuple(s for s in g.slices if s.dim == 0)) for g in structure.groups[:2]]
     groups = [*lacking, *structure.groups[2:]]
     for doubtful in (set[str](), {"conv1", "conv2"}, {"conv1", structure.names[-1]}):
-        certifier = Certifier.of(model, few_samples(model, family.inputs()), structure.ops)
+        certifier = Certifier.of(model, few_samples(model, family.inputs()), observe(model, family.inputs()))
         certifier.doubtful = frozenset(doubtful)
         assert set(certifier.failures(groups)) == {"conv1", "conv2"}
 
