@@ -114,11 +114,11 @@ def test_groups_that_must_be_as_wide_as_each_other_do_not_hold_apart() -> None:
         return Group(name, "channel", 4, (*made, Slice(f"{reader}.weight", 1, "consume")), (4,), sizes)
 
     model, x = Overwritten().eval(), (torch.randn(2, 3),)
-    ops = analyze(model, x).ops
+    look = observe(model, x)
     given, written = group("a", "b", Size("first", 4)), group("b", "c")
-    assert Certifier.of(model, few_samples(model, x), ops).failures([given, written])
+    assert Certifier.of(model, few_samples(model, x), look).failures([given, written])
     both = replace(given, slices=(*given.slices, *written.slices))
-    assert not Certifier.of(model, few_samples(model, x), ops).failures([both])
+    assert not Certifier.of(model, few_samples(model, x), look).failures([both])
 
 
 def test_a_wrong_group_is_named_and_the_right_ones_hold() -> None:
