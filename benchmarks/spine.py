@@ -200,7 +200,8 @@ def database(setting: Setting, evaluator: TieredEvaluator, args: argparse.Namesp
         started = time.perf_counter()
         built = build_database(model, structure, seen, plugins.load("criteria", "obs")())
         seconds = time.perf_counter() - started
-        mega = sum(t.numel() * t.element_size() for t in built.entries.values()) / 1e6
+        stored = [t for levels in built.levels.values() for t in levels.plain()[0].values()]
+        mega = sum(t.numel() * t.element_size() for t in stored) / 1e6
         row(name, len(structure), f"{analysed - start:.1f}", f"{seconds:.1f}", f"{mega:.0f}")
 
 

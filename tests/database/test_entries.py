@@ -75,7 +75,7 @@ def held_by_another(path: Path) -> Iterator[subprocess.Popen[str]]:
 def test_what_another_is_making_comes_last_and_is_not_made_twice(tmp_path: Path) -> None:
     """Two that begin with the same candidate share its entries out between them."""
     made: list[str] = []
-    both = threading.Barrier(2, timeout=10)
+    both = threading.Barrier(2, timeout=60)
 
     def maker(name: str) -> Make:
         def make() -> Entry:
@@ -88,12 +88,17 @@ def test_what_another_is_making_comes_last_and_is_not_made_twice(tmp_path: Path)
 
     found: list[dict[str, Entry]] = []
     wanted = {name: maker(name) for name in "abcdef"}
-    get = lambda: found.append(Entries(100 * SIZE, tmp_path).get(wanted))  # noqa: E731
+
+    def get() -> None:
+        entries = Entries(100 * SIZE, tmp_path)
+        entries._patience_s = 60.0
+        found.append(entries.get(wanted))
+
     threads = [threading.Thread(target=get) for _ in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(20)
+        thread.join(90)
     assert sorted(made) == list("abcdef")
     assert [{n: float(e["weight"][0]) for n, e in each.items()} for each in found] == [{n: ord(n) for n in wanted}] * 2
     assert {p.suffix for p in tmp_path.iterdir()} == {".safetensors"}, "no claim is left"
