@@ -65,7 +65,7 @@ def names(folder: Folder) -> tuple[str, ...]:
 
 SHIPPED = {
     "criteria": ("bn_scale", "l1_norm", "l2_norm", "obs", "random", "taylor"),
-    "costs": ("bytes", "latency", "macs", "params"),
+    "costs": ("bytes", "kv_bytes", "latency", "macs", "params"),
     "losses": ("bernoulli_kl", "cosine", "kl", "mse"),
 }
 """What records of evaluations know by its name alone; any other file is told by its source."""

@@ -55,6 +55,18 @@ def chain(n_groups: int = 12, seed: int = 0, grid_step: int = 1) -> Structure:
     return Structure(tuple(groups), tuple(ops), {"head": "its outputs are the model's outputs"})
 
 
+def attending() -> Structure:
+    """The chain and an attention of four heads of eight; its products follow the heads."""
+    plain, wide = chain(), 32
+    specs = {name: TensorSpec(f"attn.{name}.weight", (wide, wide), 4) for name in ("q", "k", "v", "o")}
+    made = [Slice(specs[name].name, 0, "produce", 0, 8, 8) for name in ("q", "k", "v")]
+    group = Group("attn.q", "head", 4, (*made, Slice(specs["o"].name, 1, "consume", 0, 8, 8)), (1, 2, 3, 4))
+    first = len(plain.ops)
+    ops = [Op(s.name, "Linear", first + i, 16, s.name, tensors=(s,)) for i, s in enumerate(specs.values())]
+    products = Op("attn (matmul)", "matmul", first + 4, 2 * 16 * 16 * wide, groups=("attn.q",))
+    return Structure((*plain.groups, group), (*plain.ops, *ops, products), plain.frozen)
+
+
 @dataclass(frozen=True)
 class Hills:
     """A synthetic evaluator: groups differ in how much they mind being narrow; fewer samples mean more noise.

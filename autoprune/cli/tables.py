@@ -19,25 +19,76 @@ def console(json_: bool = False) -> Console:
     return made if made.is_terminal else Console(stderr=json_, width=PLAIN_WIDTH)
 
 
+KINDS = ("head", "kv_group", "neuron", "channel")
+
+
 def print_inspect(facts: Mapping[str, Any]) -> None:
     """Groups, their widths and MACs, and what is frozen and why."""
     out = console()
-    table = Table(title=f"{len(facts['groups'])} groups", title_justify="left")
-    for heading in ("group", "kind", "width", "allowed widths", "MACs it scales"):
-        table.add_column(heading, justify="left" if heading in ("group", "kind") else "right")
-    for g in facts["groups"]:
-        grid = g["grid"]
-        allowed = f"{grid[0]}..{grid[-1]} ({len(grid)})"
-        table.add_row(g["name"], g["kind"], str(g["width"]), allowed, f"{g['macs_share']:.1%}")
-    out.print(table)
+    out.print(_by_layer(facts["groups"]) if _attends(facts["groups"]) else _by_group(facts["groups"]))
     dense = facts["dense"]
-    out.print(f"dense: {dense['macs']:,} MACs a sample, {dense['params']:,} parameters", highlight=False)
-    for name, reason in facts["frozen"].items():
-        out.print(f"frozen: {name}: {reason}", markup=False, highlight=False, soft_wrap=True)
+    shown = ", ".join(" x ".join(map(str, shape)) for shape in facts["inputs"])
+    said = f"dense: {dense['macs']:,} MACs a sample on inputs of {shown}, {dense['params']:,} parameters"
+    out.print(said, highlight=False, soft_wrap=True)
+    for reason, names in _by_reason(facts["frozen"]).items():
+        out.print(f"frozen: {_few(names)}: {reason}", markup=False, highlight=False, soft_wrap=True)
     for said in facts.get("said", ()):
         out.print(said, markup=False, highlight=False, soft_wrap=True)
     if "sensitivity" in facts:
         _print_sensitivity(facts["sensitivity"])
+
+
+def _by_group(groups: Sequence[Mapping[str, Any]]) -> Table:
+    table = Table(title=f"{len(groups)} groups", title_justify="left")
+    for heading in ("group", "kind", "width", "allowed widths", "MACs it scales"):
+        table.add_column(heading, justify="left" if heading in ("group", "kind") else "right")
+    for g in groups:
+        table.add_row(g["name"], g["kind"], str(g["width"]), _allowed(g), f"{g['macs_share']:.1%}")
+    return table
+
+
+def _by_layer(groups: Sequence[Mapping[str, Any]]) -> Table:
+    """A transformer: one row a layer, a column for each kind of group that it has."""
+    kinds = [kind for kind in KINDS if any(g["kind"] == kind for g in groups)]
+    table = Table(title=f"{len(groups)} groups, by layer", title_justify="left")
+    for heading in ("layer", *(f"{kind}s: allowed" for kind in kinds), "MACs", "parameters"):
+        table.add_column(heading.replace("_", " "), justify="left" if heading == "layer" else "right")
+    layers: dict[str, list[Mapping[str, Any]]] = {}
+    for g in groups:
+        layers.setdefault(_layer(g["name"]), []).append(g)
+    for layer, own in layers.items():
+        cells = [", ".join(_allowed(g) for g in own if g["kind"] == kind) for kind in kinds]
+        shares = [sum(g[key] for g in own) for key in ("macs_share", "params_share")]
+        table.add_row(layer, *cells, *(f"{share:.1%}" for share in shares))
+    table.caption = "a group is called " + ", ".join(next(g["name"] for g in groups if g["kind"] == k) for k in kinds)
+    return table
+
+
+def _allowed(group: Mapping[str, Any]) -> str:
+    grid = group["grid"]
+    return f"{grid[0]}..{grid[-1]} ({len(grid)})"
+
+
+def _attends(groups: Sequence[Mapping[str, Any]]) -> bool:
+    return any(g["kind"] in ("head", "kv_group") for g in groups)
+
+
+def _layer(name: str) -> str:
+    """The path of a module up to its last number: encoder.layer.3 of encoder.layer.3.attention.self.query."""
+    parts = name.split(".")
+    last = max((i for i, part in enumerate(parts) if part.isdigit()), default=len(parts) - 1)
+    return ".".join(parts[: last + 1])
+
+
+def _by_reason(frozen: Mapping[str, str]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for name, reason in frozen.items():
+        found.setdefault(reason, []).append(name)
+    return found
+
+
+def _few(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{len(names)} modules ({', '.join(names[:2])}{', ..' * (len(names) > 2)})"
 
 
 def _print_sensitivity(facts: Mapping[str, Any]) -> None:

@@ -29,17 +29,21 @@ from autoprune.tracing.inputs import described
 
 
 def inspect_facts(structure: Structure, task: Task) -> dict[str, Any]:
-    """What `inspect` shows, as plain values; a group's share is that of the operations that it scales."""
+    """What `inspect` shows, as plain values; a group's shares are those of the operations and parameters it scales."""
     shapes = {t.name: t.shape for op in structure.ops for t in op.tensors}
     macs = {op.name: op.positions * math.prod(shapes[op.weight] if op.weight else ()) for op in structure.ops}
-    total = max(sum(macs.values()), 1)
+    numbers = {t.name: math.prod(t.shape) for op in structure.ops for t in op.tensors if t.is_parameter}
+    total, params = max(sum(macs.values()), 1), sum(numbers.values())
     groups = []
     for group in structure:
         own = {s.tensor for s in group.slices}
-        share = sum(macs[op.name] for op in structure.ops if op.weight in own) / total
+        scaled = [op for op in structure.ops if op.weight in own or (op.weight is None and group.name in op.groups)]
+        shares = {
+            "macs_share": sum(macs[op.name] for op in scaled) / total,
+            "params_share": sum(n for name, n in numbers.items() if name in own) / max(params, 1),
+        }
         facts = {"name": group.name, "kind": group.kind, "width": group.width, "grid": list(group.grid)}
-        groups.append({**facts, "macs_share": share})
-    params = sum(math.prod(t.shape) for op in structure.ops for t in op.tensors if t.is_parameter)
+        groups.append({**facts, **shares})
     shapes_in = [x["shape"] for x in described(task.example_inputs())]
     return {
         "fingerprint": structure.fingerprint,

@@ -9,10 +9,10 @@ from autoprune import plugins
 from autoprune.costs import build_cost
 from autoprune.policy import Policy
 from autoprune.protocols import Cost
-from tests.synthetic import chain
+from tests.synthetic import attending
 from tests.tables import latency_table
 
-STRUCTURE = chain()
+STRUCTURE = attending()
 WIDTHS = np.array(
     [
         [g.grid[i] for g, i in zip(STRUCTURE.groups, row, strict=True)]

@@ -1,0 +1,37 @@
+"""Bytes of the cache of keys and values, against what the shapes say."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from autoprune.costs.kv_bytes import KvBytes
+from autoprune.errors import InputError
+from autoprune.families import analyze
+from tests.synthetic import attending, chain
+from tests.transformer_models import MODELS
+
+
+def test_four_heads_of_eight_hold_keys_and_values() -> None:
+    cost = KvBytes(attending())
+    assert cost.dense == 4 * 8 * 2 * 4  # heads, size, keys and values, bytes
+    widths = np.array([g.width for g in attending()])
+    widths[-1] = 1
+    assert float(cost(widths)) == 0.25
+
+
+def test_a_model_without_heads_is_refused() -> None:
+    with pytest.raises(InputError, match=r"kv_bytes.*no key-value heads"):
+        KvBytes(chain())
+
+
+@pytest.mark.parametrize(("name", "heads"), [("llama", 2), ("gpt2", 4), ("gpt_neox", 4), ("opt", 4)])
+def test_a_layer_holds_a_key_and_a_value_of_eight_for_each_head(name: str, heads: int) -> None:
+    structure = analyze(MODELS[name].build(), MODELS[name].example())
+    assert KvBytes(structure).dense == 2 * heads * 8 * 2 * 4
+
+
+def test_query_heads_of_a_key_value_head_cost_nothing() -> None:
+    structure = analyze(MODELS["llama"].build(), MODELS["llama"].example(), kinds=("head",))
+    with pytest.raises(InputError, match="no key-value heads"):
+        KvBytes(structure)
