@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 MISSING = "needs transformers (pip install 'autoprune[transformers]')"
 TOKENS, IMAGE = 9, 32
@@ -43,6 +43,9 @@ class Small:
 
     def build(self) -> nn.Module:
         """The model in eval mode, with the same random weights at every call; skips where transformers is missing."""
+        if not self.config:  # of torch itself
+            torch.manual_seed(0)
+            return self.part(None).eval()
         library = pytest.importorskip("transformers", reason=MISSING)
         torch.manual_seed(0)
         model = getattr(library, self.model)(getattr(library, self.config)(**self.settings))
@@ -53,6 +56,8 @@ class Small:
         draws = torch.Generator().manual_seed(1)
         if self.inputs == "image":
             return (torch.randn(2, 3, IMAGE, IMAGE, generator=draws),)
+        if self.inputs == "vectors":
+            return (torch.randn(2, TOKENS, 32, generator=draws),)
         if self.inputs == "sound":
             return (torch.randn(2, 8, IMAGE, generator=draws),)
         ids = torch.randint(3, 60, (2, TOKENS), generator=draws)
@@ -61,6 +66,33 @@ class Small:
         mask = torch.ones_like(ids)
         mask[1, 6:] = 0
         return {"input_ids": ids, "attention_mask": mask}
+
+
+class Vectors(nn.Module):
+    """torch.nn's own encoder over vectors, and a linear layer over their mean."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(32, 4, 48, batch_first=True, norm_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.head = nn.Linear(32, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.encoder(x).mean(1))
+        return logits
+
+
+class Translator(nn.Module):
+    """torch.nn.Transformer: a decoder layer attends to itself and to what the encoder says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.transformer = nn.Transformer(32, 4, 1, 1, 48, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mask = nn.Transformer.generate_square_subsequent_mask(x.shape[1] - 2, dtype=x.dtype)
+        out: Tensor = self.transformer(x, x[:, 2:], tgt_mask=mask)
+        return out
 
 
 TWO = {"head": 2, "neuron": 2}
@@ -105,5 +137,7 @@ MODELS = {
     ),
     "clip_vision": Small("CLIPVisionConfig", "CLIPVisionModel", PICTURE, TWO, "image"),
     "clip_text": Small("CLIPTextConfig", "CLIPTextModel", {**TEXT, "eos_token_id": 63}, TWO, "plain"),
+    "torch_encoder": Small("", "", {}, TWO, "vectors", lambda _: Vectors()),
+    "torch_transformer": Small("", "", {}, {"head": 3, "neuron": 2}, "vectors", lambda _: Translator()),
     "whisper": Small("WhisperConfig", "WhisperModel", WHISPER, TWO, "sound", lambda model: model.get_encoder()),
 }

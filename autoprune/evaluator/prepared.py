@@ -24,6 +24,7 @@ from autoprune.protocols import Task
 from autoprune.structure import Structure
 from autoprune.tracing.copies import copied
 from autoprune.tracing.inputs import call_model
+from autoprune.tracing.open_attention import open_attentions
 from autoprune.tracing.outputs import faithful
 
 LOOKED_AT = 64
@@ -40,7 +41,7 @@ def prepared_model(task: Task, device: torch.device, model: nn.Module | None = N
     for name, parameter in model.named_parameters():
         if parameter.is_floating_point() and parameter.dtype not in (torch.float32, torch.float64):
             raise InputError(f"{name} is {parameter.dtype}; give the model in float32: model.float()")
-    return in_format(model, fast_format(task, model))
+    return in_format(open_attentions(model), fast_format(task, model))
 
 
 def fast_format(task: Task, model: nn.Module) -> torch.memory_format:

@@ -86,7 +86,9 @@ def head_group(model: nn.Module, some: Sequence[Heads], kinds: Sequence[str]) ->
     ordered = sorted(slices, key=lambda s: ("produce", "carry", "consume").index(s.role))
     counts = [one.within_numbers if within else (*one.numbers, *_lengths(one)) for one in some]
     sizes = tuple(s for one, paths in zip(some, counts, strict=True) for s in _numbers(model, one.at, paths, width))
-    return Group(slices[0].tensor.rpartition(".")[0], kind, width, tuple(ordered), tuple(range(1, width + 1)), sizes)
+    first_tensor = slices[0].tensor
+    name = first_tensor.rpartition(".")[0] or first_tensor
+    return Group(name, kind, width, tuple(ordered), tuple(range(1, width + 1)), sizes)
 
 
 def neuron_group(model: nn.Module, one: Neurons) -> Group | None:
@@ -137,6 +139,13 @@ def _rows(
     modules: Mapping[str, nn.Module], path: str, width: int, repeat: int, offset: int, role: Role = "produce"
 ) -> Iterator[Slice]:
     """What makes `width` atoms of `repeat` outputs each: the weight and the bias of the layer at `path`."""
+    if path not in modules:  # parameters of a module itself: in_proj_weight, in_proj_bias
+        owner, _, name = path.rpartition(".")
+        held = dict(modules[owner].named_parameters(recurse=False))
+        for own in (f"{name}_weight", f"{name}_bias"):
+            if own in held:
+                yield Slice(f"{owner}.{own}" if owner else own, 0, role, offset, repeat, repeat, 0, width)
+        return
     layer = modules[path]
     yield Slice(f"{path}.weight", _made_along(layer), role, offset, repeat, repeat, 0, width)
     if getattr(layer, "bias", None) is not None:

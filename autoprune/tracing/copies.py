@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from autoprune.errors import InputError, one_line
+from autoprune.tracing.open_attention import open_attentions
 
 
 def private_copy(model: nn.Module, instead: Mapping[int, Any] | None = None) -> nn.Module:
@@ -82,7 +83,7 @@ def copied(model: nn.Module, instead: Mapping[int, Any] | None = None) -> nn.Mod
     for module in twin.modules():  # whose forward a copy compiles again, for ever other widths and hooks
         if unwrapped(module) is not module and hasattr(module, "_orig_mod"):
             module.__dict__["forward"] = unwrapped(module).__call__
-    return twin
+    return open_attentions(twin)
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from autoprune.errors import InputError, did_you_mean
 from autoprune.structure import Group, Role, Slice, Structure
+from autoprune.tracing.open_attention import open_attentions
 from autoprune.tracing.sizes import set_sizes
 from autoprune.tracing.watch import multiplies
 
@@ -22,6 +23,7 @@ def slim(model: nn.Module, structure: Structure, keep: Keep) -> None:
     Raises:
         InputError: `keep` does not fit the structure, or the model is not the dense model of the structure.
     """
+    open_attentions(model)
     tensors = named_tensors(model)
     shapes = {spec.name: spec.shape for op in structure.ops for spec in op.tensors}
     with torch.no_grad():

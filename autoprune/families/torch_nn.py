@@ -1,0 +1,24 @@
+"""PyTorch's own transformer: MultiheadAttention, and the feed-forward layers of its encoder and decoder layers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import nn
+
+from autoprune.families._layouts import Heads, Neurons, Tied
+from autoprune.tracing.open_attention import OpenAttention, is_plain
+
+
+class TorchNn:
+    """One parameter makes queries, keys and values, thirds side by side."""
+
+    traced = True
+
+    def parts(self, name: str, module: Any) -> Iterator[Heads | Neurons | Tied]:
+        """Attentions that a copy can open (`open_attentions`), and the two linears of a layer."""
+        if type(module) in (nn.MultiheadAttention, OpenAttention) and is_plain(module):
+            yield Heads(name, "out_proj", module.num_heads, module.head_dim, fused="in_proj", numbers=("num_heads",))
+        elif isinstance(module, nn.TransformerEncoderLayer | nn.TransformerDecoderLayer):
+            yield Neurons(name, ("linear1",), "linear2")
