@@ -22,7 +22,7 @@ from autoprune.evaluation import Ask, Tier
 from autoprune.evaluator.material import BATCH_SIZE
 from autoprune.evaluator.precision import Precision
 from autoprune.evaluator.prepared import prepared_model, prepared_parts
-from autoprune.evaluator.settings import Settings
+from autoprune.evaluator.settings import Repair, Settings
 from autoprune.evaluator.tiers import TieredEvaluator
 from autoprune.front import Point
 from autoprune.policy import Policy
@@ -95,6 +95,7 @@ def searched_settings(point: Point, own: Settings) -> Settings:
         direction=None if metric is None else ways.get(metric, own.direction),
         calibration=int(space.get("calibration", own.calibration)),
         validation=int(space.get("validation", own.validation)),
+        repair=space["repair"] if space.get("repair") in get_args(Repair) else own.repair,
     )
 
 

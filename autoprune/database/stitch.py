@@ -32,10 +32,13 @@ class Stitcher:
 
     The level database supplies the consumers' weights, the dense tensors all the rest. Parameters and buffers keep
     their identity, only their data change shape. What repairs or training overwrite must be named by `mark_dirty`.
+    Without `compensated` consumers hold the dense weights of what they keep.
     """
 
-    def __init__(self, model: nn.Module, structure: Structure, database: LevelDatabase) -> None:
-        self.structure, self.database = structure, database
+    def __init__(
+        self, model: nn.Module, structure: Structure, database: LevelDatabase, compensated: bool = True
+    ) -> None:
+        self.structure, self.database, self._compensated = structure, database, compensated
         self.model = copied(model).eval().requires_grad_(False)
         # by their first names alone: under a second one (an alias, a tied weight) a tensor would be renewed twice
         self.dense: dict[str, Tensor] = {n: t.detach() for n, t in named_tensors(model).items()}
@@ -55,7 +58,8 @@ class Stitcher:
                 self._choose(name, new[name])
         self.policy = policy
         with torch.no_grad():
-            groups = {group for tensor in stale for group in self._compensated_for(tensor)}
+            of = stale if self._compensated else set[str]()
+            groups = {group for tensor in of for group in self._compensated_for(tensor)}
             entries = self.database.entries_at({group: new[group] for group in groups}, self.dense)
             for tensor in sorted(stale):
                 self.live[tensor].data = self._slice(tensor, self._filled(tensor, entries))

@@ -12,6 +12,7 @@ from autoprune.errors import InputError, one_line
 from autoprune.protocols import Direction
 
 COSTS = ("macs", "params", "bytes")
+Repair = Literal["full", "norm", "none"]
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,8 @@ class Settings:
     that of forward passes and of the fine-tune, but for validation, which is always scored in float32. With
     `metrics_on_fitness` full evaluations on fitness samples carry the task's metrics too. `learning_rate` is the peak
     of the brief fine-tune, None where the evaluator is to find it. `memory`: bytes of
-    level database entries that are kept.
+    level database entries that are kept. `repair` says what a candidate gets back for what it lost: compensated
+    weights, corrected statistics and the refit (`full`), statistics alone (`norm`), nothing (`none`).
     """
 
     loss: str = "auto"
@@ -42,6 +44,7 @@ class Settings:
     metrics_on_fitness: bool = False
     learning_rate: float | None = None
     memory: int = MEMORY
+    repair: Repair = "full"
 
     @property
     def objective(self) -> str:

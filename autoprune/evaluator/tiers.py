@@ -89,7 +89,7 @@ class TieredEvaluator:
         self.device = settings.torch_device
         self.dense = dense = prepared_model(task, self.device) if model is None else model
         self.parts = prepared_parts(task, settings, dense) if parts is None else parts
-        self.stitcher = Stitcher(dense, structure, database)
+        self.stitcher = Stitcher(dense, structure, database, compensated=settings.repair == "full")
         self.costs = {name: build_cost(name, structure, latency) for name in settings.costs}
         self._all_sites = find_sites(dense, task.example_inputs())
         readers = {w for names in consumed(structure.groups, self._all_sites).values() for w in names}
@@ -213,7 +213,7 @@ class TieredEvaluator:
 
     def _score(self, ask: Ask) -> Score:
         """A backward pass counts as two passes forward."""
-        direct = _repairs_itself(ask) and self.settings.metric is None
+        direct = _repairs_itself(ask) and self.settings.metric is None and self.settings.repair != "none"
         split, batches = ask.split, self.samples.share(ask.split, ask.fraction, direct)
         count = float(batches.samples)
         if self.settings.metric is not None:
@@ -304,7 +304,7 @@ class TieredEvaluator:
         if ask.tier not in ("stitch", "refit", "tune"):
             raise InputError(f"the evaluator has no tier {ask.tier!r}; allowed: stitch, refit, tune")
         with_room(lambda: self._settle(ask), self._shrink_statistics)
-        samples = float(self.samples.statistics.samples)
+        samples = float(self.samples.statistics.samples) if self.settings.repair != "none" else 0.0
         if ask.tier == "tune":
             steps = self.settings.finetune_steps
             heldback = self.samples.batches("heldback").samples
@@ -348,11 +348,13 @@ class TieredEvaluator:
         """Stitch, and one pass over the statistics samples that repairs."""
 
         def mode(reference: Reference, batch: Batch, meet: Meet) -> FixedPoint | Refit:
-            if ask.tier == "stitch":
+            if ask.tier == "stitch" or self.settings.repair == "norm":
                 return FixedPoint(self.stitcher, reference, True, meet)
             return Refit(self.stitcher, reference, self.sites, meet, real_tokens(batch))
 
         self.stitcher.stitch(ask.policy)
+        if self.settings.repair == "none":
+            return
         try:
             self._in_step(self.samples.seen, mode)
         except OutOfStepError:

@@ -239,7 +239,8 @@ class EvaluatorPart(Part):
     table would cost more than the search's trials (then, if need be, at the `stitch` tier). `finalists` are tuned at
     each asked budget; `precision` auto is bf16 where the machine that starts the search has instructions for it and
     the model bears it, else fp32; policy.json tells which. `memory` ("4GB") is what the compensated weights that were
-    made so far may take on a machine, all its workers together.
+    made so far may take on a machine, all its workers together. `repair`: a candidate's weights are compensated, its
+    norms corrected and its layers refitted (`full`), its norms alone (`norm`), or nothing (`none`).
     """
 
     calibration: Count = 2048
@@ -251,6 +252,7 @@ class EvaluatorPart(Part):
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     device: str = Field(default="auto", pattern=r"^(auto|cpu|mps|cuda(:[0-9]+)?)$")
     memory: Bytes = "auto"
+    repair: Literal["full", "norm", "none"] = "full"
 
     @property
     def memory_bytes(self) -> int:

@@ -277,6 +277,7 @@ def _space(job: Job, settings: Settings, calibration: int, tier: Tier) -> dict[s
         "tier": tier,
         "finetune_steps": settings.finetune_steps,
         "precision": settings.precision,
+        "repair": settings.repair,
         "loss": settings.loss,
         "validation": settings.validation,
         **({} if settings.metric is None else {"metric": settings.metric}),
@@ -286,7 +287,7 @@ def _space(job: Job, settings: Settings, calibration: int, tier: Tier) -> dict[s
 def _prices(parts: Parts, settings: Settings) -> Prices:
     """What asks cost on these samples."""
     return Prices(
-        statistics=parts.statistics.samples,
+        statistics=parts.statistics.samples if settings.repair != "none" else 0,
         fitness=parts.fitness.samples,
         heldback=parts.heldback.samples,
         validation=settings.validation,
@@ -339,6 +340,7 @@ def settings_of(job: Job) -> Settings:
         precision=e.precision,
         metrics_on_fitness=bool(job.constraints),
         memory=e.memory_bytes,
+        repair=e.repair,
     )
 
 

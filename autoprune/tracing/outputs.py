@@ -24,7 +24,8 @@ def faithful(task: Task, model: nn.Module, batch: Batch) -> Tensor:
     """The output of `model` on `batch` that must stay faithful: what the task's `outputs` computes, or names.
 
     `outputs` is a method (model, batch) that may return the model's whole output, or a key or index of what the model
-    returns for the inputs of a pair; without it that is chosen as in `pick_output`. Padded places hold one value.
+    returns for the inputs of a pair; without it that is chosen as in `pick_output`. Padded places hold
+    the outputs of real tokens.
 
     Raises:
         InputError: there is no such output.

@@ -9,8 +9,6 @@ import torch
 from torch import Tensor
 
 MASK = "attention_mask"
-FILL = 1.0
-"""What padded places of outputs hold in both models: any loss of equal outputs is 0, that of a cosine too."""
 
 
 def real_tokens(batch: Any) -> Tensor | None:
@@ -23,12 +21,19 @@ def real_tokens(batch: Any) -> Tensor | None:
 
 
 def without_padding(outputs: Tensor, batch: Any) -> Tensor:
-    """Outputs [N, T, ...] with one value in all padded places; others, [N, classes] and the like, as they are."""
+    """Outputs [N, T, ...] whose padded places hold those of real tokens again, one after another.
+
+    A mean over the places of a sample is thus one over its real tokens, but for the last round. Others, [N, classes]
+    and the like, stay as they are.
+    """
     real = real_tokens(batch)
     if real is None or outputs.dim() < 3 or outputs.shape[:2] != real.shape:
         return outputs
-    places = real.to(outputs.device).view(*real.shape, *[1] * (outputs.dim() - 2))
-    return torch.where(places, outputs, FILL)
+    real = real.to(outputs.device)
+    first = (~real).to(torch.uint8).argsort(dim=1, stable=True)  # the real ones, in their order
+    turn = torch.arange(real.shape[1], device=real.device) % real.sum(1, keepdim=True).clamp_min(1)
+    index = first.gather(1, turn)
+    return outputs[torch.arange(len(outputs), device=real.device)[:, None], index]
 
 
 def real_rows(shape: torch.Size, positions: Tensor, real: Tensor | None) -> Tensor | None:
