@@ -86,7 +86,18 @@ class Levels:
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], layout: object) -> None:
     """Tensors and plain facts in one safetensors file, whole or not at all."""
     with whole(path) as draft:
-        save_file({k: v.contiguous().cpu() for k, v in tensors.items()}, draft, {"layout": json.dumps(layout)})
+        save_file(_apart(tensors), draft, {"layout": json.dumps(layout)})
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors that share no memory: what the blocks of one consumer have in common is written once a block."""
+    found: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        own = tensor.contiguous().cpu()
+        found[name] = own.clone() if own.untyped_storage().data_ptr() in seen else own
+        seen.add(own.untyped_storage().data_ptr())
+    return found
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:

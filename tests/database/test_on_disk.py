@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from autoprune import plugins
-from autoprune.database import makers
+from autoprune.database import consumers, makers
 from autoprune.database import on_disk as rooms
 from autoprune.database.build import Ingredients, build_database
 from autoprune.database.makers import Across, Beside
@@ -48,6 +48,15 @@ def test_a_file_holds_what_memory_would_and_nothing_half_done(tmp_path: Path, fa
     for _ in range(2):  # entries made, then found
         assert equal(whole, LevelDatabase.open(tmp_path / "k.safetensors"), w)
     assert {p.name for p in tmp_path.iterdir()} == {"k.safetensors", "k.entries"}
+
+
+def test_a_consumer_in_blocks_is_written_and_read_as_any_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    w, made, path = world("plain"), plugins.load("criteria", "obs")(), tmp_path / "k.safetensors"
+    monkeypatch.setattr(consumers, "LARGEST", 20)
+    build_file(path, w.model, w.structure, w.seen, made)
+    opened = LevelDatabase.open(path)
+    assert max(len(reader.parts) for levels in opened.levels.values() for reader in levels.readers) > 1
+    assert equal(build_database(w.model, w.structure, w.seen, made), opened, w)
 
 
 def test_a_killed_build_goes_on_with_the_group_that_it_was_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
