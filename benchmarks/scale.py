@@ -43,11 +43,11 @@ from autoprune.database.store import LevelDatabase
 from autoprune.evaluation import Ask
 from autoprune.evaluator.settings import Settings
 from autoprune.evaluator.tiers import TieredEvaluator
+from autoprune.families import analyze
 from autoprune.policy import Policy
 from autoprune.protocols import Task
 from autoprune.space import Space, restrict
 from autoprune.structure import Structure
-from autoprune.tracing.analyze import analyze
 
 RESULTS = Path(__file__).resolve().parent / "results" / "scale.json"
 SAMPLES, CANDIDATES, BATCH = 64, 20, 16

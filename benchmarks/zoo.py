@@ -1,6 +1,10 @@
-"""What is found in the models that people use, one row a model of timm: random weights, noise for images, one thread.
+"""What is found in the models that people use, one row a model of timm or transformers: random weights, one thread.
 
-usage: OMP_NUM_THREADS=1 python -m benchmarks.zoo [resnet18 vgg16 ...]   [--stub]   (needs timm and torchvision)
+usage: OMP_NUM_THREADS=1 python -m benchmarks.zoo [resnet18 BertModel ...]   [--stub]   (needs timm and torchvision, or
+transformers for its classes)
+
+Images are noise, sentences of 128 random tokens; a class of transformers has its default size, or that of a small model
+of its family (SmolLM-135M, Pythia-160M).
 
 Rows are kept in results/zoo.json as they come, and shown in results/zoo.md; what is kept is not measured again.
 """
@@ -23,8 +27,8 @@ from typing import Any
 import torch
 
 from autoprune.errors import InputError, one_line
+from autoprune.families import analysed
 from autoprune.structure import Structure
-from autoprune.tracing.analyze import analyzed
 
 NAMES = (
     *("resnet18", "resnet50", "densenet121", "vgg16", "mobilenetv3_large_100", "efficientnet_b0", "convnext_tiny"),
@@ -34,8 +38,26 @@ NAMES = (
     *("tinynet_e", "lcnet_050", "mixnet_s", "rexnet_100", "mobileone_s0", "selecsls42", "inception_next_atto"),
     *("convnextv2_atto", "convnext_atto", "nf_resnet26", "edgenext_xx_small", "mobilevit_xxs", "poolformer_s12"),
     *("fastvit_t8", "starnet_s1", "repghostnet_050", "deit_tiny_patch16_224", "mixer_s32_224", "resmlp_12_224"),
-    *("cspdarknet53", "ghostnet_100", "inception_next_tiny"),
+    *("cspdarknet53", "ghostnet_100", "inception_next_tiny", "swin_tiny_patch4_window7_224"),
 )
+SMOLLM = {"hidden_size": 576, "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3}
+PYTHIA = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
+CLASSES: Mapping[str, tuple[str, Mapping[str, Any], str]] = {
+    "BertModel": ("BertConfig", {}, "text"),
+    "RobertaModel": ("RobertaConfig", {}, "text"),
+    "DistilBertModel": ("DistilBertConfig", {}, "text"),
+    "MPNetModel": ("MPNetConfig", {}, "text"),
+    "GPT2LMHeadModel": ("GPT2Config", {}, "text"),
+    "GPTNeoXForCausalLM": ("GPTNeoXConfig", PYTHIA, "text"),
+    "OPTForCausalLM": ("OPTConfig", {}, "text"),
+    "LlamaForCausalLM": ("LlamaConfig", {**SMOLLM, "intermediate_size": 1536, "vocab_size": 49152}, "text"),
+    "T5EncoderModel": ("T5Config", {}, "text"),
+    "ViTModel": ("ViTConfig", {}, "images"),
+    "CLIPVisionModel": ("CLIPVisionConfig", {}, "images"),
+    "SegformerForSemanticSegmentation": ("SegformerConfig", {}, "images"),
+}
+"""Of transformers: configuration, its settings, and what goes in."""
+TOKENS, IMAGE = 128, 224
 RESULTS = Path(__file__).parent / "results"
 SAMPLES = 2
 MOST = 0.9
@@ -48,7 +70,7 @@ OPERATORS = (
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("names", nargs="*", default=list(NAMES))
+    parser.add_argument("names", nargs="*", default=[*NAMES, *CLASSES])
     parser.add_argument("--stub", action="store_true", help="torchvision's compiled part does not fit this torch")
     args = parser.parse_args()
     path = RESULTS / "zoo.json"
@@ -69,7 +91,10 @@ def table(kept: Mapping[str, Mapping[str, Any]]) -> str:
     rows = sorted(kept, key=lambda name: (-kept[name].get("share", -1.0), name))
     found = sum(bool(kept[name].get("groups")) for name in rows)
     most = sum(kept[name].get("share", 0.0) >= MOST for name in rows)
-    said = f"{len(rows)} models of timm; {found} have groups, in {most} of them {MOST:.0%} of the MACs or more shrink."
+    said = (
+        f"{len(rows)} models of timm and transformers; {found} have groups, in {most} of them {MOST:.0%} of the MACs "
+        "or more shrink."
+    )
     head = "| model | parameters, M | groups | MACs that can be pruned | why not the rest | processor s | passes | GB |"
     lines = [head, "|---|---|---|---|---|---|---|---|", *(row(name, kept[name]) for name in rows)]
     return "\n".join([said, "Written by `python -m benchmarks.zoo`; seconds on a shared machine.", "", *lines, ""])
@@ -92,14 +117,11 @@ def measured(name: str, stub: bool) -> Mapping[str, Any]:
 
 
 def measure(name: str, stub: bool) -> Mapping[str, Any]:
-    """One row: what `analyze` finds in a model of timm on images of the size that timm names for it."""
-    kept = stub_operators() if stub else None  # noqa: F841  # timm is imported behind it
-    import timm
-
+    """One row: what `analyze` finds in a model, on images of the size that timm names for it or on short texts."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    model = timm.create_model(name, pretrained=False).eval()
-    found = analyzed(model, (torch.randn(SAMPLES, *model.default_cfg["input_size"]),))
+    model, inputs = of_transformers(name) if name in CLASSES else of_timm(name, stub)
+    found = analysed(model.eval(), inputs)
     structure, factor = found.structure, 1 if sys.platform == "darwin" else 1024
     return {
         "parameters": sum(p.numel() for p in model.parameters()),
@@ -110,6 +132,27 @@ def measure(name: str, stub: bool) -> Mapping[str, Any]:
         "passes": found.passes,
         "peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * factor / 1e9,
     }
+
+
+def of_timm(name: str, stub: bool) -> tuple[Any, Any]:
+    """A model of timm, and images of its size."""
+    kept = stub_operators() if stub else None  # noqa: F841  # timm is imported behind it
+    import timm
+
+    model = timm.create_model(name, pretrained=False)
+    return model, (torch.randn(SAMPLES, *model.default_cfg["input_size"]),)
+
+
+def of_transformers(name: str) -> tuple[Any, Any]:
+    """A class of transformers, and sentences or images for it."""
+    import transformers
+
+    config, settings, kind = CLASSES[name]
+    model = getattr(transformers, name)(getattr(transformers, config)(**settings))
+    if kind == "images":
+        return model, (torch.randn(SAMPLES, 3, IMAGE, IMAGE),)
+    ids = torch.randint(3, 1000, (SAMPLES, TOKENS))
+    return model, {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 
 def prunable_share(structure: Structure) -> float:

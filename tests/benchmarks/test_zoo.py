@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from autoprune.tracing.analyze import analyze
+from autoprune.families import analyze
 from benchmarks.zoo import prunable_share, table
 
 ROW = {"parameters": 2_500_000, "groups": 3, "rest": "its channels are the model's output", "seconds": 1.5}
@@ -16,7 +16,7 @@ ROW |= {"passes": 17, "peak_gb": 0.5}
 def test_the_table_counts_its_rows() -> None:
     kept = {"b": {**ROW, "share": 0.5}, "a": {**ROW, "share": 0.95}, "c": {"error": "needs another torch"}}
     lines = table(kept).splitlines()
-    assert lines[0] == "3 models of timm; 2 have groups, in 1 of them 90% of the MACs or more shrink."
+    assert lines[0] == "3 models of timm and transformers; 2 have groups, in 1 of them 90% of the MACs or more shrink."
     assert [line.split(" | ")[0] for line in lines[-3:]] == ["| a", "| b", "| c"]
     assert "needs another torch" in lines[-1]
 

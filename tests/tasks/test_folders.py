@@ -24,7 +24,7 @@ from autoprune.tasks.torchvision import torchvision
 from tests.pictures import pillow, write_images
 
 JOBS = Path(__file__).parents[2] / "search_spaces"
-FOLDER_JOBS = ["convnext", "efficientnet_b0", "mobilenetv3", "resnet50_imagenet"]
+FOLDER_JOBS = ["convnext", "efficientnet_b0", "mobilenetv3", "resnet50_imagenet", "vit"]
 
 pillow()
 
