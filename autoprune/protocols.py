@@ -42,7 +42,8 @@ class Task(Protocol):
 
     It may have more: `classes`, the axis of the outputs along which classes lie (by default 1 for [N, C, spatial...],
     -1 else). `outputs` may also be no method but a key, as "logits", or an index: which of what the model returns for
-    the inputs of a pair must stay faithful.
+    the inputs of a pair must stay faithful. `auto_loss` names the loss that `objectives.loss: auto` takes, where shapes
+    and targets do not tell it: cosine for embeddings.
     """
 
     @property

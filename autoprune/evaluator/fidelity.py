@@ -58,6 +58,9 @@ def fidelity_for(task: Task, dense: nn.Module, batch: Batch, loss: str, classes:
     found = choose(outputs, targets_of(batch), stated)
     which = getattr(task, "output_said", "")
     found = replace(found, why=f"{which}: {found.why}" if which else found.why)
+    own = getattr(task, "auto_loss", None)
+    if loss == AUTO and own is not None:
+        found = Choice(own, found.classes, f"the task states it for its outputs {list(outputs.shape)}")
     if loss != AUTO:
         if loss == "kl" and (outputs.dim() < 2 or outputs.shape[found.classes] == 1):
             raise InputError(

@@ -16,7 +16,7 @@ from autoprune import plugins
 from autoprune.families._layouts import Heads, Neurons, Tied, head_group, neuron_group
 from autoprune.structure import Group, Structure
 from autoprune.tracing.analyze import Analysis, analyzed
-from autoprune.tracing.claims import Claims
+from autoprune.tracing.claims import NOTHING, Claims
 
 Part = Heads | Neurons | Tied
 STREAM = "it writes or reads the residual stream, which every layer of {} shares"
@@ -56,7 +56,9 @@ def analysed(model: nn.Module, example_inputs: Any, *, seed: int = 0, kinds: Seq
 
 
 def claimed(model: nn.Module, kinds: Sequence[str] = ()) -> Claims:
-    """What the families of this folder know of `model`."""
+    """What the families of this folder know of `model`; nothing of what is no module, which the analysis refuses."""
+    if not isinstance(model, nn.Module):
+        return NOTHING
     families: list[Family] = [plugins.load("families", name)() for name in plugins.names("families")]
     groups: list[Group] = []
     known: dict[str, bool] = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -14,7 +15,10 @@ from autoprune.errors import InputError, did_you_mean
 from autoprune.protocols import SPLITS, Direction
 from autoprune.tracing.eval_mode import evaluating
 
+T = TypeVar("T")
 Pair = tuple[Tensor, Tensor]
+MOST_CUT = 1024
+"""Calibration and validation samples that are cut off by default, at most; an image of 224 pixels is 0.6 MB decoded."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +95,14 @@ def cut(n: int, n_calibration: int | None, n_validation: int | None, seed: int) 
     return dict(zip(("calibration", "validation", "train"), parts, strict=True))
 
 
-def pick(splits: Mapping[str, Batches], name: str) -> Batches:
+def shares(n: int, n_calibration: int | None, n_validation: int | None) -> tuple[int, int]:
+    """Calibration and validation samples of `n`: as asked, else a share of them and no more than `MOST_CUT`."""
+    asked = ((n_calibration, 0.30), (n_validation, 0.15))
+    calibration, validation = (min(round(s * n), MOST_CUT) if given is None else given for given, s in asked)
+    return calibration, validation
+
+
+def pick(splits: Mapping[str, T], name: str) -> T:
     """The split called `name`."""
     if name not in splits:
         raise InputError(f"unknown split {name!r}; {did_you_mean(name, SPLITS)}")

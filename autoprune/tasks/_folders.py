@@ -15,13 +15,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from autoprune.errors import InputError, did_you_mean, one_line
-from autoprune.tasks._arrays import DIRECTIONS, Normalised, Pair, accuracies, cut
+from autoprune.tasks._arrays import DIRECTIONS, Normalised, Pair, accuracies, cut, shares
 from autoprune.tasks._libraries import unusable
 from autoprune.tasks._wrap import Output, WrappedTask
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
-MOST_CUT = 1024
-"""Calibration and validation images that are cut off by default, at most; one of 224 pixels is 0.6 MB when decoded."""
 
 Transform = Callable[[Any], Tensor]
 """A Pillow image in RGB -> float32 [C, H, W]."""
@@ -202,21 +200,14 @@ def classification(found: Classifier, folders: Folders) -> WrappedTask:
     train, test, transforms = folders.train, folders.test, found.transforms
     numbers = torch.tensor(_numbers(folders, found.outputs, found.known))
     splits = {"test": _decoded(test, range(len(test.files)), _named(test, train, numbers), transforms)}
-    for name, rows in cut(len(train.files), *_sizes(folders), folders.seed).items():
+    n = len(train.files)
+    for name, rows in cut(n, *shares(n, folders.n_calibration, folders.n_validation), folders.seed).items():
         splits[name] = _decoded(train, rows, numbers, transforms, training=name == "train")
     return WrappedTask(found.model.eval(), splits, F.cross_entropy, _accuracies, DIRECTIONS, Output(), spread=False)
 
 
 def _accuracies(outputs: Tensor, targets: Tensor) -> Mapping[str, float]:
     return accuracies(nn.Identity(), [(outputs, targets)])
-
-
-def _sizes(folders: Folders) -> tuple[int, int]:
-    """Calibration and validation images: as asked, else a share of what there is and no more than `MOST_CUT`."""
-    n = len(folders.train.files)
-    asked = ((folders.n_calibration, 0.30), (folders.n_validation, 0.15))
-    calibration, validation = (min(round(s * n), MOST_CUT) if given is None else given for given, s in asked)
-    return calibration, validation
 
 
 def _named(test: ImageFolder, train: ImageFolder, numbers: Tensor) -> Tensor:

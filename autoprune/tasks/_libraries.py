@@ -11,13 +11,16 @@ import torch
 
 from autoprune.errors import InputError, one_line
 
+IMAGES = "pip install 'autoprune[timm]' brings timm, torchvision and Pillow"
+TEXTS = "pip install 'autoprune[transformers]' brings it"
 
-def unusable(what: str, error: Exception) -> InputError:
+
+def unusable(what: str, error: Exception, brings: str = IMAGES) -> InputError:
     """`error`, which an import raised that `what` needs, as one line that names what to install."""
     if isinstance(error, ModuleNotFoundError):
         missing = (error.name or "?").partition(".")[0]
         said = f"{what} needs the package {missing!r}, which is not installed"
-        return InputError(f"{said}; pip install 'autoprune[timm]' brings timm, torchvision and Pillow")
+        return InputError(f"{said}; {brings}")
     pair = _pair()
     if pair is None:
         return InputError(f"{what} needs a library that cannot be imported: {one_line(error)}")

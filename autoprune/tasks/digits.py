@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from autoprune.errors import InputError
-from autoprune.files.whole import whole
 from autoprune.protocols import Batch, Direction
 from autoprune.tasks._arrays import DIRECTIONS, Batches, Normalised, accuracies, cut, pick
+from autoprune.tasks._cache import cache_folder, keep
 from autoprune.tasks._cifar_resnet import CifarResNet
 from autoprune.tasks._weights import load_weights
 from autoprune.tracing.one_thread import one_thread
@@ -51,13 +48,13 @@ class Digits:
     def build(self) -> nn.Module:
         path = cache_folder() / f"digits-{RECIPE}-{self._key}.safetensors"
         if not path.exists():
-            _save(_train(self._splits["train"]), path)
+            keep(_train(self._splits["train"]), path)
         with torch.random.fork_rng(devices=[]):  # first weights are drawn, then overwritten: leave no trace of it
             model = _model()
         try:
             load_weights(model, path)
         except InputError:  # a cache is no input: what does not load is made anew
-            _save(_train(self._splits["train"]), path)
+            keep(_train(self._splits["train"]), path)
             load_weights(model, path)
         return model.eval()
 
@@ -79,21 +76,8 @@ class Digits:
         return accuracies(model, batches)
 
 
-def cache_folder() -> Path:
-    """Where trained example weights are kept: AUTOPRUNE_CACHE, else autoprune/ in the user's cache folder."""
-    if own := os.environ.get("AUTOPRUNE_CACHE"):
-        return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "autoprune"
-
-
 def _model() -> CifarResNet:
     return CifarResNet(14, channels=1, planes=(8, 16, 32), shortcut="projection")
-
-
-def _save(model: nn.Module, path: Path) -> None:
-    """Write the weights so that another process sees all of the file or none of it."""
-    with whole(path) as draft:
-        save_file({name: t.contiguous() for name, t in model.state_dict().items()}, draft)
 
 
 def _train(batches: Batches) -> CifarResNet:

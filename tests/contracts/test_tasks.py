@@ -1,9 +1,9 @@
-"""The contract of every file in autoprune/tasks that needs no arguments: data that repeat, a model that is fresh."""
+"""The contract of every file in autoprune/tasks, but of those over images: data that repeat, a model that is fresh."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import pairwise
 
 import pytest
@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 from autoprune import plugins
 from autoprune.protocols import SPLITS, Task
 from autoprune.tracing.inputs import call_model, example_tuple
+from tests import text_folders
 
 
 def needs_arguments(name: str) -> bool:
@@ -22,11 +23,15 @@ def needs_arguments(name: str) -> bool:
 
 
 @pytest.fixture(params=plugins.names("tasks"), scope="module")
-def task(request: pytest.FixtureRequest) -> Task:
+def task(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Task]:
+    if request.param in text_folders.TEXT_TASKS:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("AUTOPRUNE_CACHE", str(tmp_path_factory.mktemp("cache")))
+            yield text_folders.make(tmp_path_factory.mktemp(request.param), request.param)
+        return
     if needs_arguments(request.param):
         pytest.skip("it needs files; tests/tasks has some")
-    made: Task = plugins.load("tasks", request.param)()
-    return made
+    yield plugins.load("tasks", request.param)()
 
 
 def first(batches: Iterable[object]) -> list[Tensor]:

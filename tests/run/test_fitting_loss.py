@@ -148,3 +148,14 @@ def test_what_the_data_or_this_version_does_not_have_is_refused(
 ) -> None:
     with pytest.raises(InputError, match=words):
         autoprune.search({**JOB, **change}, task=made(), out=tmp_path / "run")
+
+
+def test_a_task_may_name_the_loss_that_auto_takes(tmp_path: Path) -> None:
+    task = made()
+    task.auto_loss = "cosine"
+    run = autoprune.search(JOB, task=task, out=tmp_path / "run")
+    notes = {run.note for _ in run}
+    assert any("loss cosine: the task states it for its outputs [16, 1]" in n for n in notes)
+    task.auto_loss = "cosin"
+    with pytest.raises(InputError, match="unknown loss 'cosin'; did you mean 'cosine'"):
+        autoprune.search(JOB, task=task, out=tmp_path / "other").finish()

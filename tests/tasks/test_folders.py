@@ -17,8 +17,8 @@ from autoprune.database.drawn import draw
 from autoprune.errors import InputError
 from autoprune.files.job import Job
 from autoprune.protocols import SPLITS, Task
-from autoprune.tasks._arrays import Normalised
-from autoprune.tasks._folders import MOST_CUT, Classifier, Decoded, Folders, ImageFolder, Transforms, classification
+from autoprune.tasks._arrays import MOST_CUT, Normalised
+from autoprune.tasks._folders import Classifier, Decoded, Folders, ImageFolder, Transforms, classification
 from autoprune.tasks.timm import timm
 from autoprune.tasks.torchvision import torchvision
 from tests.pictures import pillow, write_images
@@ -125,7 +125,7 @@ def test_no_image_is_decoded_before_its_batch_is_asked_for(roots: tuple[Path, Pa
 def test_of_a_large_folder_no_more_than_needed_is_cut_off_by_default(
     roots: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("autoprune.tasks._folders.MOST_CUT", 10)
+    monkeypatch.setattr("autoprune.tasks._arrays.MOST_CUT", 10)
     assert MOST_CUT == 1024
     assert [len(images(made(roots), s)) for s in ("calibration", "validation", "train")] == [10, 10, 80]
     task = made(roots, n_calibration=40, n_validation=20)

@@ -20,6 +20,7 @@ from autoprune.errors import InputError
 from autoprune.files.job import Job
 from autoprune.protocols import SPLITS, Task
 from autoprune.tasks._arrays import DIRECTIONS, accuracies
+from autoprune.tasks._cache import cache_folder
 from autoprune.tasks._cifar_resnet import CifarResNet, resnet20, resnet32, resnet44, resnet56
 from autoprune.tasks._wrap import task as wrap
 from autoprune.tasks.digits import Digits
@@ -104,9 +105,9 @@ def test_the_digits_weights_are_trained_once_and_a_damaged_cache_is_made_anew(
 def test_the_cache_folder_follows_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AUTOPRUNE_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert digits_module.cache_folder() == tmp_path / "autoprune"
+    assert cache_folder() == tmp_path / "autoprune"
     monkeypatch.setenv("AUTOPRUNE_CACHE", str(tmp_path / "own"))
-    assert digits_module.cache_folder() == tmp_path / "own"
+    assert cache_folder() == tmp_path / "own"
 
 
 @pytest.mark.parametrize(
