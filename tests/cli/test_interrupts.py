@@ -12,6 +12,14 @@ import pytest
 from autoprune.cli.interrupts import heeding
 
 
+@pytest.fixture(autouse=True)
+def pythons_own_handler() -> Iterator[None]:
+    """What Python has at its start, but where it was started in the background."""
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, previous)
+
+
 def steps(swallow_at: int, n: int) -> Iterator[int]:
     for i in range(n):
         if i == swallow_at:

@@ -41,7 +41,7 @@ def analysed(folder: Path) -> Analysis:
 
 def test_the_same_model_is_analysed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = analysed(tmp_path)
-    monkeypatch.setattr(rooms, "analyzed", None)
+    monkeypatch.setattr(rooms.families, "analysed", None)
     again = analysed(tmp_path)
     assert (again.structure.groups, again.structure.ops) == (made.structure.groups, made.structure.ops)
     assert (again.structure.fingerprint, again.said) == (made.structure.fingerprint, "")
