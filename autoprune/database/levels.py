@@ -32,12 +32,16 @@ class Levels:
 
     @staticmethod
     def of(consumers: Sequence[Consumer], scores: Tensor, keep: Sequence[int] | None = None) -> Levels:
-        """Rank by `scores`; with `keep`, those atoms stay longest, so that their width holds exactly them."""
+        """Rank by `scores`; with `keep`, those atoms stay longest, so that their width holds exactly them.
+
+        Where they do so by their scores, nothing changes, to the last bit.
+        """
         scores = scores.double().cpu()
-        ranked = scores.clone()
-        if keep is not None:
+        order = torch.argsort(scores, stable=True).flip(0)
+        if keep is not None and set(order[: len(keep)].tolist()) != set(keep):
+            ranked = scores.clone()
             ranked[list(keep)] += float(scores.max() - scores.min()) + 1.0
-        order = torch.argsort(ranked, stable=True).flip(0)
+            order = torch.argsort(ranked, stable=True).flip(0)
         parts: dict[str, list[Consumer]] = {}
         for consumer in consumers:
             parts.setdefault(consumer.reader.weight, []).append(consumer)
