@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from autoprune.errors import InputError
-from autoprune.policy import IntArray, Policy
+from autoprune.policy import IntArray, Policy, canonical
 from autoprune.protocols import FloatArray
 from autoprune.structure import Structure
 
@@ -30,8 +30,8 @@ class Codec:
         self._lifted = self._grids + np.repeat(self._lift, self.last + 1)
 
     def widths(self, positions: IntArray) -> IntArray:
-        """Grid positions -> widths."""
-        return np.asarray(self._grids[self._start + positions])
+        """Grid positions -> widths, in their one form (`policy.canonical`)."""
+        return canonical(self.structure, np.asarray(self._grids[self._start + positions]))
 
     def ratios(self, widths: IntArray) -> FloatArray:
         """Widths -> the unit cube."""

@@ -15,6 +15,17 @@ from autoprune.structure import Structure
 IntArray = npt.NDArray[np.int64]
 
 
+def canonical(structure: Structure, widths: IntArray) -> IntArray:
+    """Widths [..., groups] with those inside of absent blocks dense: one form for what is the same model."""
+    if not structure.inside:
+        return widths
+    found = widths.copy()
+    for block, inner in structure.inside:
+        for i in inner:
+            found[..., i] = np.where(widths[..., block] == 0, structure.groups[i].width, widths[..., i])
+    return found
+
+
 @dataclass(frozen=True, slots=True)
 class Policy:
     """Widths by group name, sorted, so that equality and hash come for free."""
@@ -38,8 +49,9 @@ class Policy:
 
     @staticmethod
     def from_array(structure: Structure, widths: Iterable[int]) -> Policy:
-        """From widths in the order of `structure.groups`."""
-        return Policy(tuple(zip(structure.names, (int(w) for w in widths), strict=True)))
+        """From widths in the order of `structure.groups`; those inside of absent blocks become dense."""
+        array = canonical(structure, np.array([*widths], dtype=np.int64))
+        return Policy(tuple(zip(structure.names, array.tolist(), strict=True)))
 
     def as_dict(self) -> dict[str, int]:
         return dict(self.widths)
@@ -59,6 +71,14 @@ class Policy:
             if group.name not in widths:
                 raise InputError(f"the policy has no width for group {group.name!r}")
             group.check(widths[group.name])
+
+        for block, inner in structure.inside:
+            narrow = [g for i in inner if widths[(g := structure.groups[i]).name] < g.width]
+            if narrow and not widths[structure.groups[block].name]:
+                raise InputError(
+                    f"the policy leaves out block {structure.groups[block].name!r}, and group {narrow[0].name!r} "
+                    f"inside it is {widths[narrow[0].name]} wide; there it must be dense, {narrow[0].width}"
+                )
 
     @property
     def digest(self) -> str:

@@ -81,7 +81,10 @@ class Criterion(Protocol):
     """Scores the atoms of every group once; built as C(**options); the model is left untouched."""
 
     def __call__(self, model: nn.Module, groups: Sequence[Group], task: Task) -> Mapping[str, Tensor]:
-        """Group name -> finite scores [width]; higher is kept longer. Data comes from the calibration split."""
+        """Group name -> finite scores [width]; higher is kept longer. Data comes from the calibration split.
+
+        Blocks are not among the groups: their score is what they add to their stream.
+        """
 
 
 @runtime_checkable

@@ -72,7 +72,7 @@ def restrict(structure: Structure, space: Space) -> Structure:
         reason = _left_out(group, space)
         if reason is None:
             groups.append(replace(group, grid=_grid(group, *space.settings(group.name))))
-        else:
+        elif group.kind != "block":  # what a block is made of is not frozen for that
             frozen[group.name] = reason
     if not groups:
         why = "; ".join(f"{name}: {reason}" for name, reason in list(frozen.items())[:5]) or "the model has no groups"

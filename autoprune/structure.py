@@ -15,6 +15,7 @@ Role = Literal["produce", "carry", "consume"]
 FINGERPRINT_VERSION = 5
 """To be raised whenever the same model gets another fingerprint: more is found in it, or more of it is hashed."""
 Kind = Literal["channel", "head", "kv_group", "neuron", "block", "weight"]
+Gives = Literal["zero", "input"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,10 +70,28 @@ class Size:
 
 
 @dataclass(frozen=True, slots=True)
+class Stand:
+    """What stands in a module's place where its block is absent: it gives zeros like its input, or that input.
+
+    The input is the first tensor that it is called with; the original returned a tensor, or a tuple of so many
+    `results`, of which all but the first are None then.
+    """
+
+    module: str
+    gives: Gives
+    results: int = 0
+
+    def __post_init__(self) -> None:
+        if self.gives not in get_args(Gives) or self.results < 0:
+            raise InputError(f"stand for {self.module!r}: gives one of {get_args(Gives)}, results must be >= 0")
+
+
+@dataclass(frozen=True, slots=True)
 class Group:
     """Parameter slices that must shrink together; `width` atoms in the dense model, `grid` the allowed widths.
 
-    `sizes` are the numbers in the model's modules that follow the width.
+    `sizes` are the numbers in the model's modules that follow the width. A block is one atom, all tensors of the
+    modules that `stands` takes the place of: those that it consumes make its branch zero where they are zero.
     """
 
     name: str
@@ -81,6 +100,7 @@ class Group:
     slices: tuple[Slice, ...]
     grid: tuple[int, ...]
     sizes: tuple[Size, ...] = ()
+    stands: tuple[Stand, ...] = ()
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind):
@@ -88,6 +108,8 @@ class Group:
         ascending = all(a < b for a, b in zip(self.grid, self.grid[1:], strict=False))
         if not self.grid or not ascending or self.grid[-1] != self.width or self.grid[0] < 0:
             raise InputError(f"group {self.name!r}: the grid must ascend to the width {self.width}, not {self.grid}")
+        if self.kind == "block" and (self.width != 1 or not self.stands):
+            raise InputError(f"group {self.name!r}: a block is one atom, with stands for its modules")
 
     def check(self, width: int) -> None:
         """Raise InputError unless `width` is on the grid."""
@@ -111,7 +133,7 @@ class Op:
 
     `positions` sums over all calls in one forward pass: output positions of a conv, input positions of a transposed
     conv, rows of a linear; an operation without a weight has `weight=None` and `positions` MACs, constant or, where it
-    names a group, in proportion to that one's width (the products of an attention to its heads).
+    names groups, in proportion to the width of each (the products of an attention to its heads and to its block).
     `tensors` are the parameters and buffers that the module owns; each tensor belongs to exactly one Op.
     """
 
@@ -131,13 +153,15 @@ class Op:
 class Structure:
     """All groups (in execution order), the operations that cost, and what was frozen with a reason in a user's words.
 
-    `frozen` maps a module name to its reason. `fingerprint` identifies the dense structure ("sha256:..").
+    `frozen` maps a module name to its reason. `fingerprint` identifies the dense structure ("sha256:.."). `inside` has
+    for every block that holds other groups as a whole its index and theirs.
     """
 
     groups: tuple[Group, ...]
     ops: tuple[Op, ...]
     frozen: Mapping[str, str] = field(default_factory=dict)
     fingerprint: str = ""
+    inside: tuple[tuple[int, tuple[int, ...]], ...] = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         names = [g.name for g in self.groups]
@@ -145,6 +169,7 @@ class Structure:
             raise InputError(f"group names must be unique, not {names}")
         object.__setattr__(self, "frozen", MappingProxyType(dict(self.frozen)))
         object.__setattr__(self, "fingerprint", self.fingerprint or _fingerprint(self.groups, self.ops))
+        object.__setattr__(self, "inside", tuple(_inside(self.groups)))
 
     def __iter__(self) -> Iterator[Group]:
         return iter(self.groups)
@@ -167,8 +192,18 @@ class Structure:
         return (Structure, (self.groups, self.ops, dict(self.frozen), self.fingerprint))
 
 
+def _inside(groups: tuple[Group, ...]) -> Iterator[tuple[int, tuple[int, ...]]]:
+    tensors = [{s.tensor for s in g.slices} for g in groups]
+    for i, block in enumerate(groups):
+        held = [j for j, g in enumerate(groups) if g.kind != "block" and tensors[j] <= tensors[i]]
+        if block.kind == "block" and held:
+            yield i, tuple(held)
+
+
 def _fingerprint(groups: tuple[Group, ...], ops: tuple[Op, ...]) -> str:
     """Hash of everything that decides which atoms a width means; the grid is the job's choice, so it is left out."""
-    plain = [{k: v for k, v in asdict(g).items() if k != "grid" and (k != "sizes" or v)} for g in groups]
+    plain = [
+        {k: v for k, v in asdict(g).items() if k != "grid" and (v or k not in ("sizes", "stands"))} for g in groups
+    ]
     what = [plain, [asdict(o) for o in ops]]
     return "sha256:" + hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()

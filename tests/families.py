@@ -213,6 +213,7 @@ FAMILIES: dict[str, Family] = {
         (3, 8, 8),
         {
             "stem.0": 8,
+            "block1": 1,
             "block1.expand.0": 16,
             "block1.se.reduce": 4,
             "block2.expand.0": 24,

@@ -18,7 +18,7 @@ from autoprune.policy import Policy
 from autoprune.protocols import Budget, Cost, Problem, Sampler
 from autoprune.strategies.global_ import global_
 from autoprune.strategies.uniform import uniform
-from autoprune.structure import Group, Op, Slice, Structure, TensorSpec
+from autoprune.structure import Group, Op, Slice, Stand, Structure, TensorSpec
 
 
 def chain(n_groups: int = 12, seed: int = 0, grid_step: int = 1) -> Structure:
@@ -53,6 +53,19 @@ def chain(n_groups: int = 12, seed: int = 0, grid_step: int = 1) -> Structure:
         for i, (w, s, g) in enumerate(zip(widths, slices, grids, strict=True))
     ]
     return Structure(tuple(groups), tuple(ops), {"head": "its outputs are the model's outputs"})
+
+
+def with_blocks(plain: Structure) -> Structure:
+    """The chain with two blocks: layers 1 and 2, inside of which lies the group of the first, and layer 3."""
+    specs = [spec for op in plain.ops for spec in op.tensors]
+
+    def block(name: str, layers: tuple[str, ...]) -> Group:
+        held = [spec for spec in specs if spec.name.split(".")[0] in layers]
+        slices = tuple(Slice(s.name, 0, "produce", 0, s.shape[0], s.shape[0]) for s in held)
+        return Group(name, "block", 1, slices, (0, 1), (), tuple(Stand(layer, "zero") for layer in layers))
+
+    blocks = block("block1", ("layer1", "layer2")), block("block3", ("layer3",))
+    return Structure((*blocks, *plain.groups), plain.ops, plain.frozen)
 
 
 def attending() -> Structure:

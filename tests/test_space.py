@@ -6,7 +6,7 @@ import pytest
 
 from autoprune.errors import InputError
 from autoprune.space import Space, restrict
-from autoprune.structure import Group, Slice, Structure
+from autoprune.structure import Group, Slice, Stand, Structure
 from tests.synthetic import chain
 
 STRUCTURE = chain(12)
@@ -14,7 +14,8 @@ STRUCTURE = chain(12)
 
 def one(width: int, kind: str = "channel") -> Structure:
     grid = (0, 1) if kind == "block" else tuple(range(1, width + 1))
-    return Structure((Group("only", kind, width, (), grid),), ())  # type: ignore[arg-type]
+    stands = (Stand("only", "zero"),) if kind == "block" else ()
+    return Structure((Group("only", kind, width, (), grid, (), stands),), ())  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -95,9 +95,9 @@ class Translator(nn.Module):
         return out
 
 
-TWO = {"head": 2, "neuron": 2}
-TIED = {"head": 1, "neuron": 2}
-FEW = {"kv_group": 2, "neuron": 2}
+TWO = {"head": 2, "neuron": 2, "block": 4}
+TIED = {"head": 1, "neuron": 2, "block": 2}
+FEW = {"kv_group": 2, "neuron": 2, "block": 4}
 MODELS = {
     "bert": Small("BertConfig", "BertModel", TEXT, TWO),
     "roberta": Small("RobertaConfig", "RobertaForSequenceClassification", TEXT, TWO),
@@ -108,7 +108,7 @@ MODELS = {
         {"vocab_size": 64, "dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 48, "max_position_embeddings": 40},
         TWO,
     ),
-    "mpnet": Small("MPNetConfig", "MPNetModel", TEXT, TIED),
+    "mpnet": Small("MPNetConfig", "MPNetModel", TEXT, {**TIED, "block": 4}),
     "llama": Small("LlamaConfig", "LlamaForCausalLM", GROUPED, FEW, "plain"),
     "mistral": Small("MistralConfig", "MistralForCausalLM", GROUPED, FEW),
     "qwen2": Small("Qwen2Config", "Qwen2ForCausalLM", GROUPED, FEW, "plain"),
@@ -137,7 +137,7 @@ MODELS = {
     ),
     "clip_vision": Small("CLIPVisionConfig", "CLIPVisionModel", PICTURE, TWO, "image"),
     "clip_text": Small("CLIPTextConfig", "CLIPTextModel", {**TEXT, "eos_token_id": 63}, TWO, "plain"),
-    "torch_encoder": Small("", "", {}, TWO, "vectors", lambda _: Vectors()),
-    "torch_transformer": Small("", "", {}, {"head": 3, "neuron": 2}, "vectors", lambda _: Translator()),
+    "torch_encoder": Small("", "", {}, {**TWO, "block": 2}, "vectors", lambda _: Vectors()),
+    "torch_transformer": Small("", "", {}, {"head": 3, "neuron": 2, "block": 2}, "vectors", lambda _: Translator()),
     "whisper": Small("WhisperConfig", "WhisperModel", WHISPER, TWO, "sound", lambda model: model.get_encoder()),
 }

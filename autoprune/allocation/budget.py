@@ -206,15 +206,23 @@ class Projector:
 def normalised(structure: Structure, scores: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
     """Scores over their group's mean, so that groups compare; a group without any score gets ones.
 
+    Blocks, which are one atom each, are taken as one group.
+
     Raises:
         InputError: a group has no scores, too few of them, or one that is not finite.
     """
-    result: dict[str, FloatArray] = {}
+    given: dict[str, FloatArray] = {}
     for group in structure.groups:
         values = np.asarray(scores.get(group.name, ()), dtype=np.float64)
         if values.shape != (group.width,) or not np.isfinite(values).all():
             raise InputError(f"group {group.name!r} needs {group.width} finite scores, not shape {values.shape}")
-        mean = float(np.mean(values))
+        given[group.name] = values
+    blocks = [given[g.name] for g in structure.groups if g.kind == "block"]
+    common = float(np.mean(np.concatenate(blocks))) if blocks else 0.0
+    result: dict[str, FloatArray] = {}
+    for group in structure.groups:
+        values = given[group.name]
+        mean = common if group.kind == "block" else float(np.mean(values))
         result[group.name] = values / mean if mean > 0 else np.ones_like(values)
     return result
 

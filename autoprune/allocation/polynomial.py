@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from math import prod
 
 import numpy as np
@@ -68,7 +68,7 @@ class Polynomial:
 def macs_polynomial(structure: Structure) -> Polynomial:
     """Multiply-accumulates a sample: positions * numel(weight) summed over the operations."""
     specs = {spec.name: spec for op in structure.ops for spec in op.tensors}
-    size = _sizes(structure)
+    size, blocks = _sizes(structure), _blocks(structure)
     terms: list[tuple[int, tuple[Affine, ...]]] = []
     for op in structure.ops:
         if op.weight is None:
@@ -76,41 +76,53 @@ def macs_polynomial(structure: Structure) -> Polynomial:
         elif op.positions:
             if op.weight not in specs:
                 raise InputError(f"operation {op.name!r}: no operation owns its weight {op.weight!r}")
-            terms.append(_numel(specs[op.weight], op.positions, size))
+            terms.append(_numel(specs[op.weight], op.positions, size, blocks))
     return Polynomial(len(structure), terms)
 
 
 def numel_polynomial(structure: Structure, weight_of: Callable[[TensorSpec], int]) -> Polynomial:
     """Elements of all tensors, each counted `weight_of(spec)` times: 1 for parameters, the item size for bytes."""
-    size = _sizes(structure)
+    size, blocks = _sizes(structure), _blocks(structure)
     specs = [spec for op in structure.ops for spec in op.tensors]
-    return Polynomial(len(structure), [_numel(spec, weight_of(spec), size) for spec in specs if weight_of(spec)])
+    return Polynomial(
+        len(structure), [_numel(spec, weight_of(spec), size, blocks) for spec in specs if weight_of(spec)]
+    )
 
 
 def _products(op: Op, structure: Structure) -> tuple[int, tuple[Affine, ...]]:
-    """The term of an operation without a weight: in proportion to its group's width, constant without one."""
-    index = next((i for i, g in enumerate(structure.groups) if g.name in op.groups), None)
-    if index is None:
-        return op.positions, ()
-    return op.positions // structure.groups[index].width, ((0, ((index, 1),)),)
+    """The term of an operation without a weight: in proportion to its groups' widths, constant without one."""
+    named = [i for i, g in enumerate(structure.groups) if g.name in op.groups]
+    dense = prod(structure.groups[i].width for i in named)
+    return op.positions // dense, tuple((0, ((i, 1),)) for i in named)
 
 
-def _numel(spec: TensorSpec, coefficient: int, size: dict[tuple[str, int], Affine]) -> tuple[int, tuple[Affine, ...]]:
-    """The term coefficient * numel(spec): dimensions that never shrink go into the coefficient."""
+def _numel(
+    spec: TensorSpec, coefficient: int, size: Mapping[tuple[str, int], Affine], blocks: Mapping[str, tuple[Affine, ...]]
+) -> tuple[int, tuple[Affine, ...]]:
+    """The term coefficient * numel(spec), times its blocks: dimensions that never shrink go into the coefficient."""
     factors = [size.get((spec.name, dim)) for dim in range(len(spec.shape))]
     fixed = prod(n for n, factor in zip(spec.shape, factors, strict=True) if factor is None)
-    return coefficient * fixed, tuple(factor for factor in factors if factor is not None)
+    return coefficient * fixed, (*(f for f in factors if f is not None), *blocks.get(spec.name, ()))
+
+
+def _blocks(structure: Structure) -> dict[str, tuple[Affine, ...]]:
+    """Tensor -> a factor for each block that it lies in, 0 where that is absent."""
+    found: dict[str, tuple[Affine, ...]] = {}
+    for index, group in enumerate(structure.groups):
+        for tensor in {s.tensor for s in group.slices} if group.kind == "block" else ():
+            found[tensor] = (*found.get(tensor, ()), (0, ((index, 1),)))
+    return found
 
 
 def _sizes(structure: Structure) -> dict[tuple[str, int], Affine]:
-    """(tensor, dim) -> its size as a function of the widths, for the dimensions that shrink.
+    """(tensor, dim) -> its size as a function of the widths, for the dimensions that shrink; blocks set aside.
 
     Each atom that goes takes `repeat` positions: size = dense size - sum of repeat * (dense width - width).
     """
     shapes = {spec.name: spec.shape for op in structure.ops for spec in op.tensors}
     sizes: dict[tuple[str, int], tuple[int, dict[int, int]]] = {}
     for index, group in enumerate(structure.groups):
-        for key, each in _positions_an_atom(group).items():
+        for key, each in _positions_an_atom(group).items() if group.kind != "block" else ():
             if key[0] not in shapes:
                 raise InputError(f"group {group.name!r}: no operation owns its tensor {key[0]!r}")
             constant, slopes = sizes.setdefault(key, (shapes[key[0]][key[1]], {}))

@@ -208,8 +208,9 @@ def _applied(
         made = repaired(point, model, structure, task, settings, criterion, keep=atoms, training=training)
         small, keep, validation, recipe = made.model, dict(made.keep), dict(made.validation), dict(made.recipe)
     error = verify(small, model, structure, keep, example)
-    for mine, theirs in zip(small.parameters(), model.parameters(), strict=True):
-        mine.requires_grad_(theirs.requires_grad)
+    lent = dict(model.named_parameters())
+    for name, mine in small.named_parameters():
+        mine.requires_grad_(lent[name].requires_grad)
     base = point.base if replayed else replace(point.base, weights_fingerprint=weights, order={})
     facts = {
         "point": point.id,

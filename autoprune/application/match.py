@@ -48,7 +48,7 @@ def matching(point: Point, model: nn.Module, example: Any, analysis: Path | None
 
 def _places(group: Group) -> tuple[Any, ...]:
     """What was proved of a group: which tensors shrink with which of its atoms."""
-    return group.kind, group.width, frozenset(group.slices), frozenset(group.sizes)
+    return group.kind, group.width, frozenset(group.slices), frozenset(group.sizes), frozenset(group.stands)
 
 
 def difference(base: Base, model: nn.Module) -> str:
@@ -76,7 +76,7 @@ def _was_pruned(point: Point, model: nn.Module) -> bool:
     """Whether every tensor that the point narrows has the size that it gives it."""
     base, own = point.base, named_tensors(model)
     shapes = dense_shapes(base.groups, base.shapes)
-    gone = removed_positions(Structure(base.groups, ()), point.keep, shapes)
+    gone = removed_positions(Structure(base.groups, ()), point.keep, shapes, blocks=False)
     sizes = {(name, dim): shapes[name][dim] - int(positions.sum()) for (name, dim), positions in gone.items()}
     return bool(sizes) and all(name in own and own[name].shape[d] == size for (name, d), size in sizes.items())
 

@@ -13,7 +13,7 @@ from autoprune.costs._latency_table import OpTimes, nearest_levels
 from autoprune.errors import InputError
 from autoprune.policy import IntArray
 from autoprune.protocols import FloatArray
-from autoprune.structure import Structure, TensorSpec
+from autoprune.structure import Group, Slice, Structure, TensorSpec
 
 FEATURES = ("ops", "elements", "macs")
 """Summed times of single operations; elements that they write (norms, activations and sums go with it); MACs."""
@@ -36,11 +36,12 @@ class Features:
         # one flat lookup for all sides: its start is part of the base, so that a size is an index at once
         self._base = np.array([base for _, base in sides]) + starts
         self._place, self._times = _lookup(uses, shapes)
-        self._elements, self._fixed = _elements(structure)
+        self._present = Present(structure, [weight for _, weight, _ in uses])
+        self._elements = _Elements(structure)
         dense = np.array([g.width for g in structure.groups], dtype=np.int64)
         self._functions: dict[str, Callable[[IntArray], FloatArray]] = {
             "ops": self._op_ms,
-            "elements": self._written,
+            "elements": self._elements,
             "macs": macs_polynomial(structure),
         }
         self.names = tuple(name for name in names if self._functions[name](dense) > 0)
@@ -53,16 +54,55 @@ class Features:
     def _op_ms(self, widths: IntArray) -> FloatArray:
         sizes = np.asarray(widths, dtype=np.float64) @ self._slope + self._base
         place = self._place[sizes.astype(np.int64)]
-        return np.asarray(self._times[place[..., : self._half] + place[..., self._half :]].sum(axis=-1))
+        times = self._times[place[..., : self._half] + place[..., self._half :]]
+        return np.asarray(self._present(widths, times).sum(axis=-1))
 
-    def _written(self, widths: IntArray) -> FloatArray:
-        return np.asarray(np.asarray(widths, dtype=np.float64) @ self._elements + self._fixed)
+
+class Present:
+    """Sets to 0 what belongs to absent blocks, one value for each of some `weights`."""
+
+    def __init__(self, structure: Structure, weights: Sequence[str]) -> None:
+        held = [(i, {s.tensor for s in g.slices}) for i, g in enumerate(structure.groups) if g.kind == "block"]
+        self._blocks = np.array([i for i, _ in held], dtype=np.int64)
+        self._of = np.array([[weight in tensors for weight in weights] for _, tensors in held], dtype=np.float64)
+
+    def __call__(self, widths: IntArray, values: FloatArray) -> FloatArray:
+        """Widths [..., groups] and values [..., weights] -> the values that are left."""
+        if not len(self._blocks):
+            return values
+        gone = (1.0 - np.asarray(widths)[..., self._blocks]) @ self._of
+        return np.asarray(values * (gone == 0))
+
+
+class _Elements:
+    """The elements that all operations with a weight write for one sample: widths [..., groups] -> [...]."""
+
+    def __init__(self, structure: Structure) -> None:
+        specs = _weights(structure)
+        written = {s.tensor: s.dim for g in structure.groups for s in g.slices if _is_cut(g, s)}
+        ops = [op for op in structure.ops if op.weight in specs]
+        sides = [(op, side_size(structure, specs[str(op.weight)], written.get(str(op.weight), 0))) for op in ops]
+        self._slope = np.stack([op.positions * slope for op, (slope, _) in sides], axis=1) if sides else None
+        self._fixed = np.array([op.positions * base for op, (_, base) in sides])
+        self._present = Present(structure, [str(op.weight) for op in ops])
+
+    def __call__(self, widths: IntArray) -> FloatArray:
+        if self._slope is None:
+            return np.zeros(np.shape(widths)[:-1])
+        each = np.asarray(widths, dtype=np.float64) @ self._slope + self._fixed
+        return np.asarray(self._present(widths, each).sum(axis=-1))
+
+
+def _is_cut(group: Group, part: Slice) -> bool:
+    return group.kind != "block" and part.role in ("produce", "carry")
 
 
 def side_size(structure: Structure, spec: TensorSpec, dim: int) -> tuple[FloatArray, float]:
-    """Size of dimension `dim` of a tensor as (slope [groups], constant); dimensions beyond its shape are 1."""
+    """Size of dimension `dim` of a tensor as (slope [groups], constant), blocks set aside; beyond its shape it is 1."""
     slope = np.zeros(len(structure))
     for index, group in enumerate(structure.groups):
+        if group.kind == "block":
+            continue
         slope[index] = sum(s.repeat for s in group.slices if (s.tensor, s.dim) == (spec.name, dim))
     dense = np.array([g.width for g in structure.groups], dtype=np.float64)
     return slope, float(spec.shape[dim]) - float(slope @ dense)
@@ -111,16 +151,3 @@ def _lookup(uses: Sequence[tuple[OpTimes, str, int]], shapes: Sequence[tuple[int
     if not uses:
         return np.zeros(0, dtype=np.int64), np.zeros(0)
     return np.concatenate([*rows, *columns]), np.concatenate(times)
-
-
-def _elements(structure: Structure) -> tuple[FloatArray, float]:
-    """(slope [groups], constant) of the elements that all operations with a weight write for one sample."""
-    specs = _weights(structure)
-    written = {s.tensor: s.dim for g in structure.groups for s in g.slices if s.role in ("produce", "carry")}
-    slope, fixed = np.zeros(len(structure)), 0.0
-    for op in structure.ops:
-        if op.weight in specs:
-            spec = specs[op.weight]
-            side, base = side_size(structure, spec, written.get(spec.name, 0))
-            slope, fixed = slope + op.positions * side, fixed + op.positions * base
-    return slope, fixed

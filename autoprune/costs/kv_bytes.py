@@ -14,7 +14,7 @@ class KvBytes:
     """Bytes of keys and values a token and layer, summed over the attentions whose heads are searched.
 
     `dense` is theirs, in the type of the weights. Of what an atom makes, queries are as many as its output layer reads;
-    the rest are keys and values. Query heads of one key-value head thus cost nothing.
+    the rest are keys and values. Query heads of one key-value head thus cost nothing, nor do heads in an absent block.
     """
 
     monotone = True
@@ -22,6 +22,7 @@ class KvBytes:
     def __init__(self, structure: Structure) -> None:
         sizes = {spec.name: spec.itemsize for op in structure.ops for spec in op.tensors}
         self._each = np.array([cached_positions(group) for group in structure.groups], dtype=np.float64)
+        self._inside = structure.inside
         self._each *= [sizes.get(group.slices[0].tensor, 0) if group.slices else 0 for group in structure.groups]
         self.dense = float(self._each @ [group.width for group in structure.groups])
         if self.dense <= 0:
@@ -29,7 +30,10 @@ class KvBytes:
 
     def __call__(self, widths: IntArray) -> FloatArray:
         """Widths [..., groups] -> ratio [...]."""
-        return np.asarray(np.asarray(widths, dtype=np.float64) @ self._each / self.dense)
+        held = np.array(widths, dtype=np.float64)
+        for block, inner in self._inside:
+            held[..., list(inner)] *= held[..., block, None]
+        return np.asarray(held @ self._each / self.dense)
 
 
 def cached_positions(group: Group) -> int:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from autoprune.database.batches import StatisticsOnly
-from autoprune.database.consumers import Consumer, consumed, consumers_of, cut_channels
+from autoprune.database.consumers import Consumer, consumed, consumers_of, cut_channels, norm_scale
 from autoprune.database.grams import Gram, collecting_grams
 from autoprune.database.levels import Levels
 from autoprune.database.scored import checked, scored, scored_by_grams
@@ -85,13 +85,17 @@ def collecting(
     """One pass over the statistics samples, batch by batch; then group by group what its levels are made of."""
     on_grams = isinstance(criterion, GramCriterion)
     yield Step(STATISTICS)
-    scores = {} if on_grams else scored(criterion, model, structure.groups, task)
+    ranked = [g for g in structure.groups if g.kind != "block"]
+    scores = {} if on_grams else scored(criterion, model, ranked, task)
     batches = task.statistics.cut_to(task.batch_size)
     read = yield from _reading(model, structure.groups, task, batches, len(batches))
 
     def ingredients() -> Iterator[Ingredients]:
         for group, consumers in read.by_group(model, structure.groups):
-            own = None if on_grams else checked(criterion, group, scores.get(group.name))
+            if group.kind == "block":
+                own: Tensor | None = read.energy(model, group)
+            else:
+                own = None if on_grams else checked(criterion, group, scores.get(group.name))
             yield Ingredients(group, consumers, own)
 
     return ingredients()
@@ -111,6 +115,17 @@ class _Read:
     sites: Mapping[str, Site]
     readers: Mapping[str, Sequence[str]]
     grams: Mapping[str, Gram]
+
+    def energy(self, model: nn.Module, block: Group) -> Tensor:
+        """What a block adds to its stream, as the mean square of its last known weight's outputs: its score [1].
+
+        0 where no group feeds any of its weights: nothing is known of it then.
+        """
+        known = [s.tensor for s in block.slices if s.tensor in self.grams]
+        if not known:
+            return torch.zeros(1, dtype=torch.float64)
+        scale = norm_scale(model, self.sites[known[-1]])
+        return (self.grams[known[-1]].energy * scale).sum().cpu()[None]
 
     def by_group(self, model: nn.Module, groups: Sequence[Group]) -> Iterator[tuple[Group, list[Consumer]]]:
         for group in groups:

@@ -82,27 +82,23 @@ class Consumer:
 
 
 def consumed(groups: Sequence[Group], sites: Mapping[str, Site]) -> dict[str, list[str]]:
-    """For every group the conv and linear weights that read it."""
-    return {g.name: sorted({s.tensor for s in g.slices if s.role == "consume" and s.tensor in sites}) for g in groups}
+    """For every group the conv and linear weights that read it; none for blocks, which nothing can make up for."""
+    read = {g.name: [s for s in g.slices if s.role == "consume" and g.kind != "block"] for g in groups}
+    return {name: sorted({s.tensor for s in slices if s.tensor in sites}) for name, slices in read.items()}
 
 
 def consumers_of(
     model: nn.Module, group: Group, names: Sequence[str], sites: Mapping[str, Site], grams: Mapping[str, Gram]
 ) -> list[Consumer]:
     """The consumers called `names` of `group` with the Gram blocks of its columns (ALGORITHMS 2.3)."""
-    weights, norms = dict(model.named_parameters()), batch_norms(model)
+    weights = dict(model.named_parameters())
     found = []
     for name in names:
         site, weight, gram = sites[name], weights[name].detach(), grams[name]
         reader = _reader(group, site, weight)
         matrix = to_matrix(weight, site.kind, site.groups)
         columns = reader.columns(matrix.shape[3]).to(weight.device).view(group.width, -1)
-        share = torch.ones(matrix.shape[0] * matrix.shape[1], dtype=torch.float64, device=weight.device)
-        if site.norm is not None:
-            bn = norms[site.norm]
-            assert bn.running_var is not None
-            scale = bn.weight.detach() if bn.weight is not None else 1.0
-            share = (scale * (bn.running_var + bn.eps).rsqrt()).double().square()
+        share = norm_scale(model, site).expand(matrix.shape[0] * matrix.shape[1])
         share = share / (share * gram.energy).sum().clamp_min(1e-30)
         own, share = reader.matrix(weight).double(), share.view(matrix.shape[0], -1)
         for held, second in zip(gram.columns, gram.seconds, strict=True):
@@ -115,6 +111,17 @@ def consumers_of(
                     Consumer(reader, atoms.cpu(), part, second[:, place][:, :, place], gram.mean[:, kept], share)
                 )
     return found
+
+
+def norm_scale(model: nn.Module, site: Site) -> Tensor:
+    """How the squares of a weight's outputs grow in the batch norm that alone reads them, float64 [outputs] or []."""
+    device = next(iter(model.parameters())).device
+    if site.norm is None:
+        return torch.ones((), dtype=torch.float64, device=device)
+    bn = batch_norms(model)[site.norm]
+    assert bn.running_var is not None
+    scale = bn.weight.detach() if bn.weight is not None else 1.0
+    return (scale * (bn.running_var + bn.eps).rsqrt()).double().square()
 
 
 def cut_channels(

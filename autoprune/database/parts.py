@@ -12,7 +12,7 @@ from torch import Tensor
 from autoprune.database.build import Ingredients
 from autoprune.database.consumers import Consumer
 from autoprune.database.levels import Layout, Levels, layout_of, load_tensors, reader_of, save_tensors
-from autoprune.structure import Group, Size, Slice
+from autoprune.structure import Group, Size, Slice, Stand
 
 PARTS = ("atoms", "matrix", "second", "mean", "share")
 """Tensors of a consumer."""
@@ -73,5 +73,6 @@ def load_ingredients(path: Path) -> Ingredients:
         Consumer(reader_of(facts, t[f"{i}.positions"]), *(t[f"{i}.{name}"] for name in PARTS))
         for i, facts in enumerate(readers)
     ]
-    known = {"slices": slices, "grid": tuple(group["grid"]), "sizes": tuple(Size(**s) for s in group.get("sizes", ()))}
+    sizes, stands = (Size(**s) for s in group.get("sizes", ())), (Stand(**s) for s in group.get("stands", ()))
+    known = {"slices": slices, "grid": tuple(group["grid"]), "sizes": tuple(sizes), "stands": tuple(stands)}
     return Ingredients(Group(**{**group, **known}), consumers, t.get("scores"))

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from autoprune.database.entries import Entry
 from autoprune.database.store import LevelDatabase
 from autoprune.policy import Policy
-from autoprune.structure import Structure
+from autoprune.structure import Group, Structure
 from autoprune.tracing.copies import copied
 from autoprune.tracing.sizes import set_sizes
-from autoprune.tracing.slim import named_tensors, set_attributes
+from autoprune.tracing.slim import absent, named_tensors, set_attributes
+from autoprune.tracing.stand_ins import leave_out, modules_of, put_back
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Stitcher:
 
     The level database supplies the consumers' weights, the dense tensors all the rest. Parameters and buffers keep
     their identity, only their data change shape. What repairs or training overwrite must be named by `mark_dirty`.
-    Without `compensated` consumers hold the dense weights of what they keep.
+    Without `compensated` consumers hold the dense weights of what they keep. The modules of absent blocks lie aside.
     """
 
     def __init__(
@@ -64,9 +65,11 @@ class Stitcher:
             for tensor in sorted(stale):
                 self.live[tensor].data = self._slice(tensor, self._filled(tensor, entries))
         self._dirty.clear()
+        put_back(self.model, self._modules)
         if stale:
             set_attributes(self.model, self.structure)
             set_sizes(self.model, self.structure, new)
+        leave_out(self.model, self.absent)
         self.model.eval()
         return self.model
 
@@ -93,7 +96,12 @@ class Stitcher:
         """Names of the tensors that the policy makes smaller than dense."""
         widths = dict(self.policy.widths)
         narrow = [self._touches[g.name] for g in self.structure.groups if widths[g.name] < g.width]
-        return frozenset().union(*narrow)
+        return frozenset().union(*narrow, *(self._in_block[g.name] for g in self.absent))
+
+    @property
+    def absent(self) -> list[Group]:
+        """The blocks that the policy leaves out."""
+        return absent(self.structure, self.policy.as_dict())
 
     def _prepare(self) -> None:
         ends = np.cumsum([0, *(g.width for g in self.structure)]).tolist()
@@ -103,10 +111,17 @@ class Stitcher:
         device = next(iter(self.dense.values())).device
         self._alive = torch.ones(total + 1, dtype=torch.bool, device=device)
         owners: dict[tuple[str, int], Tensor] = {}
-        self._touches: dict[str, set[str]] = {g.name: {s.tensor for s in g.slices} for g in self.structure}
+        self._blocks = [g for g in self.structure if g.kind == "block"]
+        self._modules = modules_of(self.model, self._blocks)
+        held = {g.name: {s.tensor for s in g.slices} for g in self.structure}
+        self._touches: dict[str, set[str]] = {
+            g.name: set() if g.kind == "block" else held[g.name] for g in self.structure
+        }
+        self._in_block = {g.name: held[g.name] for g in self._blocks}
         self._readers: dict[str, list[str]] = {}
         self._biases: dict[str, list[tuple[str, str]]] = {}
-        for group in self.structure:
+        cut = [g for g in self.structure if g.kind != "block"]
+        for group in cut:
             for s in group.slices:
                 shape = self.dense[s.tensor].shape
                 owner = owners.setdefault((s.tensor, s.dim), torch.full((shape[s.dim],), total, dtype=torch.long))
@@ -118,7 +133,7 @@ class Stitcher:
         self._axes: dict[str, list[_Axis]] = {}
         for (tensor, dim), owner in owners.items():
             self._axes.setdefault(tensor, []).append(_Axis(tensor, dim, owner.to(device)))
-        self._dims = {(g.name, s.tensor): s.dim for g in self.structure for s in g.slices if s.role == "consume"}
+        self._dims = {(g.name, s.tensor): s.dim for g in cut for s in g.slices if s.role == "consume"}
 
     def _note_reader(self, group: str, tensor: str) -> None:
         """A consumer's weight, and its bias, which takes the mean shift, depend on the group's width."""

@@ -97,7 +97,7 @@ class Folded(TorchFunctionMode):
         self.norm_of = {
             id(parameters[name]): norms[site.norm]
             for name, site in sites.items()
-            if site.norm is not None and site.kind != "transposed"
+            if name in parameters and site.norm in norms and site.kind != "transposed"
         }
         self.skip = {id(norm.running_mean) for norm in self.norm_of.values()}
 
@@ -134,7 +134,8 @@ class Refit(TorchFunctionMode):
     Ridge regression shrunk towards the database's weights. Where the consumer closes a residual branch, its target is
     the dense sum minus the pruned shortcut; until that is known, a placeholder stands for its output. Batch norms
     stay in place: one behind a fitted weight takes the intercept in its mean, the others are corrected as FixedPoint
-    does. Nothing is touched before the first narrowed tensor, so the dense policy is exact. Where the samples come in
+    does. Nothing is touched before the first narrowed tensor (of a network without all of its blocks all is fitted), so
+    the dense policy is exact. Where the samples come in
     several batches each has a Refit of its own, and what is fitted is fitted to all of them, where they `meet`. `real`
     says which tokens are no padding (`real_tokens`).
     """
@@ -151,7 +152,7 @@ class Refit(TorchFunctionMode):
         self.stitcher, self.reference, self.sites, self.meet, self.real = stitcher, reference, sites, meet, real
         self.norms = norm_ids(stitcher.model)
         self.names = {id(p): n for n, p in stitcher.model.named_parameters()}
-        self.narrowed, self.changed = stitcher.narrowed(), False
+        self.narrowed, self.changed = stitcher.narrowed(), bool(stitcher.absent)
         self.settled: set[str] = set()  # batch norms behind fitted weights
         self.waiting: dict[int, _Waiting] = {}
 

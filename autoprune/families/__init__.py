@@ -1,8 +1,8 @@
 """Plug-in folder: one file a transformer family, which declares the groups that its modules hold.
 
 A file holds a class named like it, without arguments. `parts(name, module)` gives what a module of that family is made
-of, `Heads` and `Neurons`, or nothing for a module that is not its own. Classes are told by name and package, so that no
-file imports the library. What is declared is proved by experiment like every other group.
+of, `Heads`, `Neurons` and `Branch`es, or nothing for a module that is not its own. Classes are told by name and
+package, so that no file imports the library. What is declared is proved by experiment like every other group.
 """
 
 from __future__ import annotations
@@ -13,12 +13,11 @@ from typing import Any, Protocol
 from torch import nn
 
 from autoprune import plugins
-from autoprune.families._layouts import Heads, Neurons, Tied, head_group, neuron_group
+from autoprune.families._layouts import Branch, Heads, Neurons, Part, Tied, branch_group, head_group, neuron_group
 from autoprune.structure import Group, Structure
 from autoprune.tracing.analyze import Analysis, analyzed
 from autoprune.tracing.claims import NOTHING, Claims
 
-Part = Heads | Neurons | Tied
 STREAM = "it writes or reads the residual stream, which every layer of {} shares"
 UNKNOWN = "no family for {}: see docs/extending.md"
 DECLARED = "its outputs go into the residual stream, which all layers share"
@@ -72,7 +71,9 @@ def claimed(model: nn.Module, kinds: Sequence[str] = ()) -> Claims:
 
 def _groups(model: nn.Module, parts: Iterable[Part], kinds: Sequence[str]) -> Iterable[Group]:
     for part in parts:
-        if isinstance(part, Neurons):
+        if isinstance(part, Branch):
+            group: Group | None = branch_group(model, part)
+        elif isinstance(part, Neurons):
             group = neuron_group(model, part)
         else:
             group = head_group(model, part.heads if isinstance(part, Tied) else (part,), kinds)
@@ -82,7 +83,8 @@ def _groups(model: nn.Module, parts: Iterable[Part], kinds: Sequence[str]) -> It
 
 def _flat(parts: Iterable[Part]) -> Iterable[Heads | Neurons]:
     for part in parts:
-        yield from part.heads if isinstance(part, Tied) else (part,)
+        if not isinstance(part, Branch):
+            yield from part.heads if isinstance(part, Tied) else (part,)
 
 
 def _library(model: nn.Module, known: Mapping[str, bool]) -> dict[str, str]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
-from autoprune.structure import Group, Kind, Role, Size, Slice
+from autoprune.structure import Group, Kind, Role, Size, Slice, Stand
+from autoprune.tracing.blocks import block_group
 
 Layout = str
 """Of a fused projection: "thirds" (all queries, all keys, all values) or "by head" (query, key and value of each)."""
@@ -60,6 +61,29 @@ class Neurons:
     halves: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Branch:
+    """A residual branch that may go as a whole: an attention or a feed-forward layer with the norm in front of it.
+
+    `stands` has paths below the module called `at`; `out` are the layers, below `at` too, with whose weights the branch
+    ends.
+    """
+
+    at: str
+    name: str
+    stands: tuple[Stand, ...]
+    out: tuple[str, ...]
+
+
+Part = Heads | Tied | Neurons | Branch
+
+
+def branch(at: str, zero: str, out: str, *, norm: str = "", results: int = 0) -> Branch:
+    """The branch in which the module `zero` follows `norm`, where there is one, and ends with the layer `out` in it."""
+    before = (Stand(norm, "input"),) if norm else ()
+    return Branch(at, zero, (*before, Stand(zero, "zero", results)), (out,))
+
+
 def is_class(module: nn.Module, package: str, names: Collection[str]) -> bool:
     """Whether a module is of a class of `package` that is called one of `names`, or of one that is made from it."""
     return any(kind.__module__.split(".")[0] == package and kind.__name__ in names for kind in type(module).__mro__)
@@ -108,6 +132,12 @@ def neuron_group(model: nn.Module, one: Neurons) -> Group | None:
     slices.append(_columns(modules, _path(one.at, one.down), 1, 0, 1))
     sizes = _numbers(model, one.at, one.numbers, width)
     return Group(up[0], "neuron", width, tuple(slices), tuple(range(1, width + 1)), sizes) if width > 1 else None
+
+
+def branch_group(model: nn.Module, one: Branch) -> Group:
+    """The group of a branch: a block."""
+    stands = [replace(s, module=_path(one.at, s.module)) for s in one.stands]
+    return block_group(model, _path(one.at, one.name), stands, [_path(one.at, out) for out in one.out])
 
 
 def _whole(one: Heads, modules: Mapping[str, nn.Module]) -> Iterator[Slice]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from autoprune.families._layouts import Heads, Neurons, Tied, is_class
+from autoprune.families._layouts import Heads, Neurons, Part, branch, is_class
 
 NAMES = ("Llama", "Mistral", "Qwen2", "Qwen3", "Gemma", "Gemma2", "Gemma3", "SmolLM3", "Granite", "StableLm")
 
@@ -15,11 +15,19 @@ class Llama:
 
     traced = False
 
-    def parts(self, name: str, module: Any) -> Iterator[Heads | Neurons | Tied]:
+    def parts(self, name: str, module: Any) -> Iterator[Part]:
         if is_class(module, "transformers", [f"{n}Attention" for n in NAMES]):
             yield attention(name, module)
         elif is_class(module, "transformers", [f"{n}MLP" for n in NAMES]):
             yield Neurons(name, ("gate_proj", "up_proj"), "down_proj", numbers=("intermediate_size",))
+        elif is_class(module, "transformers", [f"{n}DecoderLayer" for n in NAMES]):
+            own = (
+                "pre_feedforward_layernorm"
+                if hasattr(module, "pre_feedforward_layernorm")
+                else "post_attention_layernorm"
+            )
+            yield branch(name, "self_attn", "self_attn.o_proj", norm="input_layernorm", results=2)
+            yield branch(name, "mlp", "mlp.down_proj", norm=own)
 
 
 def attention(at: str, module: Any) -> Heads:

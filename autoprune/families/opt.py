@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from autoprune.families._layouts import Heads, Neurons, Tied, is_class
+from autoprune.families._layouts import Branch, Heads, Neurons, Part, branch, is_class
+from autoprune.structure import Stand
 
 ATTENTIONS = ("OPTAttention", "WhisperAttention")
 LAYERS = ("OPTDecoderLayer", "WhisperEncoderLayer", "WhisperDecoderLayer")
@@ -16,7 +17,7 @@ class Opt:
 
     traced = False
 
-    def parts(self, name: str, module: Any) -> Iterator[Heads | Neurons | Tied]:
+    def parts(self, name: str, module: Any) -> Iterator[Part]:
         if is_class(module, "transformers", ATTENTIONS):
             numbers = ("num_heads",)
             yield Heads(
@@ -24,3 +25,11 @@ class Opt:
             )
         elif is_class(module, "transformers", LAYERS):
             yield Neurons(name, ("fc1",), "fc2")
+            if not hasattr(module, "encoder_attn"):
+                yield from _branches(name, before=getattr(module, "do_layer_norm_before", True))
+
+
+def _branches(name: str, before: bool) -> Iterator[Part]:
+    yield branch(name, "self_attn", "self_attn.out_proj", norm="self_attn_layer_norm" if before else "", results=2)
+    norm = (Stand("final_layer_norm", "input"),) if before else ()
+    yield Branch(name, "fc2", (*norm, Stand("fc1", "input"), Stand("fc2", "zero")), ("fc2",))

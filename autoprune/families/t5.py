@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from autoprune.families._layouts import Heads, Neurons, Tied, is_class
+from autoprune.families._layouts import Branch, Heads, Neurons, Part, Tied, branch, is_class
+from autoprune.structure import Stand
 
 DENSE = {"T5DenseActDense": ("wi",), "T5DenseGatedActDense": ("wi_0", "wi_1")}
 
@@ -15,7 +16,7 @@ class T5:
 
     traced = False
 
-    def parts(self, name: str, module: Any) -> Iterator[Heads | Neurons | Tied]:
+    def parts(self, name: str, module: Any) -> Iterator[Part]:
         if is_class(module, "transformers", ["T5Stack"]):
             for part in ("SelfAttention", "EncDecAttention"):  # zeros of the first layer's heads bias the latter
                 own = [(n, m) for n, m in module.named_modules(prefix=name) if n.endswith(f".{part}")]
@@ -26,6 +27,12 @@ class T5:
             yield Tied(tuple(_under(name, n, m, first=not i) for i, (n, m) in enumerate(own)))
         elif is_class(module, "transformers", ["MPNetLayer"]):
             yield Neurons(name, ("intermediate.dense",), "output.dense")
+            yield branch(name, "attention.attn", "attention.attn.o", results=1)
+            yield Branch(
+                name, "output", (Stand("intermediate", "input"), Stand("output.dense", "zero")), ("output.dense",)
+            )
+        elif is_class(module, "transformers", ["T5LayerFF"]):  # an attention hands on what all add to their scores
+            yield branch(name, "DenseReluDense", "DenseReluDense.wo", norm="layer_norm")
         elif is_class(module, "transformers", DENSE):
             yield Neurons(name, DENSE[type(module).__name__], "wo")
 

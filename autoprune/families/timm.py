@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from autoprune.families._layouts import Heads, Neurons, Tied, is_class
+from autoprune.families._layouts import Heads, Neurons, Part, branch, is_class
 
 ATTENTIONS = ("Attention", "WindowAttention", "AttentionRope")
 
@@ -17,7 +17,7 @@ class Timm:
 
     traced = True
 
-    def parts(self, name: str, module: Any) -> Iterator[Heads | Neurons | Tied]:
+    def parts(self, name: str, module: Any) -> Iterator[Part]:
         if is_class(module, "timm", ATTENTIONS) and _is_fused(module):
             head_dim = module.qkv.weight.shape[0] // (3 * module.num_heads)
             table = "relative_position_bias_table"
@@ -32,6 +32,14 @@ class Timm:
             )
         elif _is_block(module) and isinstance(module.mlp.fc1, nn.Linear) and isinstance(module.mlp.norm, nn.Identity):
             yield Neurons(f"{name}.mlp" if name else "mlp", ("fc1",), "fc2")
+            yield from _branches(name, module)
+
+
+def _branches(name: str, block: Any) -> Iterator[Part]:
+    """Where each norm stands before its branch, which every version of the library calls alike."""
+    if is_class(block, "timm", ["Block", "SwinTransformerBlock"]) and _is_fused(block.attn):
+        yield branch(name, "attn", "attn.proj", norm="norm1")
+        yield branch(name, "mlp", "mlp.fc2", norm="norm2")
 
 
 def _is_fused(module: Any) -> bool:

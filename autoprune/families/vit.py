@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from autoprune.families._layouts import Heads, Neurons, Tied, is_class
+from autoprune.families._layouts import Heads, Neurons, Part, branch, is_class
 
 ATTENTIONS = (
     "ViTAttention",
@@ -17,6 +17,8 @@ ATTENTIONS = (
 )
 LAYERS = ("ViTMLP", "DeiTMLP", "Dinov2MLP", "SegformerMixMLP", "CLIPMLP", "SiglipMLP")
 GATED = ("Dinov2SwiGLUFFN",)
+BLOCKS = ("ViTLayer", "DeiTLayer", "Dinov2Layer", "SegformerLayer", "CLIPEncoderLayer", "SiglipEncoderLayer")
+NORMS = (("layernorm_before", "layernorm_after"), ("norm1", "norm2"), ("layer_norm1", "layer_norm2"))
 
 
 class Vit:
@@ -24,7 +26,7 @@ class Vit:
 
     traced = True
 
-    def parts(self, name: str, module: Any) -> Iterator[Heads | Neurons | Tied]:
+    def parts(self, name: str, module: Any) -> Iterator[Part]:
         if is_class(module, "transformers", ATTENTIONS):
             out = "o_proj" if hasattr(module, "o_proj") else "out_proj"
             heads = module.q_proj.weight.shape[0] // module.head_dim
@@ -35,3 +37,16 @@ class Vit:
             yield Neurons(name, ("fc1",), "fc2", between=between)
         elif is_class(module, "transformers", GATED):
             yield Neurons(name, ("gate_proj", "up_proj"), "down_proj")
+        elif is_class(module, "transformers", BLOCKS):
+            yield from _branches(name, module)
+
+
+def _branches(name: str, layer: Any) -> Iterator[Part]:
+    """The attention and the feed-forward layer, each behind its norm, whatever they are called."""
+    children = dict(layer.named_children())
+    norms = next(pair for pair in NORMS if pair[0] in children)
+    attention = next(a for a in ("attention", "self_attn") if a in children)
+    out = "o_proj" if hasattr(children[attention], "o_proj") else "out_proj"
+    last = "fc2" if hasattr(layer.mlp, "fc2") else "down_proj"
+    yield branch(name, attention, f"{attention}.{out}", norm=norms[0], results=2)
+    yield branch(name, "mlp", f"mlp.{last}", norm=norms[1])

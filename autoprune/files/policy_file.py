@@ -9,21 +9,20 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 
 from autoprune import plugins
 from autoprune.errors import InputError
 from autoprune.files import old_form
+from autoprune.files.policy_form import SCHEMA, FrontFile, GroupFile, PointFile
 from autoprune.files.whole import write_whole
 from autoprune.front import Base, Front, Point
 from autoprune.policy import Policy
-from autoprune.structure import Group, Kind, Role, Size, Slice
+from autoprune.structure import Group, Size, Slice, Stand
 
-SCHEMA = "autoprune/policy/1"
 NUMBER_COSTS = ("macs", "params", "bytes")
-Number = int | float
 
 
 def save_front(front: Front, path: str | Path) -> None:
@@ -78,111 +77,6 @@ def save_csv(front: Front, path: str | Path) -> None:
     write_whole(Path(path), text.getvalue())
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="ignore", strict=True, allow_inf_nan=False)
-
-
-class SliceFile(_Part):
-    """One slice; what is left out has its default."""
-
-    tensor: str
-    dim: int
-    role: Role
-    offset: int = 0
-    stride: int = 1
-    repeat: int = 1
-    first: int = 0
-    count: int | None = None
-
-
-class SizeFile(_Part):
-    """A whole number in the model's code that counts the atoms; what is left out has its default."""
-
-    attribute: str
-    value: int
-    index: int | None = None
-    each: int = 1
-
-
-class GroupFile(_Part):
-    """One group with the widths that the search allowed; `order` ranks its atoms, the one kept longest first."""
-
-    kind: Kind
-    width: int
-    grid: tuple[int, ...]
-    order: tuple[int, ...] | None = None
-    slices: tuple[SliceFile, ...]
-    sizes: tuple[SizeFile, ...] = ()
-
-
-class FingerprintFile(_Part):
-    """What identifies the dense model; hashes of different versions do not compare, files of 0.1.0 name none."""
-
-    version: int = 1
-    structure: str
-    weights: str
-
-
-class BaseFile(_Part):
-    """The dense model that the points belong to; costs are absolute, MACs a sample."""
-
-    fingerprint: FingerprintFile
-    model: str
-    inputs: tuple[dict[str, Any], ...]
-    costs: dict[str, Number]
-    metrics: dict[str, dict[str, Number]]
-    directions: dict[str, str] = Field(default_factory=dict)
-    shapes: dict[str, tuple[int, ...]] = Field(default_factory=dict)
-    task: dict[str, Any] = Field(default_factory=dict)
-
-
-class LossFile(_Part):
-    """A loss under its name, with the 95 % interval over the samples where they are known one by one."""
-
-    name: str
-    loss: Number
-    low: Number | None = None
-    high: Number | None = None
-
-
-class PointFile(_Part):
-    """One point; widths and kept atoms in original coordinates.
-
-    `keep` names the groups that do not keep the first of their order. Files of 0.1.0 have no `losses`: there they
-    stand among the metrics.
-    """
-
-    id: str
-    widths: dict[str, int]
-    keep: dict[str, tuple[int, ...]] = Field(default_factory=dict)
-    costs: dict[str, Number | dict[str, Number]]
-    losses: dict[str, LossFile] = Field(default_factory=dict)
-    metrics: dict[str, dict[str, Number]]
-    finetuned: dict[str, Any] = Field(default_factory=dict)
-    trial: int
-
-
-class FrontFile(_Part):
-    """The whole file."""
-
-    format: str = Field(alias="schema", pattern=r"^autoprune/policy/1(\.[0-9]+)?$")
-    kind: Literal["front"]
-    base: BaseFile
-    space: dict[str, Any]
-    data: str
-    groups: dict[str, GroupFile]
-    points: tuple[PointFile, ...]
-    measured_on: dict[str, Any]
-    provenance: dict[str, Any]
-
-
-def json_schema() -> dict[str, Any]:
-    """The JSON Schema of the file; policy.schema.json in this package is this, and a test holds them equal."""
-    schema = FrontFile.model_json_schema(by_alias=True)
-    head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "$id": SCHEMA}
-    return {**head, **schema, "title": "autoprune policy file"}
-
-
 def _front_to_json(front: Front) -> dict[str, Any]:
     base = front.base
     return {
@@ -220,11 +114,11 @@ def _base_to_json(base: Base) -> dict[str, Any]:
 def _group_to_json(group: Group, order: Sequence[int] | None) -> dict[str, Any]:
     slices = [_special(s) for s in group.slices]
     ranks = {} if order is None else {"order": list(order)}
-    sizes = {"sizes": [_special(s) for s in group.sizes]} if group.sizes else {}
-    return {"kind": group.kind, "width": group.width, "grid": list(group.grid), **ranks, "slices": slices, **sizes}
+    more = {name: [_special(s) for s in some] for name in ("sizes", "stands") if (some := getattr(group, name))}
+    return {"kind": group.kind, "width": group.width, "grid": list(group.grid), **ranks, "slices": slices, **more}
 
 
-def _special(part: Slice | Size) -> dict[str, Any]:
+def _special(part: Slice | Size | Stand) -> dict[str, Any]:
     """Its fields, without those that have their default."""
     return {f.name: value for f in fields(part) if (value := getattr(part, f.name)) != f.default}
 
@@ -285,7 +179,8 @@ def _front_from_file(parsed: FrontFile, path: str) -> Front:
 
 def _group_from_file(name: str, g: GroupFile) -> Group:
     slices, sizes = (Slice(**s.model_dump()) for s in g.slices), (Size(**s.model_dump()) for s in g.sizes)
-    return Group(name, g.kind, g.width, tuple(slices), g.grid, tuple(sizes))
+    stands = tuple(Stand(**s.model_dump()) for s in g.stands)
+    return Group(name, g.kind, g.width, tuple(slices), g.grid, tuple(sizes), stands)
 
 
 def _named_task(model: str) -> dict[str, Any]:

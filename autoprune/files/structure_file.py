@@ -12,7 +12,7 @@ from typing import Any
 
 from autoprune.errors import AutopruneError
 from autoprune.files.whole import write_whole
-from autoprune.structure import Group, Op, Size, Slice, Structure, TensorSpec
+from autoprune.structure import Group, Op, Size, Slice, Stand, Structure, TensorSpec
 
 
 def save_structure(path: Path, key: str, structure: Structure) -> None:
@@ -38,7 +38,8 @@ def load_structure(path: Path, key: str) -> Structure | None:
 
 
 def _group(plain: Mapping[str, Any]) -> Group:
-    parts = {"slices": tuple(Slice(**s) for s in plain["slices"]), "sizes": tuple(Size(**s) for s in plain["sizes"])}
+    kinds: dict[str, Any] = {"slices": Slice, "sizes": Size, "stands": Stand}
+    parts = {name: tuple(kind(**part) for part in plain[name]) for name, kind in kinds.items()}
     return Group(**{**_tupled(plain), **parts})
 
 
@@ -53,5 +54,5 @@ def _tupled(plain: Mapping[str, Any]) -> dict[str, Any]:
 
 def _sum(body: Mapping[str, Any]) -> str:
     """Of what is written, and of the fields that this version has for it."""
-    known = [[f.name for f in fields(kind)] for kind in (Structure, Group, Slice, Size, Op, TensorSpec)]
+    known = [[f.name for f in fields(kind)] for kind in (Structure, Group, Slice, Size, Stand, Op, TensorSpec)]
     return hashlib.sha256(json.dumps([known, body], sort_keys=True).encode()).hexdigest()

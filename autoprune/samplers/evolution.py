@@ -89,10 +89,14 @@ class Evolution:
         self._held: deque[tuple[Policy, int, FloatArray]] = deque()  # wait until their round has its first pairs
         self._promoted: deque[tuple[Policy, int]] = deque()
         for seed in problem.seeds:
-            self._seen.add(seed.ask.policy)
-            if seed.ok and seed.ask.fraction == 1.0 and seed.ask.tier == problem.tier:
-                self._learn(seed, len(self._rounds))
-                self._crown(seed)
+            self.know(seed)
+
+    def know(self, evaluation: Evaluation) -> None:
+        """Take in what was evaluated elsewhere, as a seed."""
+        self._seen.add(evaluation.ask.policy)
+        if evaluation.ok and evaluation.ask.fraction == 1.0 and evaluation.ask.tier == self._problem.tier:
+            self._learn(evaluation, len(self._rounds))
+            self._crown(evaluation)
 
     def ask(self) -> Ask:
         """The next round of a promoted candidate, else a new child in its first round."""

@@ -7,6 +7,7 @@ import numpy as np
 from autoprune.allocation.budget import normalised, project
 from autoprune.policy import Policy
 from autoprune.protocols import FloatArray, Problem
+from autoprune.strategies._declared import declares
 
 M = 5.0
 """An outlier scores above M times its group's mean. The paper takes 5 or 7 for single weights, whose scores have long
@@ -15,6 +16,7 @@ LAMBDA = 0.08
 """The paper's: no ratio is further than this from the middle."""
 
 
+@declares(kinds=("channel", "head", "kv_group", "neuron"))  # a block is one atom, and no outlier
 def owl(problem: Problem, target: float) -> Policy:
     """Outlier weighed layerwise sparsity (Yin et al. 2024) on the scores of any criterion, within all limits.
 

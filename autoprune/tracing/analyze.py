@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from autoprune.structure import Group, Structure
 from autoprune.tracing.atoms import Candidate, candidates, numbered
+from autoprune.tracing.blocks import residual_blocks
 from autoprune.tracing.certify import failures
 from autoprune.tracing.claims import NOTHING, Claims
 from autoprune.tracing.copies import private_copy, quiet_random_state
@@ -82,10 +83,11 @@ def analyzed(model: nn.Module, example_inputs: Any, *, seed: int = 0, claims: Cl
         every = _found(twin, look, claims)
         found = [c for c in every if not any(map(claims.reason, c.producers))]
         frozen = {c.name: reason for c in found if (reason := known_reason(c, trace, modules))}
-        open_ = [c for c in (*_declared(claims), *found) if c.name not in frozen]
+        blocks = [b for b in residual_blocks(twin, look.small, claims) if b.name not in {c.name for c in found}]
+        open_ = [c for c in (*_declared((*claims.groups, *blocks)), *found) if c.name not in frozen]
         settled = Settled((), 0, look.small)
         if open_:
-            doubtful = [c.name for c in open_ if c in found and doubted(c, trace)]
+            doubtful = [c.name for c in open_ if c in found and doubted(c, trace)] + [b.name for b in blocks]
             proof = failures(twin, look, _groups(open_), True, doubtful)
             frozen |= {c.name: explain(c, trace, proof.failed[c.name]) for c in open_ if c.name in proof.failed}
             alive = tuple(c for c in open_ if c.name not in frozen)
@@ -93,7 +95,7 @@ def analyzed(model: nn.Module, example_inputs: Any, *, seed: int = 0, claims: Cl
         if any(worth_another_look(frozen[c.name]) for c in found if c.name in frozen):
             settled = second_look(twin, look, settled, claims)
         stream = {p: known_reason(c, trace, modules) or STREAM for c in every if c not in found for p in c.producers}
-        unproved = {c.producers[0]: frozen[c.name] for c in _declared(claims) if c.name in frozen}
+        unproved = {c.producers[0]: frozen[c.name] for c in _declared(claims.groups) if c.name in frozen}
         beside = unproved | {p: claims.reason(p) or reason for p, reason in stream.items() if p not in unproved}
         said = _all_frozen(twin, trace, found, settled.alive, frozen, modules, claims, beside)
     groups = _renamed(sorted(settled.alive, key=lambda c: _rank(c, trace)))
@@ -109,10 +111,10 @@ def _found(twin: nn.Module, look: Look, claims: Claims) -> tuple[Candidate, ...]
     return candidates(twin, closures(twin, look.small.inputs), look.trace.order)
 
 
-def _declared(claims: Claims) -> tuple[Candidate, ...]:
-    """Declared groups as candidates."""
+def _declared(groups: Sequence[Group]) -> tuple[Candidate, ...]:
+    """Groups that were declared, and blocks, as candidates."""
     found = []
-    for group in claims.groups:
+    for group in groups:
         makers = tuple(dict.fromkeys(s.tensor.rpartition(".")[0] for s in group.slices if s.role == "produce"))
         touched = tuple(dict.fromkeys(s.tensor.rpartition(".")[0] for s in group.slices))
         found.append(Candidate(group.name, group.width, makers, touched, makers, group))
@@ -140,8 +142,9 @@ def _all_frozen(
     beside: dict[str, str],
 ) -> dict[str, str]:
     """Reasons of frozen groups, of the other producers that share their channels, and of modules outside all groups."""
-    slices = [s for g in _groups(alive) for s in g.slices if s.role != "consume"]
-    pruned = {p for c in alive for p in c.producers} | {s.tensor.rpartition(".")[0] for s in slices}
+    narrowed = [c for c in alive if c.group is not None and c.group.kind != "block"]
+    slices = [s for g in _groups(narrowed) for s in g.slices if s.role != "consume"]
+    pruned = {p for c in narrowed for p in c.producers} | {s.tensor.rpartition(".")[0] for s in slices}
     said = {p: reason for p, reason in beside.items() if p not in pruned}
     for candidate in found:  # the parts of one producer get along with one entry
         if candidate.name in frozen and candidate.producers[0] not in {*pruned, *said}:
@@ -169,6 +172,10 @@ def _alone(name: str, module: nn.Module, trace: Trace, modules: dict[str, str], 
 
 
 def _renamed(alive: Sequence[Candidate]) -> tuple[Group, ...]:
-    """Of several groups made by one module the first gets its plain name: that of a part that failed may be free."""
-    names = numbered([c.producers[0] for c in alive])
-    return tuple(replace(g, name=name) for g, name in zip(_groups(alive), names, strict=True))
+    """Of several groups made by one module the first gets its plain name: that of a part that failed may be free.
+
+    Blocks keep their own.
+    """
+    makers = [c for c in alive if c.group is not None and c.group.kind != "block"]
+    names = dict(zip((c.name for c in makers), numbered([c.producers[0] for c in makers]), strict=True))
+    return tuple(replace(c.group, name=names.get(c.name, c.name)) for c in alive if c.group is not None)

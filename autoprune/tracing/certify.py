@@ -27,6 +27,7 @@ from autoprune.tracing.scramble import noisy, scramble
 from autoprune.tracing.sizes import sizes_held
 from autoprune.tracing.slim import Keep, expected_attributes, named_tensors, positions_of, removed_positions, slim
 from autoprune.tracing.sound_gradients import SoundGradients
+from autoprune.tracing.stand_ins import modules_of, put_back
 from autoprune.tracing.verify import relative_error, run
 
 SINGLE = 1e-3
@@ -42,6 +43,9 @@ MOST_WEIGHTS = 8
 
 BLOCK = 256
 """Positions of a weight that are looked at in one go."""
+
+BLOCKS = 3
+"""Of so many blocks one is absent in a trial: what lies inside of them must prove itself as well."""
 
 Rule = Callable[[int, int], Sequence[int]]
 """(width, number of the group) -> atoms that stay."""
@@ -61,6 +65,13 @@ def _some(width: int, number: int) -> Sequence[int]:
     """Atoms by chance, in another number for each group of a width, lest those hold that must be as wide as others."""
     kept = 1 + (width // 2 + number) % (width - 1)
     return sorted(int(a) for a in np.random.default_rng([width, number]).permutation(width)[:kept])
+
+
+def _kept(group: Group, rule: Rule, trial: int, number: int) -> tuple[int, ...]:
+    """Atoms that stay; of three blocks in a row one goes, another one each time."""
+    if group.kind == "block":
+        return () if (trial + number) % BLOCKS == 0 else (0,)
+    return tuple(rule(group.width, number))
 
 
 RULES: tuple[tuple[Rule, ...], ...] = (
@@ -138,12 +149,14 @@ class Certifier:
             for i, rule in enumerate(RULES[weights] if first else [r for rules in RULES for r in rules]):
                 held = [g for g in left if g.name not in said and (first or g.name in moved)]
                 counts = count and first and weights == len(RULES) - 1 and i == len(RULES[weights]) - 1
-                said |= self._wrong(held, rule, numbers, counts)
+                said |= self._wrong(held, rule, i + weights, numbers, counts)
         return said | {g.name: DEAD for g in groups if g.name not in {*said, *awake}}
 
-    def _wrong(self, groups: Sequence[Group], rule: Rule, numbers: Mapping[str, int], count: bool) -> dict[str, str]:
-        """The groups that fail; those that are left hold together."""
-        keep = {g.name: tuple(rule(g.width, numbers[g.name])) for g in groups}
+    def _wrong(
+        self, groups: Sequence[Group], rule: Rule, number: int, numbers: Mapping[str, int], count: bool
+    ) -> dict[str, str]:
+        """The groups that fail by a rule, the `number`th of these weights; those that are left hold together."""
+        keep = {g.name: _kept(g, rule, number, numbers[g.name]) for g in groups}
         said: dict[str, str] = {}
         while found := self._some_wrong([g for g in groups if g.name not in said], keep, count):
             said |= found
@@ -281,7 +294,7 @@ def _holds(twin: nn.Module, look: Look, groups: Sequence[Group]) -> bool:
     scramble(twin, 0)
     full = Certifier(twin, look.example, look.ops, look.example, look.products, True, SINGLE)
     return not groups or not full.complaint(
-        groups, {g.name: tuple(_some(g.width, i)) for i, g in enumerate(groups)}, False
+        groups, {g.name: _kept(g, _some, 0, i) for i, g in enumerate(groups)}, False
     )
 
 
@@ -291,9 +304,11 @@ def _borrowed(model: nn.Module, groups: tuple[Group, ...]) -> Iterator[None]:
     contents = [(tensor, tensor.data) for tensor in named_tensors(model).values()]
     attributes = [(m, name, getattr(m, name)) for m in model.modules() for name, _ in expected_attributes(m)]
     attributes += sizes_held(model, groups)
+    modules = modules_of(model, groups)
     try:
         yield
     finally:
+        put_back(model, modules)
         for tensor, data in contents:
             tensor.data = data
         for module, name, value in attributes:

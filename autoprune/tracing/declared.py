@@ -34,7 +34,7 @@ def declared(model: nn.Module, example_inputs: Any, groups: Sequence[Group]) -> 
     with quiet_random_state(0):
         twin = private_copy(model)
         look = observe(twin, example_inputs)
-        narrow = [g for g in groups if g.width > 1]  # of width 1 there is nothing to try
+        narrow = [g for g in groups if g.width > 1 or g.kind == "block"]  # of other width 1 there is nothing to try
         if narrow and (failed := failures(twin, look, narrow).failed):
             raise InputError(named(failed))
     return Structure(tuple(groups), with_groups(look.ops, groups, look.products))
@@ -43,7 +43,7 @@ def declared(model: nn.Module, example_inputs: Any, groups: Sequence[Group]) -> 
 def misfits(model: nn.Module, groups: Sequence[Group]) -> dict[str, str]:
     """Group name -> why its slices cannot be slices of this model's tensors; empty where all can."""
     tensors = named_tensors(model)
-    return {g.name: said for g in groups if (said := _misfit(g, tensors) or _other_number(model, g))}
+    return {g.name: said for g in groups if (said := _misfit(g, tensors) or _other_parts(model, g))}
 
 
 def wider(model: nn.Module, groups: Sequence[Group]) -> dict[str, str]:
@@ -97,8 +97,12 @@ def _misfit(group: Group, tensors: Mapping[str, Tensor]) -> str:
     return "" if group.slices else "it has no slices"
 
 
-def _other_number(model: nn.Module, group: Group) -> str:
-    """The first number of a group that is another one in this model."""
+def _other_parts(model: nn.Module, group: Group) -> str:
+    """The first number of a group that is another one in this model, or the first module of a block that it lacks."""
+    held = dict(model.named_modules(remove_duplicate=False)) if group.stands else {}
+    for stand in group.stands:
+        if stand.module not in held:
+            return f"the model has no such block (it lacks the module {stand.module!r})"
     for size in group.sizes:
         if (found := number_at(model, size.attribute, size.index)) != size.value:
             entry = "" if size.index is None else f"[{size.index}]"

@@ -81,8 +81,8 @@ def with_groups(
     """The same operations, each naming the groups that scale it, in the order of `groups`.
 
     `products` says by module how many MACs a sample it spends without a weight. Those of an attention follow its
-    heads: they become an operation of their own, whose MACs are `positions` at the dense width of its one group and in
-    proportion to others.
+    heads and its block: they become an operation of their own, whose MACs are `positions` at the dense widths of its
+    groups and in proportion to others.
     """
     touched = [(g.name, {s.tensor for s in g.slices}) for g in groups]
     named = [
@@ -95,21 +95,36 @@ def with_groups(
 
 
 def _attending(ops: Sequence[Op], groups: Sequence[Group], products: Mapping[str, int]) -> tuple[Op, ...]:
-    """`ops` with the products of every attention whose heads are a group taken out of the constant."""
-    places: dict[str, Group] = {}
+    """`ops` with the products of every attention whose heads are a group, or which is a block, out of the constant."""
+    places: dict[str, tuple[Group, ...]] = {}
     for group in (g for g in groups if g.kind in ("head", "kv_group")):
         place = common_module(s.tensor for s in group.slices)
         while place and place not in products:  # a list of layers runs nothing itself
             place = place.rpartition(".")[0]
         if products.get(place, 0) and products[place] % group.width == 0:
-            places[place] = group
-    alone = {p: g for p, g in places.items() if not any(o != p and f"{o}.".startswith(f"{p}.") for o in places)}
-    rest = sum(op.positions for op in ops if op.name == CONSTANT) - sum(products[p] for p in alone)
+            places[place] = (group,)
+    spent = {p: products[p] for p in places if not any(o != p and _within(o, p) for o in places)}
+    places = {p: places[p] for p in spent}
+    rest = sum(op.positions for op in ops if op.name == CONSTANT) - sum(spent.values())
+    for block in (g for g in groups if g.kind == "block"):
+        for own in (s.module for s in block.stands if products.get(s.module, 0)):
+            place = next((p for p in places if _within(p, own) or _within(own, p)), own)
+            if place not in spent:
+                rest -= products[own]
+            elif products[own] < spent[place]:  # one of several attentions whose heads go together
+                spent[place] -= products[own]
+                place, places[own] = own, places[place]
+            spent[place] = products[own] if place == own else spent[place]
+            places[place] = (*places.get(place, ()), block)
     kept = [op for op in ops if op.name != CONSTANT]
-    for place, group in alone.items():
-        name, macs = f"{place} {CONSTANT}" if place else ATTENTION, products[place]
-        kept.append(Op(name, "matmul", len(kept), positions=macs, groups=(group.name,)))
+    for place, some in places.items():
+        name = f"{place} {CONSTANT}" if place else ATTENTION
+        kept.append(Op(name, "matmul", len(kept), positions=spent[place], groups=tuple(g.name for g in some)))
     return (*kept, Op(CONSTANT, "matmul", len(kept), positions=rest)) if rest else tuple(kept)
+
+
+def _within(name: str, place: str) -> bool:
+    return f"{name}.".startswith(f"{place}.")
 
 
 def common_module(tensors: Iterable[str]) -> str:

@@ -89,7 +89,7 @@ def _free(found: Sequence[Candidate], alive: Sequence[Candidate]) -> list[Candid
 
 
 def _positions(candidate: Candidate) -> list[tuple[tuple[str, int], list[int]]]:
-    if candidate.group is None:
+    if candidate.group is None or candidate.group.kind == "block":  # what lies inside of it is free
         return []
     atoms = torch.arange(candidate.group.width)
     return [((s.tensor, s.dim), positions_of(s, atoms).tolist()) for s in candidate.group.slices]

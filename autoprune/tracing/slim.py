@@ -11,6 +11,7 @@ from autoprune.errors import InputError, did_you_mean
 from autoprune.structure import Group, Role, Slice, Structure
 from autoprune.tracing.open_attention import open_attentions
 from autoprune.tracing.sizes import set_sizes
+from autoprune.tracing.stand_ins import leave_out
 from autoprune.tracing.watch import multiplies
 
 Keep = Mapping[str, Sequence[int]]
@@ -19,6 +20,8 @@ Keep = Mapping[str, Sequence[int]]
 
 def slim(model: nn.Module, structure: Structure, keep: Keep) -> None:
     """Remove every atom that `keep` does not list, in place; parameters and buffers keep their identity, grads go.
+
+    What an absent block is made of is replaced by stand-ins.
 
     Raises:
         InputError: `keep` does not fit the structure, or the model is not the dense model of the structure.
@@ -41,6 +44,12 @@ def slim(model: nn.Module, structure: Structure, keep: Keep) -> None:
             _replace(tensors[name], value)
     set_attributes(model, structure)
     set_sizes(model, structure, {name: len(kept) for name, kept in keep.items()})
+    leave_out(model, absent(structure, {name: len(kept) for name, kept in keep.items()}))
+
+
+def absent(structure: Structure, widths: Mapping[str, int]) -> list[Group]:
+    """The blocks that `widths` leave out; a group that is not named is dense."""
+    return [g for g in structure.groups if g.kind == "block" and widths.get(g.name, g.width) == 0]
 
 
 def kept_positions(
@@ -48,24 +57,31 @@ def kept_positions(
 ) -> dict[tuple[str, int], Tensor]:
     """(tensor, dim) -> kept positions, ascending, int64 [kept]; only for what gets narrower.
 
-    `shapes` are the dense shapes of the tensors.
+    `shapes` are the dense shapes of the tensors. Blocks are left aside: they go as whole modules.
     """
-    return {
-        key: torch.nonzero(~removed).flatten() for key, removed in removed_positions(structure, keep, shapes).items()
-    }
+    gone = removed_positions(structure, keep, shapes, blocks=False)
+    return {key: torch.nonzero(~removed).flatten() for key, removed in gone.items()}
 
 
 def removed_positions(
-    structure: Structure, keep: Keep, shapes: Mapping[str, Sequence[int]], role: Role | None = None
+    structure: Structure,
+    keep: Keep,
+    shapes: Mapping[str, Sequence[int]],
+    role: Role | None = None,
+    *,
+    blocks: bool = True,
 ) -> dict[tuple[str, int], Tensor]:
-    """(tensor, dim) -> bool [dense size], true where a position goes; only slices of `role` where one is given."""
+    """(tensor, dim) -> bool [dense size], true where a position goes.
+
+    Only slices of `role` where one is given, and not those of `blocks` where they are not wanted.
+    """
     removed: dict[tuple[str, int], Tensor] = {}
     for name in keep:
         if name not in structure.names:
             raise InputError(f"`keep` names an unknown group {name!r}; {did_you_mean(name, structure.names)}")
     for group in structure.groups:
         gone = _removed_atoms(group, keep.get(group.name))
-        if len(gone) == 0:
+        if len(gone) == 0 or (group.kind == "block" and not blocks):
             continue
         for part in group.slices:
             if role is not None and part.role != role:

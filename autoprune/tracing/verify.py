@@ -17,6 +17,9 @@ from autoprune.tracing.inputs import call_model, few_samples
 from autoprune.tracing.slim import Keep, expected_attributes, kept_positions, named_tensors, removed_positions
 from autoprune.tracing.sound_gradients import SoundGradients
 
+ABSENT = 0.25
+"""Share of the blocks that a random policy leaves out."""
+
 TOLERANCE = 1e-5
 """Largest relative error between a slim model and its masked reference."""
 
@@ -59,11 +62,10 @@ def masked(dense: nn.Module, slim_model: nn.Module, structure: Structure, keep: 
         for name in sources.keys() - targets.keys():
             _add_bias(twin, name, sources[name], shapes, kept)
         targets = named_tensors(twin)
+        for (tensor, dim), gone in removed.items():
+            targets[tensor].index_fill_(dim, torch.nonzero(gone).flatten().to(targets[tensor].device), 0)
         for name, source in sources.items():
             target = targets[name]
-            for (tensor, dim), gone in removed.items():
-                if tensor == name:
-                    target.index_fill_(dim, torch.nonzero(gone).flatten().to(target.device), 0)
             where = [kept.get((name, d)) for d in range(target.dim())]
             fits = tuple(n if k is None else len(k) for k, n in zip(where, target.shape, strict=True))
             if tuple(source.shape) != fits:
@@ -99,8 +101,11 @@ def random_keep(groups: Sequence[Group], rng: np.random.Generator) -> dict[str, 
 
     Odd if that can be, lest a fixed split fits by luck.
     """
-    keep = {}
+    keep: dict[str, tuple[int, ...]] = {}
     for group in groups:
+        if group.kind == "block":  # most stay, or little else is left to look at
+            keep[group.name] = () if rng.random() < ABSENT else (0,)
+            continue
         lower = [w for w in group.grid if w < group.width] or [group.width]
         width = rng.choice([w for w in lower if w % 2] or lower)
         keep[group.name] = tuple(sorted(int(a) for a in rng.permutation(group.width)[:width]))

@@ -135,4 +135,4 @@ def test_a_model_may_mix_a_stem_of_convolutions_with_an_encoder() -> None:
             return logits
 
     structure = analyze(Mixed().eval(), MODELS["vit"].example())
-    assert Counter(g.kind for g in structure) == {"channel": 1, "head": 2, "neuron": 2}
+    assert Counter(g.kind for g in structure) == {"channel": 1, "head": 2, "neuron": 2, "block": 4}

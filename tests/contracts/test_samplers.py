@@ -22,9 +22,9 @@ from autoprune.record.storage import JOURNAL
 from autoprune.run.loop import search_loop
 from autoprune.samplers import build_sampler, needs
 from tests.plugged import Rough
-from tests.synthetic import Asks, Hills, MakeHills, chain, make_problem
+from tests.synthetic import Asks, Hills, MakeHills, chain, make_problem, with_blocks
 
-STRUCTURE = chain(4, grid_step=2)
+STRUCTURE = with_blocks(chain(4, grid_step=2))
 PROBLEM = make_problem(STRUCTURE)
 Build = Callable[..., Sampler]
 ROUGH = Rough(STRUCTURE)

@@ -13,7 +13,7 @@ from autoprune.errors import InputError
 from autoprune.policy import Policy
 from autoprune.protocols import Problem, Strategy
 from autoprune.strategies import load_strategy
-from autoprune.structure import Structure
+from autoprune.structure import Stand, Structure
 from tests.plugged import Rough
 from tests.synthetic import chain, make_problem, single_steps
 
@@ -94,7 +94,9 @@ def test_groups_of_one_or_two_widths_are_fine(strategy: Strategy, grid: tuple[in
 
 
 def test_a_strategy_that_takes_some_kinds_alone_says_which() -> None:
-    blocks = Structure((*STRUCTURE.groups[:-1], replace(STRUCTURE.groups[-1], kind="block")), STRUCTURE.ops, {})
+    last = STRUCTURE.groups[-1]
+    block = replace(last, kind="block", width=1, grid=(0, 1), stands=(Stand(last.name, "zero"),))
+    blocks = Structure((*STRUCTURE.groups[:-1], block), STRUCTURE.ops, {})
     with pytest.raises(InputError, match=r"strategy erk takes groups of the kind channel, .* and the space has block"):
         load_strategy("erk", blocks)
     assert load_strategy("uniform", blocks)

@@ -35,3 +35,10 @@ def test_query_heads_of_a_key_value_head_cost_nothing() -> None:
     structure = analyze(MODELS["llama"].build(), MODELS["llama"].example(), kinds=("head",))
     with pytest.raises(InputError, match="no key-value heads"):
         KvBytes(structure)
+
+
+def test_an_absent_attention_caches_nothing() -> None:
+    structure = analyze(MODELS["llama"].build(), MODELS["llama"].example())
+    cost, widths = KvBytes(structure), np.array([g.width for g in structure])
+    widths[structure.names.index("model.layers.0.self_attn")] = 0
+    assert float(cost(widths)) == 0.5

@@ -64,7 +64,8 @@ def scored(filler: int, name: str) -> list[Evaluation]:
     settings = Settings(calibration=32, validation=32, finetune_steps=0, batch_size=8, precision="fp32", loss="mse")
     database = build_database(model, structure, StatisticsOnly(task, parts.statistics, 8), load("criteria", "obs")())
     evaluator = TieredEvaluator(task, structure, database, settings, parts=parts)
-    policy = Policy.of({g.name: g.width // 2 for g in structure})
+    widths = [int(i % 3 > 0) if g.kind == "block" else g.width // 2 for i, g in enumerate(structure)]
+    policy = Policy.from_array(structure, widths)
     return [evaluator(Ask(policy, tier)) for tier in ("stitch", "refit")]  # type: ignore[arg-type]
 
 

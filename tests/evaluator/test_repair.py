@@ -123,7 +123,7 @@ def test_the_refit_brings_the_outputs_closer_and_leaves_a_plain_model(family: st
     w = world(family, samples=256)
     stitcher = stitcher_of(w)
     sites, reference = references(w)
-    policy = Policy.of({g.name: max(g.grid[0], (2 * g.width) // 3) for g in w.structure.groups})
+    policy = Policy.of({g.name: max(g.grid[0], 1, (2 * g.width) // 3) for g in w.structure.groups})
     dense = reference.outputs
     with torch.no_grad():
         raw = mse(stitcher.stitch(policy)(w.statistics[0]), dense, classes=-1).mean()

@@ -13,7 +13,8 @@ import jsonschema
 import pytest
 
 from autoprune.errors import InputError
-from autoprune.files.policy_file import json_schema, load_front, save_csv, save_front
+from autoprune.files.policy_file import load_front, save_csv, save_front
+from autoprune.files.policy_form import json_schema
 from tests.fronts import resnet50_front, synthetic_front, with_points
 
 GOLDEN = Path(__file__).parents[1] / "goldens" / "policy.json"

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from torch import nn
 
 import autoprune
@@ -35,9 +36,16 @@ from autoprune.protocols import Batch, Direction, Problem
 from autoprune.run.before import seed_asks
 from autoprune.run.prepare import prepare
 from autoprune.run.run import Run, search
+from tests.branches import Net
 from tests.conftest import importing_alike
 from tests.killable_compare import tiny
 from tests.small import RandomTask
+
+
+def branching() -> RandomTask:
+    """A small network with two residual branches."""
+    return RandomTask(Net("", "").eval(), (8, 6, 6), 160)
+
 
 JOB: dict[str, Any] = {
     "task": {"factory": "tests.killable_compare:tiny"},
@@ -151,15 +159,34 @@ def test_a_fresh_start_in_a_relative_folder_keeps_the_database(tmp_path: Path, m
 
 @pytest.mark.parametrize("sampler", plugins.names("samplers"))
 def test_every_sampler_by_name_searches_a_model(sampler: str, tmp_path: Path) -> None:
-    run = search(
-        job(search={"trials": 6, "sampler": sampler}, evaluator={"finalists": 0, "fitness": "stitch"}),
-        out=tmp_path,
-    )
+    task = branching() if sampler == "depth_width" else tiny()
+    given = job(search={"trials": 6, "sampler": sampler}, evaluator={"finalists": 0, "fitness": "stitch"})
+    run = search(given, task=task, out=tmp_path)
     assert len(run.front) > 0
     searched = [t for t in run.study.get_trials() if t.user_attrs["stage"] == "search"]
     full = [t for t in searched if t.user_attrs["passes"] > 0 and t.user_attrs["fraction"] == 1.0]
-    assert len(full) == 6 if sampler != "evolution" else 1 <= len(full) <= 6  # it asks on a part of the samples too
+    partly = sampler in ("evolution", "depth_width")  # they ask on a part of the samples too
+    assert 1 <= len(full) <= 6 if partly else len(full) == 6
     assert all("loss" in t.user_attrs for t in searched)
+
+
+def test_a_point_without_one_of_its_blocks_is_applied_and_read_again(tmp_path: Path) -> None:
+    task = branching()
+    given = job(search={"trials": 8, "sampler": "depth_width"}, evaluator={"finalists": 0, "validation": 160})
+    run = search(given, task=task, out=tmp_path / "run").finish()
+    front = load_front(tmp_path / "run" / "policy.json")
+    blocks = [g.name for g in front.base.groups if g.kind == "block"]
+    assert blocks == ["blocks.0", "blocks.1"]
+    point = next(p for p in front if 0 in (p.policy.as_dict()[name] for name in blocks))
+    model, inputs = task.build(), task.example_inputs()
+    small = autoprune.apply(point, model, inputs, task=task, finetune="none")
+    assert task.metrics(small, task.split("validation")) == pytest.approx(dict(point.metrics["validation"]), abs=1e-4)
+    assert small.state_dict().keys() < model.state_dict().keys()
+    autoprune.save(small, tmp_path / "small")
+    again = autoprune.load_applied(tmp_path / "small", task.build(), inputs)
+    with torch.no_grad():
+        assert torch.equal(again(*inputs), small(*inputs))
+    assert run.front
 
 
 def test_other_weights_or_data_are_not_answered_from_the_record(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from autoprune.allocation.budget import project
+from autoprune.allocation.budget import normalised, project
 from autoprune.allocation.knapsack import penalties, predicted_loss
 from autoprune.codec import Codec
 from autoprune.errors import InputError
@@ -21,7 +21,7 @@ from autoprune.strategies.lamp import lamp, lamp_scores
 from autoprune.strategies.owl import owl, owl_ratios
 from autoprune.strategies.uniform import uniform
 from autoprune.structure import Slice, Structure
-from tests.synthetic import chain, make_problem, single_steps
+from tests.synthetic import chain, make_problem, single_steps, with_blocks
 
 STRUCTURE = chain()
 BUDGETS = (0.7, 0.5, 0.3)
@@ -171,3 +171,20 @@ def test_a_strategy_without_its_table_says_what_to_set(problem: Problem, name: s
     message = rf"strategy {name} needs the sensitivity table: set evaluator\.sensitivity to 2 or more"
     with pytest.raises(InputError, match=message):
         strategy(replace(problem, table=None), 0.5)
+
+
+def test_uniform_keeps_the_same_share_of_blocks_and_of_atoms() -> None:
+    problem = make_problem(with_blocks(chain(6)))
+    for target in (0.9, 0.6, 0.3):
+        policy = uniform(problem, target)
+        assert float(problem.costs["macs"](policy.array(problem.structure))) <= target
+    widths = uniform(problem, 0.3).as_dict()
+    assert sorted(widths[name] for name in ("block1", "block3")) == [0, 1], "one of the two"
+    assert set(uniform(problem, 1.0).as_dict().items()) == set(Policy.dense(problem.structure).widths)
+
+
+def test_one_threshold_takes_all_blocks_for_one_group() -> None:
+    structure = with_blocks(chain(6))
+    scores = normalised(structure, {g.name: np.full(g.width, 7.0 if g.name == "block1" else 1.0) for g in structure})
+    assert (scores["block1"].tolist(), scores["block3"].tolist()) == ([1.75], [0.25])
+    assert scores["layer0"].tolist() == [1.0] * structure.group("layer0").width

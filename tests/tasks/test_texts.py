@@ -86,7 +86,7 @@ def test_a_whole_search_runs_from_files_alone(name: str, files: Files, tmp_path:
     assert set(found) == set(task.directions)
     assert found == pytest.approx(dict(point.metrics["finetuned"]), rel=1e-3)
     kinds = {group.kind for group in point.base.groups}
-    assert kinds == ({"kv_group", "neuron"} if name == "causal_lm" else {"head", "neuron"})
+    assert kinds == {"kv_group" if name == "causal_lm" else "head", "neuron", "block"}
     assert point.losses["validation"]["name"] == ("cosine" if name == "text_embedding" else "kl")
 
 
