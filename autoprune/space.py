@@ -141,7 +141,9 @@ def _check_kinds(structure: Structure, space: Space) -> None:
     lost = [kind for kind in space.granularity if kind not in (*there, AUTO)]
     if lost:
         had = ", ".join(sorted(there))
-        raise InputError(f"space.granularity: the model has no groups of kind {', '.join(lost)}; it has {had}")
+        both = {"head", "kv_group"} <= {*space.granularity, *there}
+        way = " (of an attention with grouped queries one of head and kv_group is searched)" if both else ""
+        raise InputError(f"space.granularity: the model has no groups of kind {', '.join(lost)}; it has {had}{way}")
 
 
 def _check(where: str, multiple_of: Any, max_sparsity: Any) -> None:

@@ -20,7 +20,7 @@ from autoprune import plugins
 from autoprune.errors import InputError, RunError, root_line
 from autoprune.protocols import Export
 from autoprune.tracing.copies import float_tensors
-from autoprune.tracing.eval_mode import evaluating
+from autoprune.tracing.eval_mode import evaluating, without_cache
 from autoprune.tracing.inputs import arguments, batch_size, call_model, example_tuple
 
 TOLERANCE = 1e-3
@@ -41,7 +41,7 @@ def export(model: nn.Module, example_inputs: Any, formats: Sequence[str], out: P
     chosen = check_formats(formats)
     check_inputs(example_inputs)
     out.mkdir(parents=True, exist_ok=True)
-    with evaluating(model):
+    with evaluating(model), without_cache(model):
         inputs = two_samples(model, example_inputs)
         wanted = call_model(model, inputs)
         return [_written(name, model, inputs, wanted, out) for name in chosen]

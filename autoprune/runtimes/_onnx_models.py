@@ -12,7 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from autoprune.tracing.inputs import batch_size
+from autoprune.tracing.copies import float_tensors
+from autoprune.tracing.eval_mode import without_cache
+from autoprune.tracing.inputs import arguments, batch_size, call_model
 
 TOLERANCE = 1e-3
 """Largest relative difference of a re-cut model's output from the eager one."""
@@ -43,7 +45,7 @@ class OnnxFamily:
 
     def _recut(self, model: nn.Module, graph: bytes, threads: int) -> Callable[[], list[Any]] | None:
         with torch.no_grad():
-            wanted = next(x for x in tree_leaves(model(*self.inputs)) if isinstance(x, Tensor))
+            wanted = float_tensors(call_model(model, tuple(self.inputs)))[0]
         try:
             run = session_runner(optimised(recut(graph, model, batch_size(self.inputs))), self.inputs, threads)
             got = torch.from_numpy(run()[0])
@@ -85,9 +87,11 @@ def exported(model: nn.Module, inputs: Sequence[Any]) -> bytes:
     level = log.level
     log.setLevel(logging.ERROR)  # it reports packages that nobody asked for
     try:
-        with warnings.catch_warnings(), torch.no_grad():
+        positional, keywords = arguments(model, tuple(inputs))
+        taken = (*positional, {}) if positional and isinstance(positional[-1], dict) else positional  # else: keywords
+        with warnings.catch_warnings(), torch.no_grad(), without_cache(model):
             warnings.simplefilter("ignore")  # the exporter warns about its own internals
-            program = torch.onnx.export(model, tuple(inputs), dynamo=True, verbose=False, optimize=False)
+            program = torch.onnx.export(model, taken, kwargs=keywords, dynamo=True, verbose=False, optimize=False)
     finally:
         log.setLevel(level)
     assert program is not None

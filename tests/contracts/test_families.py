@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from autoprune import plugins
 from autoprune.allocation.polynomial import macs_polynomial
+from autoprune.exports import export
 from autoprune.families import analyze
 from autoprune.policy import Policy
 from autoprune.structure import Structure
@@ -85,6 +86,18 @@ def test_a_slim_model_is_saved_and_read_again(name: str, tmp_path: Path) -> None
     slim(again, structure, keep)
     again.load_state_dict(load_file(path))
     assert torch.equal(output(small, inputs), output(again, inputs))
+
+
+EXPORTED = ("bert", "llama", "gpt2", "vit", "whisper")
+
+
+@pytest.mark.parametrize("name", EXPORTED)
+def test_a_slim_model_is_exported_and_computes_the_same(name: str, tmp_path: Path) -> None:
+    small, structure, inputs = MODELS[name].build(), structure_of(name), MODELS[name].example()
+    slim(small, structure, random_keep(structure.groups, np.random.default_rng(3)))
+    cached = getattr(small.config, "use_cache", None)
+    assert [p.name for p in export(small, inputs, ["onnx", "pt2"], tmp_path)] == ["model.onnx", "model.pt2"]
+    assert getattr(small.config, "use_cache", None) == cached
 
 
 def test_query_heads_are_asked_for_by_name() -> None:
