@@ -19,7 +19,7 @@ def console(json_: bool = False) -> Console:
     return made if made.is_terminal else Console(stderr=json_, width=PLAIN_WIDTH)
 
 
-KINDS = ("head", "kv_group", "neuron", "channel")
+KINDS = ("head", "kv_group", "neuron", "channel", "block")
 
 
 def print_inspect(facts: Mapping[str, Any]) -> None:
@@ -43,7 +43,8 @@ def _by_group(groups: Sequence[Mapping[str, Any]]) -> Table:
     for heading in ("group", "kind", "width", "allowed widths", "MACs it scales"):
         table.add_column(heading, justify="left" if heading in ("group", "kind") else "right")
     for g in groups:
-        table.add_row(g["name"], g["kind"], str(g["width"]), _allowed(g), f"{g['macs_share']:.1%}")
+        allowed = "there or not" if g["kind"] == "block" else _allowed(g)
+        table.add_row(g["name"], g["kind"], str(g["width"]), allowed, f"{g['macs_share']:.1%}")
     return table
 
 
@@ -51,21 +52,26 @@ def _by_layer(groups: Sequence[Mapping[str, Any]]) -> Table:
     """A transformer: one row a layer, a column for each kind of group that it has."""
     kinds = [kind for kind in KINDS if any(g["kind"] == kind for g in groups)]
     table = Table(title=f"{len(groups)} groups, by layer", title_justify="left")
-    for heading in ("layer", *(f"{kind}s: allowed" for kind in kinds), "MACs", "parameters"):
+    columns = ("blocks" if kind == "block" else f"{kind}s: allowed" for kind in kinds)
+    for heading in ("layer", *columns, "MACs", "parameters"):
         table.add_column(heading.replace("_", " "), justify="left" if heading == "layer" else "right")
     layers: dict[str, list[Mapping[str, Any]]] = {}
     for g in groups:
         layers.setdefault(_layer(g["name"]), []).append(g)
     for layer, own in layers.items():
         cells = [", ".join(_allowed(g) for g in own if g["kind"] == kind) for kind in kinds]
-        shares = [sum(g[key] for g in own) for key in ("macs_share", "params_share")]
+        narrowed = [g for g in own if g["kind"] != "block"] or own  # a block holds them: none counts twice
+        shares = [sum(g[key] for g in narrowed) for key in ("macs_share", "params_share")]
         table.add_row(layer, *cells, *(f"{share:.1%}" for share in shares))
     table.caption = "a group is called " + ", ".join(next(g["name"] for g in groups if g["kind"] == k) for k in kinds)
     return table
 
 
 def _allowed(group: Mapping[str, Any]) -> str:
+    """Widths from the least to the dense one, and how many; of a block, there or not, its name in the layer."""
     grid = group["grid"]
+    if group["kind"] == "block":
+        return str(group["name"].rpartition(".")[2])
     return f"{grid[0]}..{grid[-1]} ({len(grid)})"
 
 

@@ -23,8 +23,8 @@ from autoprune.files.machine import machine_memory, usable_cores
 from autoprune.files.part import Part
 from autoprune.protocols import Budget, Direction
 
-GRANULARITIES = ("auto", "channel", "head", "kv_group", "neuron")
-LATER = ("block", "bits", "weight")
+GRANULARITIES = ("auto", "channel", "head", "kv_group", "neuron", "block")
+LATER = ("bits", "weight")
 """Kinds that policy files may know and this version does not search."""
 DEFAULT_AT = (0.7, 0.5, 0.3)
 RAY_ONLY = ("address", "resources", "runtime_env")

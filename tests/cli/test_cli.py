@@ -50,10 +50,10 @@ def in_tmp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def fails(arguments: list[str], code: int, capsys: pytest.CaptureFixture[str]) -> str:
-    """The one line on stderr of a command that must end with `code`."""
+    """The one line on stderr of a command that must end with `code`; on a busy machine stages may be told before."""
     assert run(arguments) == code
     captured = capsys.readouterr()
-    assert captured.out == ""
+    assert all(line.endswith(": under way") for line in captured.out.splitlines())
     assert captured.err.startswith("autoprune: ")
     assert captured.err.count("\n") == 1
     return captured.err
