@@ -171,15 +171,7 @@ def stages(name: str, at: str, only: Sequence[str]) -> Iterator[tuple[str, str]]
         yield "latency", "full"
 
 
-def job_of(
-    world: World,
-    kinds: Sequence[str],
-    criterion: str,
-    repair: str,
-    trials: int,
-    arm: Arm = ARMS["uniform"],
-    seed: int = 0,
-) -> Job:
+def job_of(world: World, arm: Arm, trials: int, repair: str = "full", seed: int = 0) -> Job:
     return Job.from_dict(
         {
             "task": dict(world.task),

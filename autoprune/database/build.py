@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from autoprune.database.batches import StatisticsOnly
-from autoprune.database.consumers import Consumer, consumed, consumers_of, cut_channels, norm_scale
+from autoprune.database.consumers import Consumer, consumed, consumers_of, cut_channels, gram_bytes, norm_scale
 from autoprune.database.grams import Gram, collecting_grams
 from autoprune.database.levels import Levels
 from autoprune.database.scored import checked, scored, scored_by_grams
 from autoprune.database.store import LevelDatabase
+from autoprune.files.machine import free_memory
 from autoprune.protocols import Batch, Criterion, GramCriterion, Step, Task, finished
 from autoprune.structure import Group, Structure
 from autoprune.tracing.one_thread import one_thread
 from autoprune.tracing.wiring import Site, find_sites
 
+GRAM_SHARE = 4
+"""Grams take one part in so many of the free memory, at most."""
 STATISTICS = "statistics"
 """What the pass over the samples is called while it runs."""
 
@@ -73,47 +76,103 @@ def build_database(
         InputError: see `Ingredients.levels`.
     """
     made = {}
-    for part in finished(collecting(model, structure, task, criterion)):
-        name = part.group.name
-        made[name] = part.levels(criterion, None if keep is None else keep[name])
-    return LevelDatabase.of(made)
+    for part in collecting(model, structure, task, criterion):
+        if isinstance(part, Ingredients):
+            name = part.group.name
+            made[name] = part.levels(criterion, None if keep is None else keep[name])
+    return LevelDatabase.of({name: made[name] for name in structure.names})
 
 
 def collecting(
-    model: nn.Module, structure: Structure, task: StatisticsOnly, criterion: Criterion
-) -> Generator[Step, None, Iterator[Ingredients]]:
-    """One pass over the statistics samples, batch by batch; then group by group what its levels are made of."""
+    model: nn.Module,
+    structure: Structure,
+    task: StatisticsOnly,
+    criterion: Criterion,
+    *,
+    done: Collection[str] = (),
+    most: int | None = None,
+) -> Iterator[Step | Ingredients]:
+    """What the levels of each group are made of, but for those called `done`; steps between tell how far it is.
+
+    As many passes over the statistics samples as it takes, each for groups whose Grams fit into `most` bytes (by
+    default a share of the free memory): few layers of a large model at a time.
+    """
     on_grams = isinstance(criterion, GramCriterion)
     yield Step(STATISTICS)
     ranked = [g for g in structure.groups if g.kind != "block"]
     scores = {} if on_grams else scored(criterion, model, ranked, task)
     batches = task.statistics.cut_to(task.batch_size)
-    read = yield from _reading(model, structure.groups, task, batches, len(batches))
-
-    def ingredients() -> Iterator[Ingredients]:
-        for group, consumers in read.by_group(model, structure.groups):
+    plan = Plan.of(model, structure.groups, find_sites(model, task.example_inputs()))
+    parts = plan.parts([g for g in structure.groups if g.name not in done], most or _room(model) // GRAM_SHARE)
+    for number, groups in enumerate(parts):
+        read = yield from _reading(model, plan, groups, task, batches, (number, len(parts), len(batches)))
+        for group, consumers in read.by_group(model, groups):
             if group.kind == "block":
                 own: Tensor | None = read.energy(model, group)
             else:
                 own = None if on_grams else checked(criterion, group, scores.get(group.name))
             yield Ingredients(group, consumers, own)
 
-    return ingredients()
-
 
 def consumers_by_group(
     model: nn.Module, groups: Sequence[Group], task: Task, batches: Iterable[Batch]
 ) -> Iterator[tuple[Group, list[Consumer]]]:
     """The consumers of each group with their Grams over `batches`, which are read once."""
-    yield from finished(_reading(model, groups, task, batches)).by_group(model, groups)
+    plan = Plan.of(model, groups, find_sites(model, task.example_inputs()))
+    yield from finished(_reading(model, plan, groups, task, batches)).by_group(model, groups)
+
+
+def _room(model: nn.Module) -> int:
+    """Free bytes where the Grams lie: on the model's device."""
+    device = next(iter(model.parameters())).device
+    return int(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else free_memory()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Where weights are used, by which of them each group is read, which are cut, and bytes of their Grams.
+
+    A block wants the last weight of its own that some group feeds, for its score.
+    """
+
+    sites: Mapping[str, Site]
+    readers: Mapping[str, Sequence[str]]
+    wanted: Mapping[str, Sequence[str]]
+    cuts: Mapping[str, Sequence[tuple[int, int]]]
+    sizes: Mapping[str, int]
+
+    @staticmethod
+    def of(model: nn.Module, groups: Sequence[Group], sites: Mapping[str, Site]) -> Plan:
+        """The plan for `groups`."""
+        readers = consumed(groups, sites)
+        known = {w for names in readers.values() for w in names}
+        own = {g.name: [s.tensor for s in g.slices if s.tensor in known][-1:] for g in groups if g.kind == "block"}
+        cuts = cut_channels(groups, sites, model)
+        sizes = {name: gram_bytes(model, sites[name], cuts.get(name)) for name in known}
+        return Plan(sites, readers, {**readers, **own}, cuts, sizes)
+
+    def parts(self, groups: Sequence[Group], most: int) -> list[list[Group]]:
+        """`groups` in their order, cut where the Grams of the next one would be too many bytes."""
+        parts: list[list[Group]] = []
+        held: set[str] = set()
+        for group in groups:
+            new = {*held, *self.wanted[group.name]}
+            if not parts or sum(self.sizes[name] for name in new) > max(most, self._bytes(group)):
+                parts.append([])
+                new = set(self.wanted[group.name])
+            parts[-1].append(group)
+            held = new
+        return parts
+
+    def _bytes(self, group: Group) -> int:
+        return sum(self.sizes[name] for name in self.wanted[group.name])
 
 
 @dataclass(frozen=True)
 class _Read:
-    """What one pass over samples showed: where weights are used, by which of them a group is read, their Grams."""
+    """What one pass over samples showed: the Grams of some weights of the plan."""
 
-    sites: Mapping[str, Site]
-    readers: Mapping[str, Sequence[str]]
+    plan: Plan
     grams: Mapping[str, Gram]
 
     def energy(self, model: nn.Module, block: Group) -> Tensor:
@@ -121,26 +180,31 @@ class _Read:
 
         0 where no group feeds any of its weights: nothing is known of it then.
         """
-        known = [s.tensor for s in block.slices if s.tensor in self.grams]
-        if not known:
+        if not self.plan.wanted[block.name]:
             return torch.zeros(1, dtype=torch.float64)
-        scale = norm_scale(model, self.sites[known[-1]])
-        return (self.grams[known[-1]].energy * scale).sum().cpu()[None]
+        (name,) = self.plan.wanted[block.name]
+        return (self.grams[name].energy * norm_scale(model, self.plan.sites[name])).sum().cpu()[None]
 
     def by_group(self, model: nn.Module, groups: Sequence[Group]) -> Iterator[tuple[Group, list[Consumer]]]:
         for group in groups:
-            yield group, consumers_of(model, group, self.readers[group.name], self.sites, self.grams)
+            yield group, consumers_of(model, group, self.plan.readers[group.name], self.plan.sites, self.grams)
 
 
 def _reading(
-    model: nn.Module, groups: Sequence[Group], task: Task, batches: Iterable[Batch], count: int = 0
+    model: nn.Module,
+    plan: Plan,
+    groups: Sequence[Group],
+    task: Task,
+    batches: Iterable[Batch],
+    place: tuple[int, int, int] = (0, 1, 0),
 ) -> Generator[Step, None, _Read]:
-    sites = find_sites(model, task.example_inputs())
-    readers = consumed(groups, sites)
-    wanted = {w for names in readers.values() for w in names}
-    pass_ = collecting_grams(model, wanted, task, batches, cut_channels(groups, sites, model))
+    """One pass for `groups`; `place` is its number, how many there are, and the batches of each, as far as known."""
+    number, passes, count = place
+    wanted = {w for g in groups for w in plan.wanted[g.name]}
+    pass_ = collecting_grams(model, wanted, task, batches, {n: c for n, c in plan.cuts.items() if n in wanted})
     while True:
         try:
-            yield Step(STATISTICS, read := next(pass_), max(read, count), "batches")
+            read = number * count + next(pass_)
+            yield Step(STATISTICS, read, max(read, passes * count), "batches")
         except StopIteration as end:
-            return _Read(sites, readers, end.value)
+            return _Read(plan, end.value)

@@ -142,6 +142,13 @@ def cut_channels(
     return cuts
 
 
+def gram_bytes(model: nn.Module, site: Site, cut: Sequence[tuple[int, int]] | None) -> int:
+    """What the Gram of a weight takes, whole or in the ranges of channels `cut`."""
+    matrix = to_matrix(model.get_parameter(site.weight).detach().to("meta"), site.kind, site.groups)
+    groups, _, taps, channels = matrix.shape
+    return 8 * groups * sum((taps * (stop - start)) ** 2 for start, stop in cut or [(0, channels)])
+
+
 def _ranges(owned: Sequence[Tensor], channels: int, most: int) -> list[tuple[int, int]]:
     """Ranges of at most `most` channels, of more only where an atom spans them; owned: [atoms, positions] a group."""
     tied = torch.zeros(channels + 1, dtype=torch.long)  # counts atoms that lie on both sides of a place

@@ -53,9 +53,12 @@ def building(
     """
     folder, numbers = path.with_name(f"{path.stem}.parts"), range(len(structure))
     folder.mkdir(parents=True, exist_ok=True)
-    if not all(levels_at(folder, i).exists() or stored_at(folder, i).exists() for i in numbers):
-        for i, part in enumerate((yield from collecting(model, structure, task, criterion))):
-            save_ingredients(stored_at(folder, i), part)
+    done = [structure.names[i] for i in numbers if levels_at(folder, i).exists() or stored_at(folder, i).exists()]
+    for part in collecting(model, structure, task, criterion, done=done) if len(done) < len(structure) else ():
+        if isinstance(part, Step):
+            yield part
+        else:
+            save_ingredients(stored_at(folder, structure.names.index(part.group.name)), part)
     work = {i: work_of(folder, i) for i in numbers if not levels_at(folder, i).exists()}
     yield Step(STAGE, 0.0, sum(work.values()) or 1.0)
     for _ in maker(folder, work, criterion):

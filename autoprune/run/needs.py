@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from autoprune.database.build import GRAM_SHARE
 from autoprune.database.consumers import LARGEST
 from autoprune.database.factors import SMALL
 from autoprune.errors import InputError
@@ -80,7 +81,9 @@ def check_room(structure: Structure, inputs: Any, settings: Settings) -> None:
         InputError: it does not, with what to lower.
     """
     columns, free = gram_columns(structure), free_memory()
-    grams = ENTRY * (sum(n * n for n in columns.values()) + DROPS * max((n * n for n in columns.values()), default=0))
+    most = max((n * n for n in columns.values()), default=0)
+    held = min(ENTRY * sum(n * n for n in columns.values()), max(free // GRAM_SHARE, ENTRY * most))
+    grams = held + ENTRY * DROPS * most
     model = COPIES * sum(math.prod(t.shape) * t.itemsize for op in structure.ops for t in op.tensors)
     samples = min(HELD, (settings.calibration + settings.validation) * _sample_bytes(inputs))
     need = own_memory() + grams + model + samples
