@@ -22,7 +22,7 @@ def canonical(structure: Structure, widths: IntArray) -> IntArray:
     found = widths.copy()
     for block, inner in structure.inside:
         for i in inner:
-            found[..., i] = np.where(widths[..., block] == 0, structure.groups[i].width, widths[..., i])
+            found[..., i] = np.where(found[..., block] == 0, structure.groups[i].width, found[..., i])
     return found
 
 

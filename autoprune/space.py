@@ -24,8 +24,9 @@ class Space:
     """The searched part of a structure. Globs speak of group names; a later override wins over an earlier one.
 
     `granularity` lists the kinds that are searched, `auto` all structured ones that the model has; `max_sparsity` is
-    the largest share of a group's atoms that may go, `multiple_of` the step of the widths in channels (`auto` leaves at
-    most 32 widths a group), `overrides` maps a glob to other values of these two.
+    the largest share of a group's atoms that may go (of blocks, which are one atom each, only where an override says
+    so; one that holds an excluded group stays as well), `multiple_of` the step of the widths in channels (`auto`
+    leaves at most 32 widths a group), `overrides` maps a glob to other values of these two.
     """
 
     granularity: tuple[str, ...] = (AUTO,)
@@ -68,8 +69,9 @@ def restrict(structure: Structure, space: Space) -> Structure:
         _check_kinds(structure, space)
     groups: list[Group] = []
     frozen = dict(structure.frozen)
+    kept = _kept_blocks(structure, space)
     for group in structure.groups:
-        reason = _left_out(group, space)
+        reason = _left_out(group, space) if group.name not in kept else "it holds what is to stay"
         if reason is None:
             groups.append(replace(group, grid=_grid(group, *space.settings(group.name))))
         elif group.kind != "block":  # what a block is made of is not frozen for that
@@ -78,6 +80,19 @@ def restrict(structure: Structure, space: Space) -> Structure:
         why = "; ".join(f"{name}: {reason}" for name, reason in list(frozen.items())[:5]) or "the model has no groups"
         raise InputError(f"nothing is left to search ({why})")
     return Structure(tuple(groups), structure.ops, frozen, structure.fingerprint)
+
+
+def _kept_blocks(structure: Structure, space: Space) -> set[str]:
+    """Blocks that may not go: an override says so of them, or they hold a group that is excluded by name."""
+    kept = {
+        structure.groups[block].name
+        for block, inner in structure.inside
+        if any(fnmatchcase(structure.groups[i].name, glob) for i in inner for glob in space.exclude)
+    }
+    for glob, values in space.overrides.items():
+        if values.get("max_sparsity", 1) < 1:
+            kept |= {g.name for g in structure.groups if g.kind == "block" and fnmatchcase(g.name, glob)}
+    return kept
 
 
 def _left_out(group: Group, space: Space) -> str | None:

@@ -193,11 +193,13 @@ class Structure:
 
 
 def _inside(groups: tuple[Group, ...]) -> Iterator[tuple[int, tuple[int, ...]]]:
+    """Outer blocks first; a block may lie in another."""
     tensors = [{s.tensor for s in g.slices} for g in groups]
-    for i, block in enumerate(groups):
-        held = [j for j, g in enumerate(groups) if g.kind != "block" and tensors[j] <= tensors[i]]
-        if block.kind == "block" and held:
-            yield i, tuple(held)
+    blocks = [i for i, g in enumerate(groups) if g.kind == "block"]
+    for i in sorted(blocks, key=lambda i: (-len(tensors[i]), i)):
+        inside = (j for j, own in enumerate(tensors) if own < tensors[i] or (j not in blocks and own == tensors[i]))
+        if held := tuple(inside):
+            yield i, held
 
 
 def _fingerprint(groups: tuple[Group, ...], ops: tuple[Op, ...]) -> str:

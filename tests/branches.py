@@ -13,8 +13,14 @@ class Bottleneck(nn.Module):
         super().__init__()
         self.a, self.b, self.norm = nn.Conv2d(8, 12, 1), nn.Conv2d(12, 8, 3, padding=1), nn.BatchNorm2d(8)
         self.mix = mix
+        if mix == "alias":
+            self.convs = nn.ModuleList([self.a, self.b])
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.mix == "inplace":
+            y = self.norm(self.b(self.a(x).sub_(0.5).relu_()))
+            y += x
+            return y.relu_()  # type: ignore[no-any-return]
         y = self.norm(self.b(self.a(x).relu()))
         if self.mix == "gate":
             y = y * x.sigmoid()

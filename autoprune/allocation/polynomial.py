@@ -108,8 +108,11 @@ def _numel(
 def _blocks(structure: Structure) -> dict[str, tuple[Affine, ...]]:
     """Tensor -> a factor for each block that it lies in, 0 where that is absent."""
     found: dict[str, tuple[Affine, ...]] = {}
+    names = [spec.name for op in structure.ops for spec in op.tensors]
     for index, group in enumerate(structure.groups):
-        for tensor in {s.tensor for s in group.slices} if group.kind == "block" else ():
+        places = tuple(f"{stand.module}." for stand in group.stands)
+        own = {s.tensor for s in group.slices} | {n for n in names if places and n.startswith(places)}
+        for tensor in own if group.kind == "block" else ():
             found[tensor] = (*found.get(tensor, ()), (0, ((index, 1),)))
     return found
 

@@ -72,7 +72,7 @@ def claimed(model: nn.Module, kinds: Sequence[str] = ()) -> Claims:
 def _groups(model: nn.Module, parts: Iterable[Part], kinds: Sequence[str]) -> Iterable[Group]:
     for part in parts:
         if isinstance(part, Branch):
-            group: Group | None = branch_group(model, part)
+            group = branch_group(model, part)
         elif isinstance(part, Neurons):
             group = neuron_group(model, part)
         else:

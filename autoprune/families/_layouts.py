@@ -134,8 +134,8 @@ def neuron_group(model: nn.Module, one: Neurons) -> Group | None:
     return Group(up[0], "neuron", width, tuple(slices), tuple(range(1, width + 1)), sizes) if width > 1 else None
 
 
-def branch_group(model: nn.Module, one: Branch) -> Group:
-    """The group of a branch: a block."""
+def branch_group(model: nn.Module, one: Branch) -> Group | None:
+    """The group of a branch: a block; None where it holds what is used elsewhere too."""
     stands = [replace(s, module=_path(one.at, s.module)) for s in one.stands]
     return block_group(model, _path(one.at, one.name), stands, [_path(one.at, out) for out in one.out])
 

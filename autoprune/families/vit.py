@@ -44,8 +44,10 @@ class Vit:
 def _branches(name: str, layer: Any) -> Iterator[Part]:
     """The attention and the feed-forward layer, each behind its norm, whatever they are called."""
     children = dict(layer.named_children())
-    norms = next(pair for pair in NORMS if pair[0] in children)
-    attention = next(a for a in ("attention", "self_attn") if a in children)
+    norms = next((pair for pair in NORMS if pair[0] in children), None)
+    attention = next((a for a in ("attention", "self_attn") if a in children), None)
+    if norms is None or attention is None:
+        return
     out = "o_proj" if hasattr(children[attention], "o_proj") else "out_proj"
     last = "fc2" if hasattr(layer.mlp, "fc2") else "down_proj"
     yield branch(name, attention, f"{attention}.{out}", norm=norms[0], results=2)

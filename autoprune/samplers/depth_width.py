@@ -23,7 +23,7 @@ from autoprune.samplers.evolution import FRACTIONS, Evolution
 
 TARGETS = 5  # over the budget range, beside the asked ones
 SHARE = 1 / 3  # of the ledger, at most, for the way down
-LEAST_SAVED = 1e-12  # of a cost that does not see a block
+LEAST_SAVED = 1e-12  # of a cost that does not see a block, or of one inside of an absent one
 STEEP = 3.0  # times the loss at which the narrowest widths of the full depth end: further down nothing is won
 
 
@@ -126,7 +126,8 @@ class DepthWidth:
     def _next_step(self) -> _Step | None:
         """The blocks to try next, each with the widest widths that the budget allows; None where the way ends."""
         depth, _ = self._depths[-1]
-        budget, left = self._problem.budget, [b for b in self._blocks if b not in depth.absent]
+        budget = self._problem.budget
+        left = [b for b in self._blocks if b not in depth.absent and self._saved(depth, b) > LEAST_SAVED]
         enough = depth.cost(budget.cost) <= budget.low or len(self._depths) > self._sets
         if not left or enough or self._spent >= SHARE * self._problem.n_trials:
             return None

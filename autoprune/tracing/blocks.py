@@ -17,23 +17,38 @@ from autoprune.tracing.calls import ADDS
 from autoprune.tracing.claims import Claims
 from autoprune.tracing.copies import quiet_random_state
 from autoprune.tracing.inputs import Example, call_model
+from autoprune.tracing.slim import named_tensors
 
 
-def block_group(model: nn.Module, name: str, stands: Sequence[Stand], silent: Sequence[str] = ()) -> Group:
-    """The block called `name` whose modules are replaced by `stands`.
+def block_group(model: nn.Module, name: str, stands: Sequence[Stand], silent: Sequence[str] = ()) -> Group | None:
+    """The block called `name` whose modules are replaced by `stands`; None where others hold some of their tensors.
 
     Its branch is zero where the tensors of those that then give zeros are zero, or those of the modules `silent`.
     """
+    places = [s.module for s in stands]
+    named, owners = {id(t): n for n, t in named_tensors(model).items()}, _owners(model)
     closing = tuple(silent) or tuple(s.module for s in stands if s.gives == "zero")
-    slices: dict[tuple[str, int], Slice] = {}
-    for stand in stands:
-        for tensor, value in _tensors(model.get_submodule(stand.module), stand.module):
+    slices: dict[str, Slice] = {}
+    for place in places:
+        for path, value in _tensors(model.get_submodule(place), place):
+            if any(not any(_holds(p, owner) for p in places) for owner in owners[id(value)]):
+                return None  # tied to what stays, or a module under a second name
             if value.dim():
-                ends = any(tensor.rpartition(".")[0] == path for path in closing)
+                ends = any(path.rpartition(".")[0] == last for last in closing)
                 role: Role = "consume" if ends else "produce"
-                slices[tensor, 0] = Slice(tensor, 0, role, 0, value.shape[0], value.shape[0])
+                tensor = named[id(value)]
+                slices[tensor] = Slice(tensor, 0, role, 0, value.shape[0], value.shape[0])
     ordered = sorted(slices.values(), key=lambda s: s.role == "consume")
-    return Group(name, "block", 1, tuple(ordered), (0, 1), (), tuple(stands))
+    return Group(name, "block", 1, tuple(ordered), (0, 1), (), tuple(stands)) if ordered else None
+
+
+def _owners(model: nn.Module) -> dict[int, set[str]]:
+    """Of each tensor, by id, all paths of modules that hold it themselves."""
+    found: dict[int, set[str]] = {}
+    for path, module in model.named_modules(remove_duplicate=False):
+        for _, tensor in _tensors(module, path, recurse=False):
+            found.setdefault(id(tensor), set()).add(path)
+    return found
 
 
 def residual_blocks(model: nn.Module, example: Example, claims: Claims) -> tuple[Group, ...]:
@@ -58,7 +73,7 @@ def residual_blocks(model: nn.Module, example: Example, claims: Claims) -> tuple
         apart = not any(_holds(name, k) or _holds(k, name) for k in known) and not claims.reason(name)
         if stands and apart:
             found.append(block_group(model, name, stands))
-    return tuple(g for g in found if g.slices)
+    return tuple(g for g in found if g is not None)
 
 
 def _stands(inside: Sequence[str], watch: _Watch) -> tuple[Stand, ...]:

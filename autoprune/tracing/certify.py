@@ -148,7 +148,8 @@ class Certifier:
             awake |= moved
             for i, rule in enumerate(RULES[weights] if first else [r for rules in RULES for r in rules]):
                 held = [g for g in left if g.name not in said and (first or g.name in moved)]
-                counts = count and first and weights == len(RULES) - 1 and i == len(RULES[weights]) - 1
+                last = len(RULES[-1]) - (BLOCKS if any(g.kind == "block" for g in held) else 1)
+                counts = count and first and weights == len(RULES) - 1 and i >= last  # each block absent once
                 said |= self._wrong(held, rule, i + weights, numbers, counts)
         return said | {g.name: DEAD for g in groups if g.name not in {*said, *awake}}
 

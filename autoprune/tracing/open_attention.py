@@ -63,6 +63,8 @@ def open_attentions(model: nn.Module) -> nn.Module:
     Those with keys of other widths or with extra keys stay as they are.
     """
     for module in model.modules():
+        if isinstance(module, nn.TransformerEncoder):
+            module.use_nested_tensor = False  # it would look into its layers for that
         if type(module) is nn.MultiheadAttention and is_plain(module):
             module.__class__ = OpenAttention
             module._qkv_same_embed_dim = False  # torch's encoder layers then call it instead of going round it

@@ -16,7 +16,10 @@ HIDDEN = "hidden_states"
 
 
 class StandIn(nn.Module):
-    """Gives zeros like the first tensor that it is called with, or that tensor; with `results` in a tuple."""
+    """Gives zeros like the first tensor that it is called with, or a copy of it; with `results` in a tuple.
+
+    A copy, for what comes next may write into it, and the block's own input goes on beside it.
+    """
 
     def __init__(self, gives: Gives, results: int = 0) -> None:
         super().__init__()
@@ -26,7 +29,7 @@ class StandIn(nn.Module):
         """Whatever else it is called with has no meaning to it."""
         given = [kwargs.get(HIDDEN), *args, *kwargs.values()]
         x = next(t for t in given if isinstance(t, Tensor))
-        first = torch.zeros_like(x) if self.gives == "zero" else x
+        first = torch.zeros_like(x) if self.gives == "zero" else x.clone()
         return (first, *[None] * (self.results - 1)) if self.results else first
 
     def extra_repr(self) -> str:
