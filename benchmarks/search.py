@@ -161,7 +161,7 @@ def job(
     return Job.from_dict(
         {
             "task": {"factory": TASK},
-            "space": {"include": args.include},
+            "space": {"granularity": "channel", "include": args.include},
             "budget": {"macs": [0.25, 0.9], "at": list(BUDGETS)},
             "search": {"sampler": sampler, "trials": args.trials, "seed": seed, "options": dict(options or {})},
             "evaluator": {

@@ -53,6 +53,7 @@ def measured(args: argparse.Namespace, name: str, window: int, seed: int) -> dic
     job = Job.from_dict(
         {
             "task": {"factory": "benchmarks.resnet20:images"},
+            "space": {"granularity": "channel"},
             "budget": {"macs": [0.25, 0.9], "at": list(BUDGETS)},
             "search": {"sampler": args.sampler, "trials": args.trials, "seed": seed, "window": window},
             "evaluator": {

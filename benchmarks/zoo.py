@@ -125,7 +125,7 @@ def measure(name: str, stub: bool) -> Mapping[str, Any]:
     structure, factor = found.structure, 1 if sys.platform == "darwin" else 1024
     return {
         "parameters": sum(p.numel() for p in model.parameters()),
-        "groups": len(structure),
+        "groups": sum(g.kind != "block" for g in structure),
         "share": prunable_share(structure),
         "rest": most_said(structure),
         "seconds": found.seconds,
@@ -156,10 +156,11 @@ def of_transformers(name: str) -> tuple[Any, Any]:
 
 
 def prunable_share(structure: Structure) -> float:
-    """Share of the MACs that lies in operations which shrink with a group."""
+    """Share of the MACs that lies in operations which shrink with a group, blocks apart."""
     sizes = {spec.name: prod(spec.shape) for op in structure.ops for spec in op.tensors}
     macs = {op.name: op.positions * (1 if op.weight is None else sizes[op.weight]) for op in structure.ops}
-    return sum(macs[op.name] for op in structure.ops if op.groups) / sum(macs.values())
+    narrowed = {g.name for g in structure if g.kind != "block"}
+    return sum(macs[op.name] for op in structure.ops if narrowed & {*op.groups}) / sum(macs.values())
 
 
 def most_said(structure: Structure) -> str:
