@@ -16,7 +16,7 @@ from autoprune import plugins
 from autoprune.families._layouts import Branch, Heads, Neurons, Part, Tied, branch_group, head_group, neuron_group
 from autoprune.structure import Group, Structure
 from autoprune.tracing.analyze import Analysis, analyzed
-from autoprune.tracing.claims import NOTHING, Claims
+from autoprune.tracing.claims import NOTHING, Claims, below
 
 STREAM = "it writes or reads the residual stream, which every layer of {} shares"
 UNKNOWN = "no family for {}: see docs/extending.md"
@@ -92,11 +92,11 @@ def _library(model: nn.Module, known: Mapping[str, bool]) -> dict[str, str]:
     closed: dict[str, str] = {}
     for name, module in model.named_modules():
         inside = [m for m in module.named_modules(prefix=name) if _is_attention(m[1])]
-        unknown = [m for m in inside if not any(_holds(at, m[0]) or _holds(m[0], at) for at in known)]
+        unknown = [m for m in inside if not any(below(m[0], at) or below(at, m[0]) for at in known)]
         if _is_attention(module) and unknown:
             closed[name] = UNKNOWN.format(type(module).__name__)
-        wary = unknown or any(_holds(name, at) for at, traced in known.items() if not traced)
-        if inside and wary and _is_librarys(module) and not any(_holds(top, name) for top in closed):
+        wary = unknown or any(below(at, name) for at, traced in known.items() if not traced)
+        if inside and wary and _is_librarys(module) and not any(below(name, top) for top in closed):
             closed[name] = STREAM.format(type(module).__name__)
     return closed
 
@@ -107,7 +107,3 @@ def _is_librarys(module: nn.Module) -> bool:
 
 def _is_attention(module: nn.Module) -> bool:
     return _is_librarys(module) and "Attention" in type(module).__name__
-
-
-def _holds(top: str, name: str) -> bool:
-    return not top or name == top or name.startswith(f"{top}.")

@@ -14,13 +14,12 @@ from autoprune.structure import Group, Structure
 from autoprune.tracing.atoms import Candidate, candidates, numbered
 from autoprune.tracing.blocks import residual_blocks
 from autoprune.tracing.certify import failures
-from autoprune.tracing.claims import NOTHING, Claims
+from autoprune.tracing.claims import NOTHING, Claims, below
 from autoprune.tracing.copies import private_copy, quiet_random_state
 from autoprune.tracing.couple import closures
 from autoprune.tracing.observe import Look, observe
 from autoprune.tracing.ops import with_groups
 from autoprune.tracing.reasons import (
-    below,
     doubted,
     explain,
     known_reason,

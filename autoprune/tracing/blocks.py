@@ -14,7 +14,7 @@ from torch.utils.hooks import RemovableHandle
 
 from autoprune.structure import Group, Role, Slice, Stand
 from autoprune.tracing.calls import ADDS
-from autoprune.tracing.claims import Claims
+from autoprune.tracing.claims import Claims, below
 from autoprune.tracing.copies import quiet_random_state
 from autoprune.tracing.inputs import Example, call_model
 from autoprune.tracing.slim import named_tensors
@@ -31,7 +31,7 @@ def block_group(model: nn.Module, name: str, stands: Sequence[Stand], silent: Se
     slices: dict[str, Slice] = {}
     for place in places:
         for path, value in _tensors(model.get_submodule(place), place):
-            if any(not any(_holds(p, owner) for p in places) for owner in owners[id(value)]):
+            if any(not any(below(owner, p) for p in places) for owner in owners[id(value)]):
                 return None  # tied to what stays, or a module under a second name
             if value.dim():
                 ends = any(path.rpartition(".")[0] == last for last in closing)
@@ -70,7 +70,7 @@ def residual_blocks(model: nn.Module, example: Example, claims: Claims) -> tuple
     found = []
     for name, inside in watch.branches.items():
         stands = _stands(inside, watch)
-        apart = not any(_holds(name, k) or _holds(k, name) for k in known) and not claims.reason(name)
+        apart = not any(below(k, name) or below(name, k) for k in known) and not claims.reason(name)
         if stands and apart:
             found.append(block_group(model, name, stands))
     return tuple(g for g in found if g is not None)
@@ -78,7 +78,7 @@ def residual_blocks(model: nn.Module, example: Example, claims: Claims) -> tuple
 
 def _stands(inside: Sequence[str], watch: _Watch) -> tuple[Stand, ...]:
     """All but the last of these modules pass their input on, which then gives zeros."""
-    outer = [n for n in inside if not any(o != n and _holds(o, n) for o in inside)]
+    outer = [n for n in inside if not any(o != n and below(n, o) for o in inside)]
     if not outer or any(watch.calls[n] != 1 or n in watch.odd for n in outer):
         return ()
     return (*(Stand(n, "input") for n in outer[:-1]), Stand(outer[-1], "zero"))
@@ -161,7 +161,3 @@ def _tensors(module: nn.Module, path: str, recurse: bool = True) -> Iterator[tup
         **dict(module.named_buffers(path, recurse)),
     }
     yield from held.items()
-
-
-def _holds(top: str, name: str) -> bool:
-    return name == top or name.startswith(f"{top}.")

@@ -38,3 +38,8 @@ class Claims:
 
 
 NOTHING = Claims()
+
+
+def below(name: str, place: str) -> bool:
+    """Whether a module is `place` or inside it; "" is the whole model."""
+    return not place or name == place or name.startswith(f"{place}.")

@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from autoprune.errors import InputError, one_line
 from autoprune.structure import Group, Op, TensorSpec
+from autoprune.tracing.claims import below
 from autoprune.tracing.copies import private_copy, quiet_random_state, shadow
 from autoprune.tracing.inputs import batch_size, call_model, on_device
 from autoprune.tracing.slim import named_tensors
@@ -103,12 +104,12 @@ def _attending(ops: Sequence[Op], groups: Sequence[Group], products: Mapping[str
             place = place.rpartition(".")[0]
         if products.get(place, 0) and products[place] % group.width == 0:
             places[place] = (group,)
-    spent = {p: products[p] for p in places if not any(o != p and _within(o, p) for o in places)}
+    spent = {p: products[p] for p in places if not any(o != p and below(o, p) for o in places)}
     places = {p: places[p] for p in spent}
     rest = sum(op.positions for op in ops if op.name == CONSTANT) - sum(spent.values())
     for block in (g for g in groups if g.kind == "block"):
         for own in (s.module for s in block.stands if products.get(s.module, 0)):
-            place = next((p for p in places if _within(p, own) or _within(own, p)), own)
+            place = next((p for p in places if below(p, own) or below(own, p)), own)
             if place not in spent:
                 rest -= products[own]
             elif products[own] < spent[place]:  # one of several attentions whose heads go together
@@ -121,10 +122,6 @@ def _attending(ops: Sequence[Op], groups: Sequence[Group], products: Mapping[str
         name = f"{place} {CONSTANT}" if place else ATTENTION
         kept.append(Op(name, "matmul", len(kept), positions=spent[place], groups=tuple(g.name for g in some)))
     return (*kept, Op(CONSTANT, "matmul", len(kept), positions=rest)) if rest else tuple(kept)
-
-
-def _within(name: str, place: str) -> bool:
-    return f"{name}.".startswith(f"{place}.")
 
 
 def common_module(tensors: Iterable[str]) -> str:

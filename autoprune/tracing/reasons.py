@@ -10,6 +10,7 @@ from torch.nn.utils import parametrize
 
 from autoprune.tracing.atoms import NORMS, Candidate, axis_size
 from autoprune.tracing.certify import CRASH
+from autoprune.tracing.claims import below
 from autoprune.tracing.slim import expected_attributes
 from autoprune.tracing.suspects import PRODUCT
 from autoprune.tracing.watch import Trace, is_producer, multiplies
@@ -180,11 +181,6 @@ def _computes_weight(module: nn.Module) -> bool:
 
 def _place(name: str) -> str:
     return repr(name) if name else "the model's forward"
-
-
-def below(name: str, place: str) -> bool:
-    """Whether a module is `place` or inside it; "" is the whole model."""
-    return not place or name == place or name.startswith(f"{place}.")
 
 
 def _feeds(candidate: Candidate, trace: Trace, nodes: Sequence[object]) -> bool:
