@@ -53,8 +53,9 @@ class Depth:
         self._widths, self._free = canonical(structure, start), np.array(free, dtype=np.int64)
         self._costs = {name: AtDepth(cost, self._widths, self._free) for name, cost in costs.items()}
         self._penalties = [penalties[i] for i in free]
-        self._left = Structure(tuple(structure.groups[i] for i in free), structure.ops, fingerprint="depth")
-        self._allocator = Allocator(self._left, self._costs) if free else None
+        left = Structure(tuple(structure.groups[i] for i in free), structure.ops, fingerprint="depth")
+        self._codec = Codec(left)
+        self._allocator = Allocator(left, self._costs) if free else None
 
     @property
     def policy(self) -> Policy:
@@ -75,5 +76,5 @@ class Depth:
         except InputError:  # below what the narrowest widths reach
             return None
         widths = self._widths.copy()
-        widths[self._free] = Codec(self._left).widths(positions)
+        widths[self._free] = self._codec.widths(positions)
         return Policy.from_array(self.structure, widths), float(predicted_loss(self._penalties, positions))

@@ -67,6 +67,7 @@ class DepthWidth:
         self._depths = [(Depth(problem.structure, problem.costs, self._penalties), 0.0)]
         self._targets = sorted({*np.linspace(budget.low, budget.high, TARGETS).tolist(), *budget.at}, reverse=True)
         self._seen = {s.ask.policy for s in problem.seeds if s.ask.fraction == 1.0 and s.ask.tier == problem.tier}
+        self._known: dict[frozenset[str], Depth] = {}
         self._solved: dict[tuple[frozenset[str], float], tuple[Policy, float] | None] = {}
         self._found: list[Evaluation] = []
         self._waiting: deque[str] = deque()  # what each ask was for: a block, "width" or "evolution"
@@ -150,7 +151,9 @@ class DepthWidth:
 
     def _without(self, depth: Depth, name: str) -> Depth:
         problem, absent = self._problem, depth.absent | {name}
-        return Depth(problem.structure, problem.costs, self._penalties, absent)
+        if absent not in self._known:
+            self._known[absent] = Depth(problem.structure, problem.costs, self._penalties, absent)
+        return self._known[absent]
 
     def _width(self) -> Policy | None:
         """The most promising widths, at the depths so far, that nobody asked for yet."""
