@@ -60,10 +60,9 @@ class OverridePart(Part):
 
 
 class SpacePart(Part):
-    """Which groups are searched, and at which widths.
+    """Which groups are searched: `granularity` auto takes all structured kinds that the model has.
 
-    `granularity` `auto` takes all structured kinds that the model has; widths come in steps of `multiple_of` channels,
-    `auto` leaves at most 32 a group.
+    Widths come in steps of `multiple_of` channels, `auto` leaves at most 32 a group.
     """
 
     granularity: str | tuple[str, ...] = "auto"
