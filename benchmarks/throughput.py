@@ -3,8 +3,8 @@
 usage: OMP_NUM_THREADS=1 python -m benchmarks.throughput [--processes 1,2] [--tier refit] [--asks 15]
 
 An evaluation repairs on 768 images and scores 1 536, in float32; every process has its own evaluator and evaluates
-random policies of 25 to 100 % of each width, two before the clock starts. Several processes on one GPU want NVIDIA's
-MPS: `nvidia-cuda-mps-control -d`.
+random policies of 25 to 100 % of each width, on its grid, two before the clock starts. Several processes on one GPU
+want NVIDIA's MPS: `nvidia-cuda-mps-control -d`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from autoprune.policy import Policy
 from autoprune.protocols import EvaluatorFactory
 from autoprune.run.exported import measured_on
 from autoprune.run.prepare import prepare
-from autoprune.structure import Structure
+from autoprune.structure import Group, Structure
 from benchmarks.search import job
 
 PATIENCE_S = 600
@@ -76,7 +76,7 @@ def work(
     evaluate, rng = factory(), np.random.default_rng(seed)
 
     def once() -> None:
-        policy = Policy.of({g.name: int(rng.integers(g.width // 4, g.width, endpoint=True)) for g in structure.groups})
+        policy = Policy.of({g.name: drawn(g, rng) for g in structure.groups})
         evaluation = evaluate(Ask(policy, tier))
         assert evaluation.ok, evaluation.error
 
@@ -87,6 +87,11 @@ def work(
     for _ in range(asks):
         once()
     answers.put(time.perf_counter() - began)
+
+
+def drawn(group: Group, rng: np.random.Generator) -> int:
+    """A width of a group's grid, from a quarter of it up to all."""
+    return int(rng.choice([width for width in group.grid if width >= group.width // 4]))
 
 
 if __name__ == "__main__":
