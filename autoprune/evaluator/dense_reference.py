@@ -13,7 +13,16 @@ from torch.overrides import TorchFunctionMode
 from autoprune.evaluator.precision import Precision, computing, exactly, widened
 from autoprune.evaluator.top_classes import TopClasses
 from autoprune.protocols import Batch, Task
-from autoprune.tracing.calls import ADDS, outputs_at, parse_call, parse_norm, pick_positions, spatial_count, undropped
+from autoprune.tracing.calls import (
+    ADDS,
+    outputs_at,
+    parse_call,
+    parse_norm,
+    pick_positions,
+    same_rows,
+    spatial_count,
+    undropped,
+)
 from autoprune.tracing.outputs import faithful
 from autoprune.tracing.wiring import Site, batch_norms
 
@@ -122,6 +131,15 @@ def moments(y: Tensor) -> Moments:
     return origin + off, (squares.view(-1, channels).sum(0) / count - off.square()).clamp_min(0.0)
 
 
+@dataclass(frozen=True)
+class _Open:
+    """An output, shaped so by its weight, as a tensor on its way to the addition that it closes."""
+
+    site: Site
+    tensor: Tensor
+    shape: torch.Size
+
+
 class _Watch(TorchFunctionMode):
     """Records a dense pass."""
 
@@ -131,7 +149,7 @@ class _Watch(TorchFunctionMode):
         self.names = {id(p): n for n, p in model.named_parameters() if n in sites}
         self.moments: dict[str, list[Measured]] = {}
         self.targets: dict[str, Tensor] = {}
-        self.open: dict[int, tuple[Site, Tensor]] = {}  # tensors on their way to the addition that they close
+        self.open: dict[int, _Open] = {}  # by the tensor's identity
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -143,17 +161,17 @@ class _Watch(TorchFunctionMode):
             self.moments.setdefault(self.norms[id(norm.mean)], []).append(measured(norm.x))
         out = func(*args, **kwargs)
         if opened and not isinstance(out, Tensor):  # a look at its shape
-            self.open.update({id(t): (site, t) for site, t in opened})
-        elif opened and norm is not None:
-            self.open[id(out)] = (opened[0][0], out)
+            self.open.update({id(o.tensor): o for o in opened})
+        elif opened and (norm is not None or same_rows(func, args, out)):
+            self.open[id(out)] = replace(opened[0], tensor=out)
         elif opened and func in ADDS:
-            for site, _ in opened:
-                self.targets[site.weight] = self._at(site, out)
+            for o in opened:
+                self.targets[o.site.weight] = self._at(o.site, out.reshape(o.shape))
         call = parse_call(func, args, kwargs)
         if call is not None and (name := self.names.get(id(call.weight))) is not None:
             site = self.sites[name]
             if site.closes:
-                self.open[id(out)] = (site, out)
+                self.open[id(out)] = _Open(site, out, out.shape)
             elif site.calls == 1:
                 self.targets[name] = self._at(site, out)
         return out

@@ -42,6 +42,7 @@ from autoprune.tracing.calls import (
     pick_positions,
     rows,
     run_folded,
+    same_rows,
     to_matrix,
     undropped,
 )
@@ -185,7 +186,7 @@ class Refit(TorchFunctionMode):
         if site.overwritten:  # by an operation in place, before the sum is known
             call = replace(call, x=call.x.clone())
         empty = _placeholder(call)
-        self.waiting[id(empty)] = _Waiting(site, call, empty)
+        self.waiting[id(empty)] = _Waiting(site, call, empty, empty.shape)
         return empty
 
     def _normed(self, name: str, norm: NormCall) -> Tensor:
@@ -213,6 +214,10 @@ class Refit(TorchFunctionMode):
             looked = func(*args, **kwargs)
             if not isinstance(looked, Tensor):
                 return looked  # a look at its shape
+            if same_rows(func, args, looked):
+                self.waiting[id(looked)] = self.waiting.pop(id(held.empty))
+                held.empty = looked
+                return looked
         out = func(*((y := held.output()) if a is held.empty else a for a in args), **kwargs)
         if out is y:  # in place: whoever holds the placeholder must see the sum
             held.empty.data = out
@@ -223,6 +228,7 @@ class Refit(TorchFunctionMode):
         """Dense sum minus pruned shortcut, taken back through the batch norm, and the rows where that is possible."""
         site, keep = held.site, self._kept_rows(held.site)
         target = widened(self.reference.targets[site.weight])
+        shortcut = shortcut.reshape(held.shape)
         target = (target if keep is None else target[:, keep]) - outputs_at(
             site.kind, shortcut, positions_of(site.kind, shortcut)
         )
@@ -281,19 +287,20 @@ class Refit(TorchFunctionMode):
 
 @dataclass
 class _Waiting:
-    """A consumer whose output is not known before the other operand of its addition."""
+    """A consumer whose output, of this shape, is not known before the other operand of its addition."""
 
     site: Site
     call: Call
     empty: Tensor
+    shape: torch.Size
     norm: NormCall | None = None
 
     def output(self) -> Tensor:
         if self.norm is None:
-            return self.call.run()
+            return self.call.run().reshape(self.empty.shape)
         if self.call.kind == "transposed":
             return self.norm.run(self.call.run())
-        return run_folded(self.call, self.norm)
+        return run_folded(self.call, self.norm).reshape(self.empty.shape)
 
 
 def _placeholder(call: Call) -> Tensor:

@@ -18,6 +18,7 @@ from torch import Tensor
 CONVS: dict[Any, int] = {torch.conv1d: 1, torch.conv2d: 2, torch.conv3d: 3}
 TRANSPOSED: dict[Any, int] = {torch.conv_transpose1d: 1, torch.conv_transpose2d: 2, torch.conv_transpose3d: 3}
 ADDS = frozenset({torch.add, torch.Tensor.add, torch.Tensor.add_, torch.Tensor.__add__, torch.Tensor.__iadd__})
+_RESHAPES = frozenset({torch.Tensor.view, torch.Tensor.reshape, torch.reshape, torch.Tensor.flatten, torch.flatten})
 _CONV_ARGS = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 _NORM_ARGS = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
 _TRANSPOSED_ARGS = ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
@@ -103,6 +104,11 @@ def undropped(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tens
     given = dict(zip(("input", "p", "training", "inplace"), args, strict=False), **kwargs)
     x: Tensor = given["input"]
     return x if not given.get("training", True) or not given.get("p", 0.5) else None
+
+
+def same_rows(func: Any, args: Sequence[Any], out: Any) -> bool:
+    """Whether a call only gives rows of features another shape, as GPT-2's Conv1D does around its product."""
+    return func in _RESHAPES and isinstance(args[0], Tensor) and bool(args[0].shape[-1:] == out.shape[-1:])
 
 
 def run_folded(call: Call, norm: NormCall) -> Tensor:

@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from autoprune.tracing.calls import ADDS, parse_call, parse_norm, undropped
+from autoprune.tracing.calls import ADDS, LINEAR, parse_call, parse_norm, same_rows, undropped
 from autoprune.tracing.inputs import call_model, on_device
 
 
@@ -69,6 +69,7 @@ class _Use:
     norm: str | None
     out: Tensor
     plain: bool
+    reshapes: bool
 
 
 @dataclass
@@ -112,8 +113,9 @@ class _Flow(TorchFunctionMode):
         if norm is not None:
             self.norm_calls[norm] += 1
         plain = not kwargs.get("alpha") and len(inputs) == 2 and inputs[0].shape == inputs[1].shape
+        use = _Use(len(self.alive), func, norm, out, plain, same_rows(func, args, out))
         for tensor in inputs:
-            self.uses.setdefault(id(tensor), []).append(_Use(len(self.alive), func, norm, out, plain))
+            self.uses.setdefault(id(tensor), []).append(use)
         call = parse_call(func, args, kwargs)
         if call is not None and id(call.weight) in self.names:
             seen = self.outputs.setdefault(self.names[id(call.weight)], _Output())
@@ -132,10 +134,15 @@ class _Flow(TorchFunctionMode):
         return Site(name, o.kind, o.groups, bias, norm.norm if norm else None, add >= 0, len(o.tensors), overwritten)
 
     def closing_add(self, name: str) -> int:
-        """Order of the one addition that reads the output (behind its norm); -1 if there is none such."""
+        """Order of the one addition that reads the output (behind its norm, in another shape); -1 if none does."""
         norm = self._norm_use(name)
         tensor = norm.out if norm else self.outputs[name].tensors[0]
         uses = self.uses.get(id(tensor), [])
+        while len(uses) == 1 and uses[0].reshapes and self.outputs[name].kind in LINEAR:
+            if id(tensor) in self.returned:
+                return -1
+            tensor = uses[0].out
+            uses = self.uses.get(id(tensor), [])
         if not uses or uses[0].func not in ADDS or not uses[0].plain:
             return -1
         if id(tensor) in self.returned and uses[0].out is not tensor:

@@ -268,3 +268,33 @@ def test_an_output_that_the_model_returns_closes_nothing() -> None:
 
     site = find_sites(Both().eval(), (torch.randn(2, 3, 4, 4),))["conv.weight"]
     assert (site.closes, site.norm) == (False, None)
+
+
+class Rows(nn.Module):
+    """A residual stream of tokens whose second product sees the tokens of all samples as one list of rows, or not."""
+
+    def __init__(self, flat: bool) -> None:
+        super().__init__()
+        self.flat = flat
+        self.stem, self.up, self.down, self.head = (nn.Linear(*s) for s in ((5, 8), (8, 12), (12, 8), (8, 4)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).relu()
+        y = self.up(x).relu()
+        y = self.down(y.flatten(0, 1)).view(x.shape) if self.flat else self.down(y)
+        return self.head((x + y).mean(1))
+
+
+def test_a_weight_that_sees_rows_of_another_shape_is_refitted_to_the_sum_that_it_closes_all_the_same() -> None:
+    settled = []
+    for flat in (False, True):
+        w = world_of(trained(lambda flat=flat: Rows(flat)), (6, 5), 128)
+        stitcher, (sites, reference) = stitcher_of(w), references(w)
+        assert sites["down.weight"].closes
+        policy = Policy.of({g.name: (2 * g.width) // 3 for g in w.structure.groups})
+        with torch.no_grad():
+            stitcher.stitch(policy)
+            with Refit(stitcher, reference, sites):
+                w.task.outputs(stitcher.model, w.statistics)
+            settled.append(stitcher.model(w.statistics[0]))
+    torch.testing.assert_close(*settled)
