@@ -91,7 +91,7 @@ class Translator(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         mask = nn.Transformer.generate_square_subsequent_mask(x.shape[1] - 2, dtype=x.dtype)
-        out: Tensor = self.transformer(x, x[:, 2:], tgt_mask=mask)
+        out: Tensor = self.transformer(x, x[:, 2:], tgt_mask=mask, tgt_is_causal=True)
         return out
 
 
