@@ -78,7 +78,10 @@ class Task(Protocol):
 
 
 class Criterion(Protocol):
-    """Scores the atoms of every group once; built as C(**options); the model is left untouched."""
+    """Scores the atoms of every group once; built as C(**options); the model is left untouched.
+
+    One that says `weights_only = True` asks nothing of its task, so that a model is ranked where there are no data.
+    """
 
     def __call__(self, model: nn.Module, groups: Sequence[Group], task: Task) -> Mapping[str, Tensor]:
         """Group name -> finite scores [width]; higher is kept longer. Data comes from the calibration split.

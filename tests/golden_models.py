@@ -9,8 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from autoprune.tasks import resnet20
-
 
 class Mixed(nn.Module):
     """Concatenation, a depthwise convolution and a flattening: slices with offsets, carried weights, repeats."""
@@ -58,6 +56,8 @@ def mixed() -> nn.Module:
 
 def resnet20_exact() -> nn.Module:
     """ResNet-20 for CIFAR-10."""
+    from autoprune.tasks import resnet20  # `mixed` stands without autoprune
+
     return exact_weights(resnet20())
 
 

@@ -1,9 +1,10 @@
-"""The verb `apply`: a point of a front onto fresh weights, repaired as in the search, verified, saved."""
+"""A point of a front onto a dense model: cut, repaired as in the search, trained, verified."""
 
 from __future__ import annotations
 
+import platform
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,40 +13,28 @@ import torch
 from torch import Tensor, nn
 
 from autoprune import plugins
-from autoprune.application.loader import (
-    FACTS,
-    POLICY,
-    WEIGHTS,
-    check_free,
-    origin_of,
-    remember,
-    write_facts,
-    write_model,
-)
 from autoprune.application.loader import load_applied as load_applied
+from autoprune.application.loader import remember
 from autoprune.application.match import matching
+from autoprune.application.plain import rebuild_facts
 from autoprune.application.repair import repaired, searched_settings
 from autoprune.application.training import Training, promised
 from autoprune.criteria import Named, build_criterion
-from autoprune.database.batches import prepare
 from autoprune.errors import InputError
 from autoprune.evaluator.settings import Settings
-from autoprune.exports import check_formats, check_inputs
-from autoprune.exports import export as export_model
-from autoprune.files.job import Job, checked_task
-from autoprune.files.policy_file import load_front
-from autoprune.files.whole import whole_folder
+from autoprune.files.job import checked_task
 from autoprune.front import Point
-from autoprune.protocols import Batch, Criterion, Task
-from autoprune.recovery import build_recovery
-from autoprune.run.prepare import settings_of
+from autoprune.protocols import Criterion, Task
 from autoprune.structure import Structure
-from autoprune.tasks._weights import load_weights
 from autoprune.tracing.copies import check_module, copied
 from autoprune.tracing.fingerprint import weights_fingerprint
 from autoprune.tracing.one_thread import one_thread
 from autoprune.tracing.slim import slim
 from autoprune.tracing.verify import verify
+from autoprune.version import __version__
+
+NO_DATA: Any = None
+"""The task of a criterion that looks at weights alone."""
 
 
 def apply(
@@ -80,15 +69,9 @@ def apply(
         checked_task(task, "task is")
     # the default word gives way to epochs, which cannot be told from one that was said
     training = Training.of(None if finetune == "proxy" else finetune, finetune_epochs)
-    applied = _applied(
-        point,
-        model,
-        example_inputs,
-        task,
-        settings or _searched(point, task),
-        trusted_criterion(point, () if criterion is None else (criterion,)),
-        training,
-    )
+    trusted = trusted_criterion(point, () if criterion is None else (criterion,))
+    own = settings or _searched(point, task)
+    applied = applied_point(point, model, example_inputs, task, own, trusted, training)
     facts = {**applied.facts, "task": point.base.task or None}
     remember(applied.model, applied.kept, facts, f"point {point.id}")
     return applied.model
@@ -104,57 +87,6 @@ def _searched(point: Point, task: Task | None) -> Settings:
             "autoprune.application.repair and autoprune.evaluator.settings"
         )
     return settings
-
-
-@one_thread()
-def apply_file(
-    policy_path: Path,
-    job: Job,
-    at: str,
-    out: Path,
-    *,
-    weights: Path | None = None,
-    training: Training | None = None,
-    criterion: str | None = None,
-    export: Sequence[str] = (),
-) -> dict[str, Any]:
-    """`autoprune apply`: select, apply, score on the test split, save; returns apply.json, which it also writes."""
-    check_formats(export)
-    check_free(out)
-    asked = replace(training or Training(), schedule=job.recovery.schedule, options=job.options("recovery"))
-    if asked.kind == "full":
-        build_recovery(asked.schedule, asked.options)  # what it refuses is told before the model is cut
-    point = load_front(policy_path).select(at)
-    trusted = trusted_criterion(point, (criterion, job.criterion_named))
-    task = job.build_task()
-    model = task.build()
-    if weights is not None:
-        load_weights(model, weights)
-    example = task.example_inputs()
-    if export:
-        check_inputs(example)
-    own, kept = searched_settings(point, settings_of(job)), policy_path.parent / "database"
-    applied = _applied(point, model, example, task, own, trusted, asked, kept)
-    scores = {n: dict(task.metrics(m, _TestSplit(task))) for n, m in (("dense", model), ("pruned", applied.model))}
-    facts = {**applied.facts, "test": scores, "task": job.plain()["task"]}
-    remember(applied.model, applied.kept, facts, str(policy_path))
-    with whole_folder(out) as draft:
-        write_model(applied.model, origin_of(applied.model).policy, draft)
-        exported = export_model(applied.model, example, export, draft) if export else []
-        names = [WEIGHTS, POLICY, *(path.name for path in exported), FACTS]
-        facts["files"] = [str(out / name) for name in names]
-        write_facts(facts, draft)
-    return facts
-
-
-@dataclass(frozen=True)
-class _TestSplit:
-    """The test split of a task at every pass anew: as a whole it may not fit into memory."""
-
-    task: Task
-
-    def __iter__(self) -> Iterator[Batch]:
-        return (prepare(batch, torch.device("cpu")) for batch in self.task.split("test"))
 
 
 def trusted_criterion(point: Point, said: Sequence[Named | None]) -> Criterion:
@@ -178,7 +110,7 @@ def trusted_criterion(point: Point, said: Sequence[Named | None]) -> Criterion:
 
 
 @dataclass(frozen=True)
-class _Applied:
+class Applied:
     """The pruned model, its point with the atoms that it really keeps, and what apply.json says."""
 
     model: nn.Module
@@ -187,7 +119,7 @@ class _Applied:
 
 
 @one_thread()
-def _applied(
+def applied_point(
     point: Point,
     model: nn.Module,
     example: tuple[Tensor, ...],
@@ -196,12 +128,19 @@ def _applied(
     criterion: Criterion,
     training: Training,
     analysis: Path | None = None,
-) -> _Applied:
+) -> Applied:
+    """Cut, and where there is a task repair, train and score; `analysis` is a folder that may keep that of a search.
+
+    Raises:
+        InputError: the model is another one, or its atoms cannot be ranked.
+        RunError: the pruned model fails its verification.
+    """
     structure = matching(point, model, example, analysis)
     weights = weights_fingerprint(model)
     replayed = weights == point.base.weights_fingerprint
     if task is None:
-        small, keep = _sliced(point, model, structure, replayed), dict(point.keep)
+        keep = dict(point.keep) if replayed else _ranked(point, model, structure, criterion)
+        small = _sliced(model, structure, keep)
         validation, recipe = None, {}
     else:
         atoms = point.keep if replayed else None
@@ -222,20 +161,33 @@ def _applied(
         "promised": promised(point, training),
         "verification_error": error,
         "recipe": recipe or {"recipe": "none"},
+        "rebuild": rebuild_facts(model, small),
+        "versions": {"autoprune": __version__, "torch": torch.__version__, "python": platform.python_version()},
         "files": [],
     }
-    return _Applied(small.train(model.training), replace(point, keep=keep, base=base), facts)
+    return Applied(small.train(model.training), replace(point, keep=keep, base=base), facts)
 
 
-def _sliced(point: Point, model: nn.Module, structure: Structure, replayed: bool) -> nn.Module:
-    if not replayed:
+def _ranked(point: Point, model: nn.Module, structure: Structure, criterion: Criterion) -> dict[str, tuple[int, ...]]:
+    """The atoms that a criterion which looks at weights alone would keep."""
+    if not getattr(criterion, "weights_only", False):
+        free = [n for n in plugins.names("criteria") if getattr(plugins.load("criteria", n), "weights_only", False)]
         raise InputError(
             "the model has other weights than the policy was found on, so its atoms must be ranked anew, and that "
-            "needs data: give task=..."
+            f"needs data: give a task, or a criterion that looks at weights alone: {', '.join(free)}"
         )
+    widths = point.policy.as_dict()
+    scores = criterion(model, [g for g in structure if g.kind != "block"], NO_DATA)
+    best = {name: score.argsort(descending=True, stable=True)[: widths[name]] for name, score in scores.items()}
+    kept = {name: tuple(sorted(atoms.tolist())) for name, atoms in best.items()}
+    return kept | {g.name: tuple(range(widths[g.name])) for g in structure if g.kind == "block"}
+
+
+def _sliced(model: nn.Module, structure: Structure, keep: Mapping[str, tuple[int, ...]]) -> nn.Module:
     warnings.warn(
-        "autoprune.apply without a task only slices: nothing is compensated or repaired; give task=...", stacklevel=4
+        "without a task autoprune.apply only slices: nothing is compensated or repaired; give task=... (or --task JOB)",
+        stacklevel=4,
     )
     small = copied(model)
-    slim(small, structure, point.keep)
+    slim(small, structure, keep)
     return small

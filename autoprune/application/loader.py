@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from autoprune import plugins
+from autoprune.application.card import card
 from autoprune.application.match import difference, matching
 from autoprune.errors import InputError
 from autoprune.files.job import Job
@@ -27,9 +28,9 @@ from autoprune.tracing.slim import named_tensors, slim
 
 ORIGIN = "autoprune_origin"
 """Attribute of an applied model that says where it comes from: plain strings, so that it pickles anywhere."""
-WEIGHTS, POLICY, FACTS = "model.safetensors", "policy.json", "apply.json"
+WEIGHTS, POLICY, FACTS, CARD = "model.safetensors", "policy.json", "apply.json", "README.md"
 OLD_FACTS = "report.json"
-EXPORTS = ("model.onnx", "model.onnx.data", "model.int8.onnx", "model.pt2", "README.md", "masks.safetensors")
+EXPORTS = ("model.onnx", "model.onnx.data", "model.int8.onnx", "model.pt2", CARD, "masks.safetensors")
 OURS = frozenset({WEIGHTS, POLICY, FACTS, OLD_FACTS, *EXPORTS})
 Factory = Callable[[], Any]
 
@@ -71,11 +72,14 @@ def save(model: nn.Module, folder: str | Path) -> None:
     origin, out = origin_of(model), Path(folder)
     facts = dict(origin.facts)
     if weights_fingerprint(model) != origin.weights:
-        facts |= {"test": None, "validation": None, "verification_error": None, "recipe": {"recipe": "your own"}}
+        facts |= dict.fromkeys(("test", "validation", "promised", "verification_error"))
+        facts |= {"recipe": {"recipe": "your own"}}
     check_free(out)
     with whole_folder(out) as draft:
         write_model(model, origin.policy, draft)
-        write_facts({**facts, "files": [WEIGHTS, POLICY, FACTS]}, draft)
+        told = {**facts, "files": [WEIGHTS, POLICY, FACTS, CARD]}
+        write_facts(told, draft)
+        (draft / CARD).write_text(card(told, load_front(draft / POLICY)[0]), encoding="utf-8")
 
 
 def load(folder: str | Path, factory: Factory | str | None = None) -> nn.Module:
@@ -117,7 +121,7 @@ def check_free(out: Path) -> None:
     inside = {path.name for path in out.iterdir()}
     if inside & {"study.journal", "front.csv", "job.yaml", "database"}:
         raise InputError(f"--out {out} holds the front of a search, which apply would overwrite; choose another folder")
-    ours = OURS | {Path(str(name)).name for name in _facts(out).get("files") or ()}  # a format of the user's own
+    ours = OURS | {Path(str(name)).name for name in read_facts(out).get("files") or ()}  # a format of the user's own
     foreign = sorted(n for n in inside - OURS if not any(n == o or n.startswith(f"{o}.") for o in ours))
     if foreign or (inside and not inside & {FACTS, OLD_FACTS}):
         what = foreign or sorted(inside)
@@ -152,11 +156,11 @@ def _opened(folder: Path) -> tuple[Point, Mapping[str, Any]]:
     front = load_front(folder / POLICY)
     if len(front) != 1:
         raise InputError(f"{folder / POLICY} holds {len(front)} points, an applied model has one")
-    return front[0], _facts(folder)
+    return front[0], read_facts(folder)
 
 
-def _facts(folder: Path) -> Mapping[str, Any]:
-    """apply.json, or report.json of version 0.1.0."""
+def read_facts(folder: Path) -> Mapping[str, Any]:
+    """apply.json, or report.json of version 0.1.0; empty where there is neither."""
     path = next((folder / name for name in (FACTS, OLD_FACTS) if (folder / name).is_file()), None)
     if path is None:
         return {}

@@ -13,7 +13,24 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from autoprune import plugins
+from autoprune.cli.options import (
+    EXPORT_HELP,
+    STRATEGIES_HELP,
+    TRIALS_HELP,
+    AtOption,
+    CriterionOption,
+    FinetuneOption,
+    JobPath,
+    JsonFlag,
+    ModelOption,
+    OutOption,
+    RayOption,
+    SetOption,
+    TaskOption,
+    TimeOption,
+    WeightsOption,
+    WorkersOption,
+)
 from autoprune.cli.progress import follow
 from autoprune.cli.tables import (
     console,
@@ -38,40 +55,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 UNITS_S = {"s": 1.0, "m": 60.0, "h": 3600.0}
-TRIALS_HELP = (
-    "Full evaluations that the search spends; the sensitivity table, the control arms and the finalists come on top. "
-    "By default the job's search.trials, or 300."
-)
-STRATEGIES_HELP = (
-    f"With commas, strategies: {', '.join(plugins.names('strategies'))}; samplers: "
-    f"{', '.join(plugins.names('samplers'))}; or your own module:attribute. By default the job's compare.controls and "
-    f"evolution."
-)
-FINETUNE_HELP = (
-    "proxy repeats what trained the point in the search (nothing where nothing did), so that the model is what the "
-    "front promises; none repairs only; full is the job's recovery. By default proxy."
-)
-EXPORT_HELP = f"Also write, with commas: {', '.join(plugins.names('exports'))}; or your own module:Class."
 INTERRUPTED = "interrupted; the same command goes on where it stopped"
 TOO_EARLY = "interrupted while the run was prepared, before its first evaluation; the same command starts it"
-JobPath = Annotated[Path, typer.Argument(metavar="JOB.yaml", help="The job file.")]
-SetOption = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the job: --set search.trials=100; repeatable."),
-]
-OUT_HELP = "The folder to write to; runs/<job's name> by default, of a comparison runs/<job's name>-compare."
-OutOption = Annotated[Path | None, typer.Option("--out", metavar="DIR", help=OUT_HELP)]
-WorkersOption = Annotated[int | None, typer.Option(help="Workers that evaluate side by side.")]
-RayOption = Annotated[
-    str | None, typer.Option(metavar="ADDRESS", help="Evaluate on a Ray cluster: auto, host:port or local.")
-]
-TimeOption = Annotated[
-    str | None,
-    typer.Option(
-        metavar="TIME", help="A call, in compare each search, ends after 90s, 10m or 2h; a number is seconds."
-    ),
-]
-JsonFlag = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, progress on stderr.")]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -296,28 +281,33 @@ def compare(  # noqa: PLR0913  # the options of the command line
 @app.command()
 def apply(  # noqa: PLR0913  # the options of the command line
     policy: Annotated[Path, typer.Argument(metavar="POLICY.json", help="A front that search wrote.")],
-    task: Annotated[Path, typer.Option("--task", metavar="JOB.yaml", help="The job whose task gives model and data.")],
-    at: Annotated[str, typer.Option(help="macs=0.5, params=0.5, drop=0.01, knee or a point's id.")],
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="The folder to write to.")],
-    weights: Annotated[Path | None, typer.Option(metavar="FILE.safetensors", help="Other weights.")] = None,
-    finetune: Annotated[str | None, typer.Option(metavar="none|proxy|full", help=FINETUNE_HELP)] = None,
+    at: AtOption,
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where to write; a folder a point for several.")],
+    task: TaskOption = None,
+    model: ModelOption = None,
+    weights: WeightsOption = None,
+    finetune: FinetuneOption = None,
     finetune_epochs: Annotated[float | None, typer.Option(help="Epochs of --finetune full, which they imply.")] = None,
-    criterion: Annotated[
-        str | None, typer.Option(metavar="MODULE:CLASS", help="Your own criterion, where atoms are ranked anew.")
-    ] = None,
+    criterion: CriterionOption = None,
     export: Annotated[str, typer.Option(help=EXPORT_HELP)] = "",
     json_: JsonFlag = False,
 ) -> dict[str, Any] | None:
-    """Prune the model as a point of a front says, repair, train as the point was, verify and save it."""
+    """Prune the model as a point of a front says, repair, train as the point was, verify and save it.
+
+    The folder stands alone: weights, policy, exports and a model card. What the same command has finished is kept.
+    """
     from autoprune.application.training import Training
 
     training = Training.of(finetune, finetune_epochs)
-    the_job = _load(task, None)
+    if (task is None) == (model is None):
+        raise InputError("say what to prune: --task JOB.yaml with data, or --model MODEL without; one of the two")
+    source = model if task is None else _load(task, None)
+    assert source is not None
 
-    from autoprune.application.apply import apply_file
+    from autoprune.application.delivery import apply_file
 
     report_ = apply_file(
-        policy, the_job, at, out, weights=weights, training=training, criterion=criterion, export=_words(export)
+        policy, source, at, out, weights=weights, training=training, criterion=criterion, export=_words(export)
     )
     return report_ if json_ else _shown(print_mapping, report_)
 

@@ -21,6 +21,8 @@ class BnScale:
         InputError: a group has no batch norm with a scale.
     """
 
+    weights_only = True
+
     def __call__(self, model: nn.Module, groups: Sequence[Group], task: Task) -> Mapping[str, Tensor]:
         scales = {f"{name}.weight" for name in batch_norms(model)}
         return {g.name: self._score(model, g, scales) for g in groups if g.kind != "block"}

@@ -15,6 +15,8 @@ from autoprune.structure import Group
 class L2Norm:
     """Root of the sum of w^2 over the producing rows; tensors of one group are normalised by their mean, then added."""
 
+    weights_only = True
+
     def __call__(self, model: nn.Module, groups: Sequence[Group], task: Task) -> Mapping[str, Tensor]:
         return {g.name: self._score(model, g) for g in groups}
 

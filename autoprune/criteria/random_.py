@@ -15,6 +15,8 @@ from autoprune.structure import Group
 class Random:
     """Uniform scores, seeded by `seed` and the group's name."""
 
+    weights_only = True
+
     def __init__(self, seed: int = 0) -> None:
         self.seed = seed
 

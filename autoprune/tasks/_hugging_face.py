@@ -34,23 +34,23 @@ class ModelFolder:
     config: Mapping[str, Any]
 
     @staticmethod
-    def open(path: Path) -> ModelFolder:
-        """The folder that `task.args.model` names.
+    def open(path: Path, key: str = "task.args.model") -> ModelFolder:
+        """The folder that `key` names.
 
         Raises:
             InputError: there is no such folder, or it does not hold what it must.
         """
         if not path.is_dir():
             raise InputError(
-                f"task.args.model: no folder {path}; it must be a local one with {CONFIG} and {WEIGHTS}: names of the "
+                f"{key}: no folder {path}; it must be a local one with {CONFIG} and {WEIGHTS}: names of the "
                 "hub are not fetched (hf download NAME --local-dir DIR brings one here)"
             )
         if not (path / CONFIG).is_file():
-            raise InputError(f"task.args.model: {path} holds no {CONFIG}, so it is no Hugging Face folder")
+            raise InputError(f"{key}: {path} holds no {CONFIG}, so it is no Hugging Face folder")
         if not any((path / name).is_file() for name in (WEIGHTS, f"{WEIGHTS}.index.json")):
             what = f"{PICKLE}, which may run code when it is read, and no {WEIGHTS}" if _has_pickle(path) else ""
             raise InputError(
-                f"task.args.model: {path} holds {what or f'no {WEIGHTS}'}; write one with transformers: "
+                f"{key}: {path} holds {what or f'no {WEIGHTS}'}; write one with transformers: "
                 "model.save_pretrained(DIR)"
             )
         try:
@@ -66,17 +66,23 @@ class ModelFolder:
         """Whether it is a classifier of whole texts."""
         return any(str(name).endswith(HEAD) for name in self.config.get("architectures") or ())
 
+    def of_class(self, name: str, pooler: bool = False) -> nn.Module:
+        """The model as the class `name` of transformers, or as that which the folder itself names."""
+        own = [str(n) for n in self.config.get("architectures") or ()]
+        known = [n for n in (name, *own) if hasattr(_library(f"the model in {self.path}"), n)]
+        return self._model(f"the model in {self.path}", known[0] if known else "AutoModel", pooler)
+
     def encoder(self, task: str) -> nn.Module:
         """The model without a head, whose last hidden states are its outputs; without a pooler where it can be."""
-        return self._model(task, "AutoModel")
+        return self._model(f"task {task!r}", "AutoModel")
 
     def classifier(self, task: str) -> nn.Module:
         """The model with its head for whole texts."""
-        return self._model(task, f"AutoModel{HEAD}")
+        return self._model(f"task {task!r}", f"AutoModel{HEAD}")
 
     def language_model(self, task: str) -> nn.Module:
         """The model with its head over the vocabulary."""
-        return self._model(task, "AutoModelForCausalLM")
+        return self._model(f"task {task!r}", "AutoModelForCausalLM")
 
     def tokenizer(self) -> Any:
         """The folder's fast tokenizer, of the library tokenizers, which neither pads nor cuts.
@@ -102,9 +108,9 @@ class ModelFolder:
         found.no_truncation()
         return found
 
-    def _model(self, task: str, auto: str) -> nn.Module:
-        """The model as `auto` of transformers makes it, in float32 and eval mode."""
-        library, kind = _library(task), self.config["model_type"]
+    def _model(self, what: str, auto: str, pooler: bool = False) -> nn.Module:
+        """The model as `auto` of transformers makes it, in float32 and eval mode; `what` needs transformers."""
+        library, kind = _library(what), self.config["model_type"]
         if "auto_map" in self.config and kind not in library.CONFIG_MAPPING:
             raise InputError(
                 f"{self.path} brings code of its own (auto_map in {CONFIG}), which is not run: transformers itself has "
@@ -116,7 +122,7 @@ class ModelFolder:
             with _quiet(library), untraced():
                 config = library.AutoConfig.from_pretrained(self.path, **local)
                 made = getattr(library, auto)
-                bare = _without_pooler(made, config)
+                bare = {} if pooler else _without_pooler(made, config)
                 model, info = made.from_pretrained(self.path, config=config, **bare, **loading)
         except Exception as error:  # a file may be wrong in any way
             raise InputError(f"transformers cannot load {self.path} by {auto}: {one_line(error)}") from error
@@ -216,17 +222,17 @@ def _has_pickle(path: Path) -> bool:
     return any((path / name).is_file() for name in (PICKLE, f"{PICKLE}.index.json"))
 
 
-def _library(task: str) -> Any:
+def _library(what: str) -> Any:
     try:
         import transformers
     except Exception as error:  # it may fail in any way where a library beside it does not fit
-        raise unusable(f"task {task!r}", error, TEXTS) from error
+        raise unusable(what, error, TEXTS) from error
     return transformers
 
 
 def _without_pooler(kind: Any, config: Any) -> dict[str, bool]:
     """The argument that leaves a pooler out, where the model has one: what a folder often lacks, and nobody reads."""
-    made = getattr(kind, "_model_mapping", {}).get(type(config), None)
+    made = getattr(kind, "_model_mapping", {}).get(type(config), None) if hasattr(kind, "_model_mapping") else kind
     classes: Sequence[Any] = made if isinstance(made, tuple) else (made,)
     takes = all(c is not None and "add_pooling_layer" in inspect.signature(c.__init__).parameters for c in classes)
     return {"add_pooling_layer": False} if takes else {}

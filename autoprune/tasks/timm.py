@@ -32,14 +32,23 @@ def timm(model: str, weights: Path | None) -> Classifier:
     Raises:
         InputError: the name or the weights are wrong, or timm is not there.
     """
-    library = _library()
-    _check_name(library, model)
-    build = partial(library.create_model, model)
-    net: Any = _cached(library, model) if weights is None else filled(build, _head, weights)
+    library, net = network(model, weights)
     config = library.data.resolve_model_data_config(net)
     made = [library.data.create_transform(**config, is_training=training) for training in (False, True)]
     ready = Normalised(torch.tensor(config["mean"]), torch.tensor(config["std"]))
     return Classifier(net, net.num_classes, Transforms(made[0], made[1], ready), _synsets(library, net))
+
+
+def network(model: str, weights: Path | None) -> tuple[Any, Any]:
+    """(timm, the model called `model`): its weights from a file, or from timm's cache alone.
+
+    Raises:
+        InputError: the name or the weights are wrong, or timm is not there.
+    """
+    library = _library()
+    _check_name(library, model)
+    build = partial(library.create_model, model)
+    return library, _cached(library, model) if weights is None else filled(build, _head, weights)
 
 
 def _library() -> Any:

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import autoprune
-from autoprune.application.apply import apply_file
+from autoprune.application.delivery import apply_file
 from autoprune.application.training import Training
 from autoprune.errors import InputError
 from autoprune.evaluator.tiers import TieredEvaluator

@@ -23,7 +23,7 @@ from autoprune.tracing.fingerprint import weights_fingerprint
 from tests.golden_models import RandomPictures, mixed
 
 GOLDENS = Path(__file__).parents[1] / "goldens" / "0.1.0"
-FILES = {"model.safetensors", "policy.json", "apply.json"}
+FILES = {"README.md", "model.safetensors", "policy.json", "apply.json"}
 
 
 @pytest.fixture(scope="module")

@@ -284,11 +284,12 @@ def test_apply_reports_dense_and_pruned_scores_and_saves_the_model(
     assert report["verification_error"] <= 1e-5
     assert report["test"]["dense"]["accuracy"] >= 0.98
     assert report["test"]["pruned"]["accuracy"] >= 0.8
-    assert {Path(f).name for f in report["files"]} == {"model.safetensors", "policy.json", "apply.json", "model.pt2"}
+    standing = {"model.safetensors", "policy.json", "apply.json", "README.md"}
+    assert {Path(f).name for f in report["files"]} == {*standing, "model.pt2"}
     assert report["validation"]["loss"]["loss"] == pytest.approx(report["promised"]["loss"]["loss"], abs=1e-4)
     older = run(["apply", policy, "--task", DIGITS, "--at", "knee", "--finetune", "none", "--out", out, "--json"])
     assert older == 0
-    assert {p.name for p in Path(out).iterdir()} == {"model.safetensors", "policy.json", "apply.json"}
+    assert {p.name for p in Path(out).iterdir()} == standing
     assert json.loads(capsys.readouterr().out)["recipe"] == {"recipe": "none"}
     line = fails(["apply", policy, "--task", DIGITS, "--at", "macs=0.01", "--out", out], 2, capsys)
     assert "the least it offers is macs=" in line

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from autoprune.application.apply import apply_file
+from autoprune.application.delivery import apply_file
 from autoprune.cli import run as command_line
 from autoprune.comparison.checks import at_budgets
 from autoprune.errors import InputError, RunError

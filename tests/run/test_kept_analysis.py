@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from autoprune.application import match
-from autoprune.application.apply import apply_file
+from autoprune.application.delivery import apply_file
 from autoprune.files.policy_file import load_front
 from autoprune.run import kept_analysis as rooms
 from autoprune.run.kept_analysis import analysis_key, found_analysis, kept_analysis

@@ -1,0 +1,130 @@
+"""The model card of an applied folder: its README.md, from apply.json and the policy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from autoprune.application.plain import RECIPE
+from autoprune.front import Base, Point
+
+FILES = {
+    "model.safetensors": "the weights",
+    "policy.json": "the policy: which atoms of which group are kept",
+    "apply.json": "the figures of this card, and what the plain recipe below reads",
+    "model.onnx": "ONNX, for onnxruntime and others; the batch is free",
+    "model.int8.onnx": "ONNX with 8-bit weights and activations",
+    "model.pt2": "read by `torch.export.load`, without the model's code",
+}
+
+
+def card(facts: Mapping[str, Any], point: Point) -> str:
+    """README.md of the folder that holds `point`, applied; `facts` are those of apply.json."""
+    base = point.base
+    parts = [
+        f"# {base.model}, pruned to {facts['macs_ratio']:.1%} of its multiply-accumulates",
+        _opening(facts, point),
+        "\n".join(_table(facts, base, point)),
+        *_latency(facts),
+        "\n".join(_made(facts, point)),
+        "\n".join(_loading(facts)),
+        "\n".join(_files(facts)),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _opening(facts: Mapping[str, Any], point: Point) -> str:
+    """What this is; what it is not, where no data were there."""
+    said = f"Point `{point.id}` of a search by autoprune. Whole channels, heads, neurons or blocks are gone, so it is a"
+    said += " smaller dense model of the same class; its inputs and outputs are those of the dense one."
+    if facts.get("test") is None and facts.get("validation") is None and facts["recipe"].get("recipe") == "none":
+        said += (
+            "\n\n**Cut by shapes alone, without data**: the weights that stay are as they were. Nothing was "
+            "compensated, no batch norm corrected, nothing trained and nothing scored, so it is worse than the front "
+            "promises. Apply it with `--task` and a job to have all of that."
+        )
+    return said
+
+
+def _table(facts: Mapping[str, Any], base: Base, point: Point) -> Iterator[str]:
+    """Dense beside pruned: the task's metrics on test, and what both cost."""
+    yield "| | dense | pruned |"
+    yield "|---|---|---|"
+    test = facts.get("test") or {}
+    for name, value in (test.get("dense") or {}).items():
+        yield f"| {name} on the test split | {value:.4g} | {test['pruned'][name]:.4g} |"
+    macs = base.costs.get("macs")
+    if macs:
+        yield f"| multiply-accumulates a sample | {macs:,.0f} | {macs * facts['macs_ratio']:,.0f} |"
+    if count := base.costs.get("params"):
+        yield f"| parameters | {count:,.0f} | {count * facts['params_ratio']:,.0f} |"
+    sizes = facts.get("bytes") or {}
+    if sizes:
+        yield f"| bytes of weights on disk | {sizes['dense']:,} | {sizes['pruned']:,} |"
+    if found := facts.get("latency"):
+        dense, own = found["dense_ms"], found["dense_ms"] * found["ratio"]
+        yield f"| latency, ms ({_where(found)}) | {dense:.3g} | {own:.3g} |"
+
+
+def _where(found: Mapping[str, Any]) -> str:
+    return f"{found['runtime']}, batch {found['batch_size']}, {found['threads']} thread"
+
+
+def _latency(facts: Mapping[str, Any]) -> Iterator[str]:
+    if found := facts.get("latency"):
+        yield (
+            f"Latency is {found['ratio']:.2f} of dense (interquartile range {found['iqr']:.2f}, {found['rounds']} "
+            f"rounds in turns, {found['device']}) at {facts['macs_ratio']:.2f} of the multiply-accumulates; what does "
+            "not shrink with them, such as reading activations and starting operations, makes the difference."
+        )
+        if "instead_of" in found:
+            yield f"It was measured in eager mode: {found['instead_of']}"
+
+
+def _made(facts: Mapping[str, Any], point: Point) -> Iterator[str]:
+    """How it came to be: the recipe, seeds and versions."""
+    space, told = point.base.space, dict(facts.get("recipe") or {})
+    yield "## How it was made"
+    yield ""
+    yield f"- criterion `{space.get('criterion', 'obs')}`, granularity `{space.get('granularity')}`"
+    yield f"- atoms {facts['atoms']}"
+    words = ", ".join(f"{key} {value}" for key, value in told.items() if key != "recipe")
+    yield f"- training after the cut: {told.get('recipe', 'none')}{f' ({words})' if words else ''}"
+    for split, promise in (("validation", facts.get("validation")), ("the front's promise", facts.get("promised"))):
+        if promise:
+            figures = {promise["loss"]["name"]: promise["loss"]["loss"], **promise["metrics"]}
+            yield f"- {split}: {', '.join(f'{k} {v:.4g}' for k, v in figures.items())}"
+    if facts.get("verification_error") is not None:
+        yield f"- against the masked dense model it differs by {facts['verification_error']:.1e} (relative)"
+    versions = ", ".join(f"{name} {version}" for name, version in (facts.get("versions") or {}).items())
+    yield f"- made with {versions}"
+
+
+def _loading(facts: Mapping[str, Any]) -> Iterator[str]:
+    """By autoprune, and the plain one."""
+    yield "## How to load it"
+    yield ""
+    yield "```python"
+    yield "import autoprune"
+    yield 'model = autoprune.load("FOLDER")  # add factory=..., what makes the dense model, where it is your own'
+    yield "```"
+    yield ""
+    rebuild = facts.get("rebuild") or {"own": []}
+    if own := rebuild["own"]:
+        yield f"Without autoprune it cannot be rebuilt from its class ({own[0]} is another module now); take an export."
+        return
+    yield "Without autoprune, from the dense model's own code:"
+    yield ""
+    yield "```python"
+    yield RECIPE.rstrip()
+    yield ""
+    yield 'model = pruned(build(), "FOLDER")  # build(): the dense model, from your code'
+    yield "```"
+
+
+def _files(facts: Mapping[str, Any]) -> Iterator[str]:
+    yield "## Files"
+    yield ""
+    for path in facts["files"]:
+        name = str(path).rpartition("/")[2]
+        yield f"- `{name}`: {FILES.get(name, 'this card' if name == 'README.md' else 'an export')}"

@@ -1,0 +1,192 @@
+"""The verb `apply`: points of a front as folders that stand alone, each written whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from autoprune.application.apply import Applied, applied_point, trusted_criterion
+from autoprune.application.card import card
+from autoprune.application.loader import (
+    CARD,
+    FACTS,
+    POLICY,
+    WEIGHTS,
+    check_free,
+    origin_of,
+    read_facts,
+    remember,
+    write_facts,
+    write_model,
+)
+from autoprune.application.repair import searched_settings
+from autoprune.application.sources import Source, source_of_job, source_of_name
+from autoprune.application.timed import latency_facts
+from autoprune.application.training import Training
+from autoprune.database.batches import prepare
+from autoprune.errors import InputError
+from autoprune.evaluator.settings import Settings
+from autoprune.exports import check_formats, check_inputs
+from autoprune.exports import export as export_model
+from autoprune.files.job import Job
+from autoprune.files.policy_file import load_front
+from autoprune.files.whole import whole_folder
+from autoprune.front import Front, Point
+from autoprune.protocols import Batch, Task
+from autoprune.recovery import build_recovery
+from autoprune.tracing.one_thread import one_thread
+
+REQUEST = "request"
+"""The key of apply.json that says which command made the folder."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is wanted of every point: other weights, a training, a criterion of the user's own, exports."""
+
+    weights: Path | None = None
+    training: Training = field(default_factory=Training)
+    criterion: str | None = None
+    export: tuple[str, ...] = ()
+
+
+@one_thread()
+def apply_file(
+    policy_path: Path,
+    model: Job | str,
+    at: str | Sequence[str],
+    out: Path,
+    *,
+    weights: Path | None = None,
+    training: Training | None = None,
+    criterion: str | None = None,
+    export: Sequence[str] = (),
+) -> dict[str, Any]:
+    """`autoprune apply`: select, apply, score on the test split, time, save; returns apply.json, which it also writes.
+
+    `model` is a job, whose task has the data, or what `source_of_name` takes. A single point goes to `out`; of several
+    each has a folder in it, and {"points": {id: apply.json}} is returned. A folder that the same command has finished
+    before is left as it is.
+
+    Raises:
+        InputError: whatever is wrong with the request, before anything is computed.
+        RunError: a model fails its verification or an export, or the disk is full.
+    """
+    order = Order(weights, training or Training(), criterion, check_formats(export))
+    if isinstance(model, Job):
+        own = model.recovery
+        order = replace(
+            order, training=replace(order.training, schedule=own.schedule, options=model.options("recovery"))
+        )
+    if order.training.kind == "full":
+        build_recovery(order.training.schedule, order.training.options)  # what it refuses is told before any cut
+    words = [at] if isinstance(at, str) else list(at)
+    if len(words) == 1:
+        check_free(out)
+    front = load_front(policy_path)
+    points = _selected(front, words)
+    folders = {p.id: out if len(points) == 1 else out / p.id for p in points}
+    for folder in folders.values():
+        check_free(folder)
+    asked = {p.id: _request(policy_path, model, p, order) for p in points}
+    done = {i: found for i, folder in folders.items() if (found := _finished(folder, asked[i])) is not None}
+    source: Source | None = None
+    for point in (p for p in points if p.id not in done):
+        if source is None:
+            source = _source(model, front, weights)
+            _check(source, order)
+        done[point.id] = _delivered(point, source, order, policy_path, folders[point.id], asked[point.id])
+    return done[points[0].id] if len(points) == 1 else {"points": {p.id: done[p.id] for p in points}}
+
+
+def _selected(front: Front, words: Sequence[str]) -> list[Point]:
+    """The points that `words` name, each once."""
+    if not words:
+        raise InputError("say which point: --at macs=0.5, drop=0.01, knee or an id")
+    return list({p.id: p for p in (front.select(word) for word in words)}.values())
+
+
+def _source(model: Job | str, front: Front, weights: Path | None) -> Source:
+    return source_of_job(model, weights) if isinstance(model, Job) else source_of_name(model, front.base, weights)
+
+
+def _check(source: Source, order: Order) -> None:
+    if source.task is None and order.training.kind == "full":
+        raise InputError("--finetune full trains on data, and --model alone has none: give --task with a job")
+    if order.export:
+        check_inputs(source.inputs)
+
+
+def _delivered(
+    point: Point, source: Source, order: Order, policy_path: Path, out: Path, request: str
+) -> dict[str, Any]:
+    """One point into its folder."""
+    applied = applied_point(
+        point,
+        source.model,
+        source.inputs,
+        source.task,
+        searched_settings(point, source.settings or Settings()),
+        trusted_criterion(point, (order.criterion, source.criterion)),
+        order.training,
+        policy_path.parent / "database",
+    )
+    facts = {**applied.facts, **source.told, **_figures(source, applied, order), REQUEST: request}
+    remember(applied.model, applied.kept, facts, str(policy_path))
+    with whole_folder(out) as draft:
+        write_model(applied.model, origin_of(applied.model).policy, draft)
+        exported = export_model(applied.model, source.inputs, order.export, draft) if order.export else []
+        names = [WEIGHTS, POLICY, *(path.name for path in exported), FACTS, CARD]
+        facts["bytes"] = {"dense": _bytes(source), "pruned": (draft / WEIGHTS).stat().st_size}
+        facts["files"] = [str(out / name) for name in names]
+        write_facts(facts, draft)
+        (draft / CARD).write_text(card(facts, applied.kept), encoding="utf-8")
+    return facts
+
+
+def _figures(source: Source, applied: Applied, order: Order) -> dict[str, Any]:
+    """Scores of both models on the test split, where there is one, and their latency."""
+    found: dict[str, Any] = {}
+    task, both = source.task, {"dense": source.model, "pruned": applied.model}
+    if task is not None:
+        found["test"] = {name: dict(task.metrics(model, _TestSplit(task))) for name, model in both.items()}
+    exported = "onnxruntime" if "onnx" in order.export else "eager"
+    runtime = exported if source.runtime == "auto" else source.runtime
+    found["latency"] = latency_facts(source.model, applied.model, source.inputs, runtime, source.batch_size)
+    return found
+
+
+def _bytes(source: Source) -> int:
+    return sum(t.numel() * t.element_size() for t in source.model.state_dict().values() if isinstance(t, torch.Tensor))
+
+
+def _request(policy_path: Path, model: Job | str, point: Point, order: Order) -> str:
+    """What decides the contents of a folder, as far as the command tells."""
+    weights = order.weights
+    seen = None if weights is None or not weights.exists() else (weights.stat().st_size, weights.stat().st_mtime_ns)
+    said = model if isinstance(model, str) else model.sha256
+    told = (policy_path.read_bytes(), said, point.id, order, seen)
+    return f"sha256:{hashlib.sha256(repr(told).encode()).hexdigest()}"
+
+
+def _finished(folder: Path, request: str) -> dict[str, Any] | None:
+    """apply.json of a folder that this very command has written."""
+    found = read_facts(folder)
+    whole = all((folder / Path(str(name)).name).is_file() for name in found.get("files") or ())
+    return json.loads(json.dumps(dict(found))) if found.get(REQUEST) == request and whole else None
+
+
+@dataclass(frozen=True)
+class _TestSplit:
+    """The test split of a task at every pass anew: as a whole it may not fit into memory."""
+
+    task: Task
+
+    def __iter__(self) -> Iterator[Batch]:
+        return (prepare(batch, torch.device("cpu")) for batch in self.task.split("test"))
