@@ -21,7 +21,8 @@ Rows = tuple[Tensor, Tensor]
 def ridge_over(pieces: Sequence[Rows], prior: Tensor, intercept: bool) -> tuple[Tensor, Tensor]:
     """Minimise |t - u W' - b|^2 / n + ridge |W - prior|^2 for each conv group: W [g, rows, columns], b [g * rows].
 
-    u and t are the rows of all `pieces`, and u is centred in place; prior: [g, rows, columns].
+    u and t are the rows of all `pieces`, and u is centred in place; prior: [g, rows, columns]. Where there are fewer
+    rows than columns, a system as large as the rows is solved (its dual, Saunders et al. 1998): the same minimum.
     """
     n, with_mean = sum(u.shape[1] for u, _ in pieces), 1.0 if intercept else 0.0
     ones = [u.new_full((len(u), 1, u.shape[1]), with_mean / n) for u, _ in pieces]
@@ -29,13 +30,38 @@ def ridge_over(pieces: Sequence[Rows], prior: Tensor, intercept: bool) -> tuple[
     mt = _sum(one @ t for one, (_, t) in zip(ones, pieces, strict=True))
     for u, _ in pieces:
         u.sub_(mu)  # before the product: the factors are rounded, and a large mean would drown the rest
+    solve = _by_rows if n < prior.shape[2] else _by_columns
+    w = solve([(u, t - mt) for u, t in pieces], n, prior.transpose(1, 2)).transpose(1, 2)
+    return w, (mt - mu @ w.transpose(1, 2)).flatten()
+
+
+def _by_columns(pieces: Sequence[Rows], n: int, prior: Tensor) -> Tensor:
+    """(u'u / n + ridge)^-1 (u't / n + ridge prior): [g, columns, rows]."""
     with fast_products():
         second = _sum(_products(u, u) for u, _ in pieces) / n
-        cross = _sum(_products(u, t - mt) for u, t in pieces) / n
-    ridge = REFIT_RIDGE * second.diagonal(dim1=1, dim2=2).mean(1).clamp_min(1e-12)[:, None, None]
-    eye = torch.eye(second.shape[1], dtype=second.dtype, device=second.device)
-    w = torch.linalg.solve(second + ridge * eye, cross + ridge * prior.transpose(1, 2)).transpose(1, 2)
-    return w, (mt - mu @ w.transpose(1, 2)).flatten()
+        cross = _sum(_products(u, t) for u, t in pieces) / n
+    ridge = _ridge(second.diagonal(dim1=1, dim2=2).mean(1))
+    found: Tensor = torch.linalg.solve(second + ridge * _eye(second), cross + ridge * prior)
+    return found
+
+
+def _by_rows(pieces: Sequence[Rows], n: int, prior: Tensor) -> Tensor:
+    """As prior + u' (u u' / n + ridge)^-1 (t - u prior) / n: [g, columns, rows]."""
+    u, t = (torch.cat([piece[i] for piece in pieces], 1) for i in (0, 1))
+    with fast_products():
+        between = u @ u.transpose(1, 2) / n
+    ridge = _ridge(between.diagonal(dim1=1, dim2=2).sum(1) / u.shape[2])
+    weights: Tensor = torch.linalg.solve(between + ridge * _eye(between), (t - u @ prior) / n)
+    return prior + u.transpose(1, 2) @ weights
+
+
+def _ridge(mean_square: Tensor) -> Tensor:
+    """The shrinkage of each conv group, [g, 1, 1]."""
+    return REFIT_RIDGE * mean_square.clamp_min(1e-12)[:, None, None]
+
+
+def _eye(like: Tensor) -> Tensor:
+    return torch.eye(like.shape[1], dtype=like.dtype, device=like.device)
 
 
 def _sum(tensors: Iterable[Tensor]) -> Tensor:
