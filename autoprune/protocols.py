@@ -150,6 +150,34 @@ class Recovery(Protocol):
         """Train for `steps` optimizer steps; `dense` may teach. The last Progress is that of the last step."""
 
 
+@runtime_checkable
+class PathRecovery(Protocol):
+    """A recovery that cuts by and by: each policy of its path is cut to, repaired and trained, the next from there."""
+
+    def path(self, structure: Structure, policy: Policy) -> Sequence[Policy]:
+        """The policies on the way, each within the one before; the last one is `policy`."""
+
+
+@runtime_checkable
+class SparseRecovery(Protocol):
+    """A recovery that trains the dense model for a `share` of the steps before anything is cut."""
+
+    share: float
+
+    def before(
+        self, model: nn.Module, dense: nn.Module, groups: Sequence[Group], task: Task, steps: int, seed: int
+    ) -> Iterator[Progress]:
+        """Train `model`, a copy of the dense one, in place, so that atoms of `groups` can go; `dense` may teach."""
+
+
+@runtime_checkable
+class RewoundRecovery(Protocol):
+    """A recovery whose pruned model starts from other weights than those that it was cut with."""
+
+    def start(self, model: nn.Module) -> None:
+        """Give a copy of the dense model these weights, in place."""
+
+
 class Cost(Protocol):
     """A cost of widths, as a ratio to the dense model; built as C(structure).
 

@@ -155,7 +155,7 @@ def applied_point(
         "point": point.id,
         "macs_ratio": point.ratio("macs"),
         "params_ratio": point.ratio("params"),
-        "atoms": "replayed" if replayed else "ranked anew (other weights)",
+        "atoms": _atoms(point, keep, replayed),
         "test": None,
         "validation": validation,
         "promised": promised(point, training),
@@ -166,6 +166,13 @@ def applied_point(
         "files": [],
     }
     return Applied(small.train(model.training), replace(point, keep=keep, base=base), facts)
+
+
+def _atoms(point: Point, keep: Mapping[str, tuple[int, ...]], replayed: bool) -> str:
+    """How the kept atoms were chosen, in words."""
+    if not replayed:
+        return "ranked anew (other weights)"
+    return "replayed" if keep == dict(point.keep) else "ranked anew (by the recovery)"
 
 
 def _ranked(point: Point, model: nn.Module, structure: Structure, criterion: Criterion) -> dict[str, tuple[int, ...]]:

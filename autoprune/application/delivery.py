@@ -85,7 +85,7 @@ def apply_file(
             order, training=replace(order.training, schedule=own.schedule, options=model.options("recovery"))
         )
     if order.training.kind == "full":
-        build_recovery(order.training.schedule, order.training.options)  # what it refuses is told before any cut
+        build_recovery(order.training.recovery, order.training.options)  # what it refuses is told before any cut
     words = [at] if isinstance(at, str) else list(at)
     if len(words) == 1:
         check_free(out)
@@ -103,6 +103,15 @@ def apply_file(
             _check(source, order)
         done[point.id] = _delivered(point, source, order, policy_path, folders[point.id], asked[point.id])
     return done[points[0].id] if len(points) == 1 else {"points": {p.id: done[p.id] for p in points}}
+
+
+def _of_job(training: Training, model: Job | str) -> Training:
+    """With the job's recovery where none is named; its options are for that very one."""
+    if not isinstance(model, Job):
+        return training
+    own = model.recovery.schedule
+    options = model.options("recovery") if training.schedule in (None, own) else {}
+    return replace(training, schedule=training.schedule or own, options=options)
 
 
 def _selected(front: Front, words: Sequence[str]) -> list[Point]:

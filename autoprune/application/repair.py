@@ -13,12 +13,14 @@ from torch import nn
 
 from autoprune import plugins
 from autoprune.application.courses import Attempt, Tuition, epoch_steps
+from autoprune.application.starting import Bench, Kept, started
 from autoprune.application.training import Recipe, Training, stored_recipe
 from autoprune.database.batches import StatisticsOnly, in_format
 from autoprune.database.build import build_database
 from autoprune.database.drawn import samples_in
 from autoprune.errors import InputError
 from autoprune.evaluation import Ask, Tier
+from autoprune.evaluator.keep_best import restore
 from autoprune.evaluator.material import BATCH_SIZE
 from autoprune.evaluator.precision import Precision
 from autoprune.evaluator.prepared import prepared_model, prepared_parts
@@ -70,13 +72,19 @@ def repaired(
         costs=(),  # the point tells its own; a latency would want its table
     )
     evaluator = TieredEvaluator(task, structure, database, as_searched, dense, parts=parts)
-    told = _trained(evaluator, point, recipe, training)
+    kept: Kept = {n: tuple(database.keep(n, w).tolist()) for n, w in point.policy.widths}
+    tier = _plain_tier(point)
+    if training.kind == "full":
+        bench = Bench(task, structure, as_searched, criterion, dense, parts, tier)
+        kept, told = _recovered(evaluator, bench, point.policy, kept, training)
+    else:
+        told = _trained(evaluator, point.policy, tier, recipe)
     score = evaluator.standing("validation")
     small = in_format(copied(evaluator.stitcher.model), torch.contiguous_format)
     loss = {"name": point.losses.get("validation", {}).get("name", settings.objective), "loss": score.loss}
     return Repaired(
         small.to(next(model.parameters()).device),
-        {n: tuple(database.keep(n, w).tolist()) for n, w in point.policy.widths},
+        {name: tuple(atoms) for name, atoms in kept.items()},
         {"loss": loss, "metrics": dict(score.metrics)},
         told,
     )
@@ -99,15 +107,16 @@ def searched_settings(point: Point, own: Settings) -> Settings:
     )
 
 
-def _trained(evaluator: TieredEvaluator, point: Point, recipe: Recipe | None, training: Training) -> Mapping[str, Any]:
-    """Repair the evaluator's resident model and train it; what trained it, nothing where nothing did."""
-    policy, tier = point.policy, point.base.space.get("tier", "refit")
-    plain: Tier = "refit" if tier == "tune" else tier
-    if training.kind == "full":
-        evaluator.repaired(Ask(policy, plain))
-        return _recovered(evaluator, training)
+def _plain_tier(point: Point) -> Tier:
+    """How the search repaired, without its training."""
+    tier: Tier = point.base.space.get("tier", "refit")
+    return "refit" if tier == "tune" else tier
+
+
+def _trained(evaluator: TieredEvaluator, policy: Policy, tier: Tier, recipe: Recipe | None) -> Mapping[str, Any]:
+    """Repair the resident model and train it as the search did: what trained it, nothing where nothing did."""
     if recipe is None:
-        evaluator.repaired(Ask(policy, plain))
+        evaluator.repaired(Ask(policy, tier))
         return {}
     if recipe.name == "course":
         _taken(evaluator, policy, recipe)
@@ -128,20 +137,29 @@ def _taken(evaluator: TieredEvaluator, policy: Policy, recipe: Recipe) -> None:
         course.advance()
 
 
-def _recovered(evaluator: TieredEvaluator, training: Training) -> Mapping[str, Any]:
-    """The full recovery of the resident model; the best weights of its way are kept."""
+def _recovered(
+    evaluator: TieredEvaluator, bench: Bench, policy: Policy, kept: Kept, training: Training
+) -> tuple[Kept, Mapping[str, Any]]:
+    """The full recovery on the resident model, the best weights of its last training: what is kept, what trained it."""
+    evaluator.repaired(Ask(policy, bench.tier))
     epochs = FULL_EPOCHS if training.epochs is None else training.epochs
     if epochs == 0.0:
-        return {}
-    steps = max(1, round(epochs * samples_in(evaluator.task.split("train")) / BATCH_SIZE))
+        return kept, {}
+    steps, seed = max(1, round(epochs * samples_in(evaluator.task.split("train")) / BATCH_SIZE)), bench.settings.seed
     options = dict(training.options)
-    if "learning_rate" in inspect.signature(plugins.load("recovery", training.schedule)).parameters:
+    if "learning_rate" in inspect.signature(plugins.load("recovery", training.recovery)).parameters:
         options.setdefault("learning_rate", evaluator.found_rate(steps))
-    kept = evaluator.recovered(build_recovery(training.schedule, options), steps)
-    if not kept.helped:
-        warnings.warn(f"{steps} steps of training did not make the model better, so it is as repaired", stacklevel=5)
-    seed = evaluator.settings.seed
-    return {"recipe": "full", "steps": steps, "epochs": epochs, "seed": seed, "helped": kept.helped}
+    recovery = build_recovery(training.recovery, options)
+    start = started(recovery, bench, policy, kept, steps, seed)
+    last = steps if start is None else start.steps
+    if start is not None:
+        kept = start.keep
+        restore(evaluator.repaired(Ask(policy, "stitch")), start.weights)
+    result = evaluator.recovered(recovery, last)
+    if not result.helped:
+        warnings.warn(f"{last} steps of training did not make the model better, so it is as repaired", stacklevel=5)
+    told = {"recipe": "full", "schedule": training.recovery, "steps": steps, "epochs": epochs, "seed": seed}
+    return kept, {**told, "helped": result.helped}
 
 
 def _precision(point: Point, settings: Settings) -> Literal["auto", "fp32", "bf16"]:

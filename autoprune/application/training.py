@@ -19,34 +19,44 @@ RECIPES = ("proxy", "course")
 class Training:
     """Which training follows the repair; `epochs` are those of `full`, None for the recovery's own number.
 
-    `schedule` and `options` name the recovery of `full`, a file of autoprune/recovery.
+    `schedule` and `options` name the recovery of `full`, a file of autoprune/recovery; None is the job's, or one_shot.
     """
 
     kind: Finetune = "proxy"
     epochs: float | None = None
-    schedule: str = "one_shot"
+    schedule: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
 
     @staticmethod
-    def of(finetune: str | None, epochs: float | None) -> Training:
-        """From what a user says; epochs imply `full`.
+    def of(finetune: str | None, epochs: float | None, recovery: str | None = None) -> Training:
+        """From what a user says; epochs and a recovery imply `full`.
 
         Raises:
-            InputError: an unknown word, or epochs beside another word than `full`.
+            InputError: an unknown word, or epochs or a recovery beside another word than `full`.
         """
         words: dict[str, Finetune] = {word: word for word in get_args(Finetune)}
         if finetune is not None and not isinstance(finetune, str):
             raise InputError(f"finetune is a word: {', '.join(words)}, not {finetune!r}; epochs are finetune_epochs")
         if finetune is not None and finetune not in words:
             raise InputError(f"unknown finetune {finetune!r}; {did_you_mean(finetune, words)}")
-        if epochs is None:
+        if epochs is None and recovery is None:
             return Training(words[finetune or "proxy"])
         if finetune not in (None, "full"):
-            raise InputError(f"finetune epochs belong to finetune full, not to {finetune}; leave one of the two out")
+            what = f"the recovery {recovery!r}" if epochs is None else "finetune epochs"
+            raise InputError(
+                f"{what} belong{'s' * (epochs is None)} to finetune full, not to {finetune}; leave one out"
+            )
+        if epochs is None:
+            return Training("full", schedule=recovery)
         number = isinstance(epochs, int | float) and not isinstance(epochs, bool)
         if not (number and math.isfinite(epochs) and 0.0 <= epochs < 1e4):
             raise InputError(f"finetune epochs must be a number of epochs from 0 to 10000, not {epochs!r}")
-        return Training("full", epochs)
+        return Training("full", epochs, recovery)
+
+    @property
+    def recovery(self) -> str:
+        """The recovery's name."""
+        return self.schedule or "one_shot"
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from autoprune.cli.options import (
     ModelOption,
     OutOption,
     RayOption,
+    RecoveryOption,
     SetOption,
     TaskOption,
     TimeOption,
@@ -288,6 +289,7 @@ def apply(  # noqa: PLR0913  # the options of the command line
     weights: WeightsOption = None,
     finetune: FinetuneOption = None,
     finetune_epochs: Annotated[float | None, typer.Option(help="Epochs of --finetune full, which they imply.")] = None,
+    recovery: RecoveryOption = None,
     criterion: CriterionOption = None,
     export: Annotated[str, typer.Option(help=EXPORT_HELP)] = "",
     json_: JsonFlag = False,
@@ -298,7 +300,7 @@ def apply(  # noqa: PLR0913  # the options of the command line
     """
     from autoprune.application.training import Training
 
-    training = Training.of(finetune, finetune_epochs)
+    training = Training.of(finetune, finetune_epochs, recovery)
     if (task is None) == (model is None):
         raise InputError("say what to prune: --task JOB.yaml with data, or --model MODEL without; one of the two")
     source = model if task is None else _load(task, None)

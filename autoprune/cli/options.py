@@ -25,6 +25,9 @@ FINETUNE_HELP = (
 MODEL_HELP = (
     "In place of --task: a Hugging Face folder, timm:NAME or module:factory; without data it is cut by shapes alone."
 )
+RECOVERY_HELP = (
+    f"In place of the job's recovery: {', '.join(plugins.names('recovery'))}; or your own module:Class. Implies full."
+)
 EXPORT_HELP = f"Also write, with commas: {', '.join(plugins.names('exports'))}; or your own module:Class."
 JobPath = Annotated[Path, typer.Argument(metavar="JOB.yaml", help="The job file.")]
 SetOption = Annotated[
@@ -53,6 +56,7 @@ WeightsOption = Annotated[
     Path | None, typer.Option(metavar="FILE", help="Other weights: safetensors, or a plain checkpoint.")
 ]
 FinetuneOption = Annotated[str | None, typer.Option(metavar="none|proxy|full", help=FINETUNE_HELP)]
+RecoveryOption = Annotated[str | None, typer.Option(metavar="NAME", help=RECOVERY_HELP)]
 CriterionOption = Annotated[
     str | None, typer.Option(metavar="MODULE:CLASS", help="Your own criterion, where atoms are ranked anew.")
 ]

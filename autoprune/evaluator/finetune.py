@@ -60,7 +60,7 @@ class Course:
     norms train their scale and shift and keep their repaired statistics: those of a batch would undo the repair; so
     they can be folded into the weights before them, which saves a sixth of a step. The order of the samples and dropout
     depend on `seed` alone, so that all candidates learn alike. The forward runs in the lesson's precision, weights and
-    loss are float32; a batch goes through in parts of `at_once` samples.
+    loss are float32; a batch goes through in parts of `at_once` samples. `after_step` is told each step's rate.
     """
 
     def __init__(
@@ -71,10 +71,11 @@ class Course:
         seed: int,
         at_once: int = BATCH_SIZE,
         recipe: Recipe | None = None,
+        after_step: Callable[[float], None] | None = None,
     ) -> None:
         self.done, self.seen, self.loss = 0, 0, math.nan
         self._model, self._lesson, self._steps, self._seed, self._at_once = model, lesson, steps, seed, at_once
-        self._recipe = recipe or Recipe()
+        self._recipe, self._after_step = recipe or Recipe(), after_step
         self._alive = [(p, p.detach() != 0) for name, p in model.named_parameters() if name in lesson.patterned]
         self._optimizer = _optimizer(model, bool(batch_norms(model)), self._recipe.learning_rate)
         self._peak = self._optimizer.defaults["lr"]
@@ -136,6 +137,8 @@ class Course:
         with torch.no_grad():
             for parameter, alive in self._alive:
                 parameter.mul_(alive)
+        if self._after_step is not None:
+            self._after_step(self._optimizer.param_groups[0]["lr"])
         self.done += 1
 
     def _seed_chance(self) -> None:

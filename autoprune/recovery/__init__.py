@@ -12,7 +12,7 @@ from autoprune import plugins
 from autoprune.protocols import Progress, Recovery, Task
 
 
-def build_recovery(schedule: str, options: Mapping[str, Any]) -> Recovery:
+def build_recovery(schedule: str, options: Mapping[str, Any]) -> Watched:
     """The recovery called `schedule`, a file of this folder or a user's "module:Class", with its options.
 
     Raises:

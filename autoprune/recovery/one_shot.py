@@ -3,25 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
 
-import torch
 from torch import nn
 
-from autoprune.database.drawn import draw
-from autoprune.database.zeros import patterned_weights
-from autoprune.errors import InputError
-from autoprune.evaluator.fidelity import AUTO, fidelity_for
-from autoprune.evaluator.finetune import Course, Lesson, Recipe
-from autoprune.evaluator.material import material_for
-from autoprune.evaluator.prepared import LOOKED_AT, fast_format
+from autoprune.evaluator.fidelity import AUTO
 from autoprune.protocols import Progress, Task
-from autoprune.tracing.one_thread import one_thread
-from autoprune.tracing.outputs import faithful
-from autoprune.tracing.wiring import find_sites
-
-AT_ONCE = 256
-"""Samples that the dense model sees at a time."""
+from autoprune.recovery._distilled import Distilled
 
 
 class OneShot:
@@ -32,11 +19,7 @@ class OneShot:
     """
 
     def __init__(self, learning_rate: float | None = None, distillation: float = 1.0, loss: str = AUTO) -> None:
-        if learning_rate is not None and not 0.0 < learning_rate <= 10.0:
-            raise InputError(f"recovery.options: learning_rate must lie in (0, 10], not {learning_rate}")
-        if not 0.0 <= distillation <= 1.0:
-            raise InputError(f"recovery.options: distillation must lie in [0, 1], not {distillation}")
-        self._recipe, self._loss = Recipe(learning_rate, distillation), loss
+        self._distilled = Distilled(learning_rate, distillation, loss)
 
     def __call__(self, model: nn.Module, dense: nn.Module, task: Task, steps: int, seed: int) -> Iterator[Progress]:
         """Train `model` in place, a word after every step.
@@ -44,18 +27,4 @@ class OneShot:
         Raises:
             ArithmeticError: the loss is not finite.
         """
-        course = Course(model, _lesson(dense, task, steps, seed, self._loss), steps, seed, recipe=self._recipe)
-        return course.run(range(1, steps + 1))
-
-
-@one_thread()
-def _lesson(dense: nn.Module, task: Task, steps: int, seed: int, loss: str) -> Lesson:
-    """What a course of `steps` learns from."""
-    device = next((p.device for p in dense.parameters()), torch.device("cpu"))
-    layout = fast_format(task, dense)
-    samples = draw(task.split("train"), LOOKED_AT).on(device, layout)
-    measure = fidelity_for(task, dense, samples[0], loss)
-    sites = find_sites(dense, task.example_inputs())
-    material = material_for(task, dense, steps, seed, layout, at_once=AT_ONCE)
-    keep = patterned_weights(dense)
-    return Lesson(material, partial(faithful, task), measure, sites, task_loss=task.loss, patterned=keep)
+        return self._distilled.course(model, dense, task, steps, seed)

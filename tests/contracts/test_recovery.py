@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 
 import pytest
@@ -11,11 +12,15 @@ from torch import nn
 
 from autoprune import plugins
 from autoprune.errors import InputError
-from autoprune.protocols import Progress
+from autoprune.policy import Policy
+from autoprune.protocols import PathRecovery, Progress, SparseRecovery
 from autoprune.recovery import build_recovery
 from tests.small import World, world, world_of
 
 STEPS = 4
+NAMES = plugins.names("recovery")
+OPTIONS = {"rewind": {"weights": "early.safetensors"}}
+"""What a recovery cannot do without."""
 
 
 def student_of(w: World) -> nn.Module:
@@ -28,7 +33,7 @@ def student_of(w: World) -> nn.Module:
 
 def trained(w: World, name: str, seed: int = 0) -> tuple[nn.Module, list[Progress]]:
     student, seen = student_of(w), list[Progress]()
-    for progress in build_recovery(name, {})(student, w.model, w.task, STEPS, seed):
+    for progress in build_recovery(name, OPTIONS.get(name, {}))(student, w.model, w.task, STEPS, seed):
         assert not any(m.training for m in student.modules()), "it cannot be scored as it stands"
         seen.append(progress)
     return student, seen
@@ -41,7 +46,7 @@ def dropping() -> World:
     return world_of(model.eval(), (6,), 256)
 
 
-@pytest.mark.parametrize("name", plugins.names("recovery"))
+@pytest.mark.parametrize("name", NAMES)
 def test_it_trains_in_place_for_the_steps_that_it_was_given_and_all_is_finite(name: str) -> None:
     w = world("projection", samples=256)
     dense = copy.deepcopy(w.model.state_dict())
@@ -58,7 +63,7 @@ def test_it_trains_in_place_for_the_steps_that_it_was_given_and_all_is_finite(na
     assert not w.model.training
 
 
-@pytest.mark.parametrize("name", plugins.names("recovery"))
+@pytest.mark.parametrize("name", NAMES)
 def test_what_is_drawn_follows_from_the_seed_and_global_chance_is_left_alone(name: str) -> None:
     w = dropping()
     chance, threads = torch.get_rng_state(), torch.get_num_threads()
@@ -72,6 +77,36 @@ def test_what_is_drawn_follows_from_the_seed_and_global_chance_is_left_alone(nam
     assert any(not torch.equal(a, b) for a, b in zip(first.parameters(), other.parameters(), strict=True))
 
 
+def halved(w: World) -> Policy:
+    return Policy.of({g.name: max(1, g.width // 2) for g in w.structure})
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_one_that_goes_by_a_path_narrows_step_by_step_to_the_policy(name: str) -> None:
+    w = world("projection")
+    made = build_recovery(name, OPTIONS.get(name, {})).recovery
+    if not isinstance(made, PathRecovery):
+        pytest.skip("it goes by no path")
+    rows = [p.array(w.structure) for p in made.path(w.structure, halved(w))]
+    assert len(rows) > 1
+    assert all((a >= b).all() and (a > b).any() for a, b in itertools.pairwise(rows))
+    assert (rows[-1] == halved(w).array(w.structure)).all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_one_that_trains_before_the_cut_trains_a_copy_and_leaves_the_teacher(name: str) -> None:
+    w = world("projection", samples=256)
+    made = build_recovery(name, OPTIONS.get(name, {})).recovery
+    if not isinstance(made, SparseRecovery):
+        pytest.skip("it trains nothing before the cut")
+    dense, model = copy.deepcopy(w.model.state_dict()), copy.deepcopy(w.model)
+    seen = list(made.before(model, w.model, w.structure.groups, w.task, STEPS, 0))
+    assert seen[-1].step == STEPS
+    assert 0.0 < made.share < 1.0
+    assert any(not torch.equal(v, dense[k]) for k, v in model.state_dict().items())
+    assert all(torch.equal(a, b) for a, b in zip(dense.values(), w.model.state_dict().values(), strict=True))
+
+
 def test_an_option_or_a_name_that_nobody_knows_is_one_line() -> None:
     with pytest.raises(InputError, match="unknown recovery 'one_shoot'; did you mean 'one_shot'"):
         build_recovery("one_shoot", {})
@@ -79,3 +114,11 @@ def test_an_option_or_a_name_that_nobody_knows_is_one_line() -> None:
         build_recovery("one_shot", {"rate": 0.1})
     with pytest.raises(InputError, match=r"recovery\.options: distillation must lie in \[0, 1\], not 2"):
         build_recovery("one_shot", {"distillation": 2})
+    with pytest.raises(InputError, match=r"rounds must be a whole number from 1 to 100, not 0"):
+        build_recovery("iterative", {"rounds": 0})
+    with pytest.raises(InputError, match="rewind needs weights, an early checkpoint"):
+        build_recovery("rewind", {})
+    with pytest.raises(InputError, match=r"unknown penalty 'lasso'; .*group_lasso"):
+        build_recovery("sparse_first", {"penalty": "lasso"})
+    with pytest.raises(InputError, match="share must lie between 0 and 1, not 1"):
+        build_recovery("sparse_first", {"share": 1.0})

@@ -1,0 +1,48 @@
+"""Lottery tickets: what is kept goes back to an early checkpoint, and is trained from there (Frankle et al. 2020)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from torch import nn
+
+from autoprune.errors import InputError
+from autoprune.evaluator.fidelity import AUTO
+from autoprune.protocols import Progress, Task
+from autoprune.recovery._distilled import Distilled
+from autoprune.tasks._weights import fill, read_checkpoint
+
+
+class Rewind:
+    """`weights` is the early checkpoint of the dense model; other options as in one_shot.
+
+    The finished model tells which atoms are kept; their weights are those of the checkpoint, without a repair.
+    """
+
+    def __init__(
+        self,
+        weights: Path | None = None,
+        learning_rate: float | None = None,
+        distillation: float = 1.0,
+        loss: str = AUTO,
+    ) -> None:
+        if weights is None:
+            raise InputError("recovery.options: rewind needs weights, an early checkpoint of the dense model")
+        self._weights, self._distilled = Path(weights), Distilled(learning_rate, distillation, loss)
+
+    def start(self, model: nn.Module) -> None:
+        """Give a copy of the dense model the weights of the checkpoint, in place.
+
+        Raises:
+            InputError: the file is missing or of another model.
+        """
+        fill(model, read_checkpoint(self._weights), self._weights)
+
+    def __call__(self, model: nn.Module, dense: nn.Module, task: Task, steps: int, seed: int) -> Iterator[Progress]:
+        """Train `model` in place, as one_shot does.
+
+        Raises:
+            ArithmeticError: the loss is not finite.
+        """
+        return self._distilled.course(model, dense, task, steps, seed)

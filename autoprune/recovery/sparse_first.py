@@ -1,0 +1,111 @@
+"""Make it sparse, then cut: a penalty pulls whole atoms of the dense model to zero before they are removed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from autoprune.errors import InputError, did_you_mean
+from autoprune.evaluator.fidelity import AUTO
+from autoprune.protocols import Progress, Task
+from autoprune.recovery._distilled import Distilled
+from autoprune.structure import Group
+
+Penalty = Literal["group_lasso", "bn_l1"]
+
+
+class SparseFirst:
+    """`share` of the steps train the dense model under a penalty, the rest the pruned one; the rest as in one_shot.
+
+    group_lasso: the norm of all that produces an atom (Wen et al. 2016, Learning Structured Sparsity); bn_l1: the size
+    of the batch norm scale behind it (Liu et al. 2017, Network Slimming). Both act as their proximal step after each
+    step of the optimizer: a norm falls by `strength` times the learning rate, and stays at zero once it is there.
+    """
+
+    def __init__(
+        self,
+        penalty: str = "group_lasso",
+        strength: float = 0.1,
+        share: float = 0.5,
+        learning_rate: float | None = None,
+        distillation: float = 1.0,
+        loss: str = AUTO,
+    ) -> None:
+        if penalty not in get_args(Penalty):
+            raise InputError(
+                f"recovery.options: unknown penalty {penalty!r}; {did_you_mean(penalty, get_args(Penalty))}"
+            )
+        if not strength > 0.0:
+            raise InputError(f"recovery.options: strength must be above 0, not {strength}")
+        if not 0.0 < share < 1.0:
+            raise InputError(f"recovery.options: share must lie between 0 and 1, not {share}")
+        self._penalty, self._strength, self.share = penalty, strength, share
+        self._distilled = Distilled(learning_rate, distillation, loss)
+
+    def before(
+        self, model: nn.Module, dense: nn.Module, groups: Sequence[Group], task: Task, steps: int, seed: int
+    ) -> Iterator[Progress]:
+        """Train `model`, a copy of the dense one, in place under the penalty on `groups`.
+
+        Raises:
+            InputError: bn_l1 where no batch norm scales any group.
+            ArithmeticError: the loss is not finite.
+        """
+        role = "produce" if self._penalty == "group_lasso" else "carry"
+        atoms = [found for g in groups if g.kind != "block" and (found := _Atoms.of(model, g, role)) is not None]
+        if not atoms:
+            raise InputError("recovery.options: penalty bn_l1 needs batch norms behind the groups; take group_lasso")
+        return self._distilled.course(model, dense, task, steps, seed, _shrinking(atoms, self._strength))
+
+    def __call__(self, model: nn.Module, dense: nn.Module, task: Task, steps: int, seed: int) -> Iterator[Progress]:
+        """Train `model` in place, as one_shot does.
+
+        Raises:
+            ArithmeticError: the loss is not finite.
+        """
+        return self._distilled.course(model, dense, task, steps, seed)
+
+
+class _Atoms:
+    """What an atom of a group owns: positions of dimensions of tensors, [width, each]."""
+
+    def __init__(self, width: int, pieces: Sequence[tuple[Tensor, int, Tensor]]) -> None:
+        self.width, self.pieces = width, pieces
+
+    @staticmethod
+    def of(model: nn.Module, group: Group, role: str) -> _Atoms | None:
+        """The group's parameters of a role that all its atoms share; of vectors that are carried, the scales."""
+        held, pieces = dict(model.named_parameters()), []
+        for part in group.slices:
+            fits = part.role == role and part.first == 0 and part.count is None and part.tensor in held
+            if fits and (role == "produce" or part.tensor.endswith("weight")):
+                parameter = held[part.tensor]
+                where = torch.tensor([list(part.positions(a)) for a in range(group.width)], device=parameter.device)
+                pieces.append((parameter, part.dim, where))
+        return _Atoms(group.width, pieces) if pieces else None
+
+    def shrink(self, by: float) -> None:
+        """The proximal step of `by` times the norm of each atom."""
+        squares = sum(_rows(p, dim)[where].square().sum((1, 2)) for p, dim, where in self.pieces)
+        norms = torch.as_tensor(squares).sqrt().clamp_min(1e-12)
+        left = (1.0 - by / norms).clamp_min(0.0)
+        for parameter, dim, where in self.pieces:
+            scale = torch.ones(parameter.shape[dim], device=parameter.device)
+            scale[where] = left[:, None]
+            parameter.mul_(scale.view([-1 if d == dim else 1 for d in range(parameter.dim())]))
+
+
+def _rows(parameter: Tensor, dim: int) -> Tensor:
+    return parameter.movedim(dim, 0).reshape(parameter.shape[dim], -1)
+
+
+def _shrinking(atoms: Sequence[_Atoms], strength: float) -> Callable[[float], None]:
+    def after_step(rate: float) -> None:
+        with torch.no_grad():
+            for group in atoms:
+                group.shrink(strength * rate)
+
+    return after_step
