@@ -61,6 +61,10 @@ def _table(facts: Mapping[str, Any], base: Base, point: Point) -> Iterator[str]:
     sizes = facts.get("bytes") or {}
     if sizes:
         yield f"| bytes of weights on disk | {sizes['dense']:,} | {sizes['pruned']:,} |"
+    if eight := facts.get("int8"):
+        for name, value in (eight["test"] or {}).items():
+            yield f"| {name}, int8 file | | {value:.4g} |"
+        yield f"| bytes of the int8 file | | {eight['bytes']:,} |"
     if found := facts.get("latency"):
         dense, own = found["dense_ms"], found["dense_ms"] * found["ratio"]
         yield f"| latency, ms ({_where(found)}) | {dense:.3g} | {own:.3g} |"
@@ -77,6 +81,12 @@ def _latency(facts: Mapping[str, Any]) -> Iterator[str]:
             f"rounds in turns, {found['device']}) at {facts['macs_ratio']:.2f} of the multiply-accumulates; what does "
             "not shrink with them, such as reading activations and starting operations, makes the difference."
         )
+        if eight := facts.get("int8"):
+            timed = eight["latency"]
+            yield (
+                f"`model.int8.onnx` ({eight['way']} ranges) takes {timed['ratio']:.2f} of the time of `model.onnx` "
+                f"(interquartile range {timed['iqr']:.2f}), on one thread of this machine."
+            )
         if "instead_of" in found:
             yield f"It was measured in eager mode: {found['instead_of']}"
 

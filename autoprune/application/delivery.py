@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from autoprune.application.apply import Applied, applied_point, trusted_criterion
 from autoprune.application.card import card
+from autoprune.application.int8 import OnnxModel, Quantised, quantise
 from autoprune.application.loader import (
     CARD,
     FACTS,
@@ -27,10 +30,10 @@ from autoprune.application.loader import (
 )
 from autoprune.application.repair import searched_settings
 from autoprune.application.sources import Source, source_of_job, source_of_name
-from autoprune.application.timed import latency_facts
+from autoprune.application.timed import file_latency, latency_facts
 from autoprune.application.training import Training
 from autoprune.database.batches import prepare
-from autoprune.errors import InputError
+from autoprune.errors import InputError, root_line
 from autoprune.evaluator.settings import Settings
 from autoprune.exports import check_formats, check_inputs
 from autoprune.exports import export as export_model
@@ -42,31 +45,28 @@ from autoprune.protocols import Batch, Task
 from autoprune.recovery import build_recovery
 from autoprune.tracing.one_thread import one_thread
 
+ONNX = "model.onnx"
 REQUEST = "request"
 """The key of apply.json that says which command made the folder."""
 
 
 @dataclass(frozen=True)
 class Order:
-    """What is wanted of every point: other weights, a training, a criterion of the user's own, exports."""
+    """What is wanted of every point: other weights, a training, a criterion of the user's own, exports.
+
+    `int8` quantises the ONNX export, which it implies.
+    """
 
     weights: Path | None = None
     training: Training = field(default_factory=Training)
     criterion: str | None = None
     export: tuple[str, ...] = ()
+    int8: bool = False
 
 
 @one_thread()
 def apply_file(
-    policy_path: Path,
-    model: Job | str,
-    at: str | Sequence[str],
-    out: Path,
-    *,
-    weights: Path | None = None,
-    training: Training | None = None,
-    criterion: str | None = None,
-    export: Sequence[str] = (),
+    policy_path: Path, model: Job | str, at: str | Sequence[str], out: Path, order: Order | None = None
 ) -> dict[str, Any]:
     """`autoprune apply`: select, apply, score on the test split, time, save; returns apply.json, which it also writes.
 
@@ -78,12 +78,7 @@ def apply_file(
         InputError: whatever is wrong with the request, before anything is computed.
         RunError: a model fails its verification or an export, or the disk is full.
     """
-    order = Order(weights, training or Training(), criterion, check_formats(export))
-    if isinstance(model, Job):
-        own = model.recovery
-        order = replace(
-            order, training=replace(order.training, schedule=own.schedule, options=model.options("recovery"))
-        )
+    order = _resolved(order or Order(), model)
     if order.training.kind == "full":
         build_recovery(order.training.recovery, order.training.options)  # what it refuses is told before any cut
     words = [at] if isinstance(at, str) else list(at)
@@ -99,19 +94,21 @@ def apply_file(
     source: Source | None = None
     for point in (p for p in points if p.id not in done):
         if source is None:
-            source = _source(model, front, weights)
+            source = _source(model, front, order.weights)
             _check(source, order)
         done[point.id] = _delivered(point, source, order, policy_path, folders[point.id], asked[point.id])
     return done[points[0].id] if len(points) == 1 else {"points": {p.id: done[p.id] for p in points}}
 
 
-def _of_job(training: Training, model: Job | str) -> Training:
-    """With the job's recovery where none is named; its options are for that very one."""
-    if not isinstance(model, Job):
-        return training
-    own = model.recovery.schedule
-    options = model.options("recovery") if training.schedule in (None, own) else {}
-    return replace(training, schedule=training.schedule or own, options=options)
+def _resolved(order: Order, model: Job | str) -> Order:
+    """With known formats, and the job's recovery where none is named; a job's options are for its own one."""
+    formats = check_formats([*order.export, "onnx"] if order.int8 else order.export)
+    training = order.training
+    if isinstance(model, Job):
+        own = model.recovery.schedule
+        options = model.options("recovery") if training.schedule in (None, own) else {}
+        training = replace(training, schedule=training.schedule or own, options=options)
+    return replace(order, export=formats, training=training)
 
 
 def _selected(front: Front, words: Sequence[str]) -> list[Point]:
@@ -128,6 +125,8 @@ def _source(model: Job | str, front: Front, weights: Path | None) -> Source:
 def _check(source: Source, order: Order) -> None:
     if source.task is None and order.training.kind == "full":
         raise InputError("--finetune full trains on data, and --model alone has none: give --task with a job")
+    if source.task is None and order.int8:
+        raise InputError("--int8 finds the ranges of activations on data, and --model alone has none: give --task")
     if order.export:
         check_inputs(source.inputs)
 
@@ -151,6 +150,10 @@ def _delivered(
     with whole_folder(out) as draft:
         write_model(applied.model, origin_of(applied.model).policy, draft)
         exported = export_model(applied.model, source.inputs, order.export, draft) if order.export else []
+        if order.int8 and source.task is not None:
+            quantised = quantise(draft / ONNX, applied.model, source.task)
+            exported.append(quantised.path)
+            facts["int8"] = _int8_figures(quantised, draft / ONNX, source, applied.model)
         names = [WEIGHTS, POLICY, *(path.name for path in exported), FACTS, CARD]
         facts["bytes"] = {"dense": _bytes(source), "pruned": (draft / WEIGHTS).stat().st_size}
         facts["files"] = [str(out / name) for name in names]
@@ -169,6 +172,20 @@ def _figures(source: Source, applied: Applied, order: Order) -> dict[str, Any]:
     runtime = exported if source.runtime == "auto" else source.runtime
     found["latency"] = latency_facts(source.model, applied.model, source.inputs, runtime, source.batch_size)
     return found
+
+
+def _int8_figures(quantised: Quantised, exported: Path, source: Source, model: nn.Module) -> dict[str, Any]:
+    """Scores of the 8-bit file on the test split, its size, and its latency over that of the float file."""
+    assert source.task is not None
+    timed = file_latency(exported, quantised.path, model, source.inputs, source.batch_size)
+    if timed["ratio"] > 1.0:
+        warnings.warn(f"{quantised.path.name} takes {timed['ratio']:.2f} of the float file's time here", stacklevel=2)
+    found: dict[str, Any] = {"way": quantised.way, "bytes": quantised.path.stat().st_size, "latency": timed}
+    try:
+        scores = dict(source.task.metrics(OnnxModel(quantised.path, model), _TestSplit(source.task)))
+    except Exception as error:  # a task may want more of a model than its outputs
+        return {**found, "test": None, "unscored": root_line(error, 160)}
+    return {**found, "test": scores}
 
 
 def _bytes(source: Source) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,9 +11,12 @@ import torch
 from torch import nn
 
 from autoprune.errors import InputError
+from autoprune.exports import TensorsOnly
+from autoprune.exports.onnx import session
 from autoprune.latency.runtime_here import RuntimeHere, batched, device_name, resolve
-from autoprune.latency.timing import measure_ratios
+from autoprune.latency.timing import clock_of, measure_ratios
 from autoprune.tracing.eval_mode import evaluating, without_cache
+from autoprune.tracing.inputs import example_tuple
 from autoprune.tracing.one_thread import one_thread
 
 SECONDS = 1.0
@@ -34,6 +39,17 @@ def latency_facts(dense: nn.Module, small: nn.Module, inputs: Any, runtime: str,
                 raise
             found = _measured(resolve("eager", device), dense, small, inputs, batch_size)
             return {**found, "instead_of": f"{here.name}: {error}"}
+
+
+@one_thread()
+def file_latency(first: Path, second: Path, model: nn.Module, inputs: Any, batch_size: int = 1) -> dict[str, Any]:
+    """Latency of one ONNX file over that of another, both of `model`, on onnxruntime and one thread."""
+    device = torch.device("cpu")
+    with evaluating(model), without_cache(model):
+        given = TensorsOnly(model, batched(example_tuple(inputs), batch_size, device)).tensors
+    base, run = (partial(session(path, 1), given) for path in (first, second))
+    timing = measure_ratios(base, [run], np.random.default_rng(0), clock_of("cpu"), SECONDS)[0]
+    return {"ratio": timing.ratio, "iqr": timing.iqr, "rounds": timing.rounds, "float_ms": timing.dense_ms}
 
 
 def _measured(here: RuntimeHere, dense: nn.Module, small: nn.Module, inputs: Any, batch_size: int) -> dict[str, Any]:

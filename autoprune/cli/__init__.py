@@ -20,6 +20,7 @@ from autoprune.cli.options import (
     AtOption,
     CriterionOption,
     FinetuneOption,
+    Int8Flag,
     JobPath,
     JsonFlag,
     ModelOption,
@@ -292,6 +293,7 @@ def apply(  # noqa: PLR0913  # the options of the command line
     recovery: RecoveryOption = None,
     criterion: CriterionOption = None,
     export: Annotated[str, typer.Option(help=EXPORT_HELP)] = "",
+    int8: Int8Flag = False,
     json_: JsonFlag = False,
 ) -> dict[str, Any] | None:
     """Prune the model as a point of a front says, repair, train as the point was, verify and save it.
@@ -306,11 +308,10 @@ def apply(  # noqa: PLR0913  # the options of the command line
     source = model if task is None else _load(task, None)
     assert source is not None
 
-    from autoprune.application.delivery import apply_file
+    from autoprune.application.delivery import Order, apply_file
 
-    report_ = apply_file(
-        policy, source, at, out, weights=weights, training=training, criterion=criterion, export=_words(export)
-    )
+    order = Order(weights, training, criterion, _words(export), int8)
+    report_ = apply_file(policy, source, at, out, order)
     return report_ if json_ else _shown(print_mapping, report_)
 
 

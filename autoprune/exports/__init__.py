@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from autoprune import plugins
 from autoprune.errors import InputError, RunError, root_line
@@ -47,6 +47,31 @@ def export(model: nn.Module, example_inputs: Any, formats: Sequence[str], out: P
         return [_written(name, model, inputs, wanted, out) for name in chosen]
 
 
+def other_samples(model: nn.Module, inputs: Any) -> tuple[tuple[Any, ...], Any] | None:
+    """(inputs, what the model gives for them): one sample more, and other ones; None where the model takes none such.
+
+    A file that holds for its example alone, or for its batch size alone, is found by them.
+    """
+    given = example_tuple(inputs)
+    batch = batch_size(given)
+
+    def other(value: Any) -> Any:
+        tensor = torch.from_numpy(value) if isinstance(value, np.ndarray) else value
+        if not (isinstance(tensor, Tensor) and tensor.shape[:1] == (batch,)):
+            return value
+        turned = torch.cat([tensor, tensor[:1]]).flip(0)
+        return turned * 0.75 if turned.is_floating_point() else turned
+
+    changed = tuple(tree_map(other, given))
+    try:
+        with torch.no_grad():
+            found, before = (float_tensors(call_model(model, x)) for x in (changed, given))
+    except Exception:  # a model may refuse another number of samples in any way
+        return None
+    grown = [x.shape[:1] == (batch + 1,) for x, y in zip(found, before, strict=False) if y.shape[:1] == (batch,)]
+    return (changed, found) if grown and all(grown) else None
+
+
 def check_formats(formats: Sequence[str]) -> tuple[str, ...]:
     """The formats, each once; InputError for an unknown or unfit one or a missing extra, before any work is done."""
     for name in formats:
@@ -55,7 +80,8 @@ def check_formats(formats: Sequence[str]) -> tuple[str, ...]:
         packages = getattr(plugins.load("exports", name), "packages", ())
         missing = [package for package in packages if importlib.util.find_spec(package) is None]
         if missing:
-            raise InputError(f"export to {name} needs {', '.join(missing)}: pip install 'autoprune[onnx]'")
+            extra = getattr(plugins.load("exports", name), "extra", "onnx")
+            raise InputError(f"export to {name} needs {', '.join(missing)}: pip install 'autoprune[{extra}]'")
     return tuple(dict.fromkeys(formats))
 
 
@@ -103,6 +129,27 @@ def free_batch(model: nn.Module, inputs: Any) -> tuple[tuple[Any, ...], dict[str
     return positional, keywords, tree_map(shape, keywords) if keywords else tuple(tree_map(shape, positional))
 
 
+class TensorsOnly(nn.Module):
+    """A model that is called with the tensors among its inputs, in order; what else there is stays as it is here."""
+
+    def __init__(self, model: nn.Module, inputs: Any) -> None:
+        super().__init__()
+        self.model = model
+        self._leaves, self._tree = tree_flatten(arguments(model, inputs))
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Those of the inputs that it was made with."""
+        return tuple(x for x in self._leaves if isinstance(x, Tensor))
+
+    def forward(self, *tensors: Tensor) -> Any:
+        """What the model gives."""
+        given = iter(tensors)
+        leaves = [next(given) if isinstance(x, Tensor) else x for x in self._leaves]
+        positional, keywords = tree_unflatten(leaves, self._tree)
+        return self.model(*positional, **keywords)
+
+
 def _exporter(name: str) -> Export:
     found = plugins.load("exports", name)
     if not isinstance(found, type):
@@ -124,11 +171,11 @@ def _written(name: str, model: nn.Module, inputs: tuple[Any, ...], wanted: Any, 
         if got is None:
             warnings.warn(f"{target.name} is written, but nothing here can run it, so it is not compared", stacklevel=3)
         else:
-            _compare(got, wanted, target)
+            compare(got, wanted, target)
     return target
 
 
-def _compare(got: Any, wanted: Any, target: Path) -> None:
+def compare(got: Any, wanted: Any, target: Path) -> None:
     """RunError where the outputs of the file are not the eager ones."""
     pairs = list(zip(float_tensors(got), float_tensors(wanted), strict=False))
     if not pairs:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from autoprune.exports import free_batch
+from autoprune.exports import compare, free_batch, other_samples
 from autoprune.tracing.inputs import call_model
 
 
@@ -19,10 +19,13 @@ class Pt2:
     suffix = "pt2"
 
     def __call__(self, model: nn.Module, inputs: tuple[Any, ...], path: Path) -> Any:
-        """Write, load and run."""
+        """Write, load and run: on the inputs, and on other ones with one sample more."""
         positional, keywords, shapes = free_batch(model, inputs)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch.export warns about its own internals
             program = torch.export.export(model, positional, keywords, dynamic_shapes=shapes)
             torch.export.save(program, path)
-            return call_model(torch.export.load(path).module(), inputs)
+            loaded = torch.export.load(path).module()
+            if (other := other_samples(model, inputs)) is not None:
+                compare(call_model(loaded, other[0]), other[1], path)
+            return call_model(loaded, inputs)

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import autoprune
-from autoprune.application.delivery import apply_file
+from autoprune.application.delivery import Order, apply_file
 from autoprune.application.training import Training
 from autoprune.errors import InputError
 from autoprune.evaluator.tiers import TieredEvaluator
@@ -166,7 +166,7 @@ def test_the_verb_saves_a_model_that_loads_again_and_scores_the_same(
     run: Found, the_job: Job, digits: Digits, tmp_path: Path
 ) -> None:
     full = Training.of(None, 0.2)
-    report = apply_file(run.path / "policy.json", the_job, "macs=0.6", tmp_path, training=full, export=("pt2",))
+    report = apply_file(run.path / "policy.json", the_job, "macs=0.6", tmp_path, Order(training=full, export=("pt2",)))
     assert report == json.loads((tmp_path / "apply.json").read_text())
     assert set(report) >= KEYS
     assert report["verification_error"] <= 1e-5
@@ -186,7 +186,7 @@ def test_what_the_front_promises_is_what_apply_gives(
 ) -> None:
     tuned = next(p for p in run.front if p.finetuned)
     training = Training.of(word, None)
-    report = apply_file(run.path / "policy.json", the_job, tuned.id, tmp_path / "out", training=training)
+    report = apply_file(run.path / "policy.json", the_job, tuned.id, tmp_path / "out", Order(training=training))
     split = "finetuned" if word == "proxy" else "validation"
     assert report["promised"]["loss"] == {"name": "kl", "loss": tuned.loss(split)}
     assert report["validation"]["loss"]["loss"] == pytest.approx(tuned.loss(split), abs=1e-4)

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 import autoprune
-from autoprune.application.delivery import apply_file
+from autoprune.application.delivery import Order, apply_file
 from autoprune.application.sources import drawn_inputs, source_of_name
 from autoprune.application.training import Training
 from autoprune.errors import InputError
@@ -41,23 +41,23 @@ def test_several_points_have_a_folder_each_and_finished_ones_are_kept(
     policy: Path, the_job: Job, tmp_path: Path
 ) -> None:
     first, second = (p.id for p in load_front(policy).points[:2])
-    apply_file(policy, the_job, [first, second], tmp_path, training=NONE)
+    apply_file(policy, the_job, [first, second], tmp_path, Order(training=NONE))
     assert {p.name for p in tmp_path.iterdir()} == {first, second}
     stamps = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
     (tmp_path / second / "model.safetensors").unlink()  # as if that one were not finished
-    told = apply_file(policy, the_job, [first, second, first], tmp_path, training=NONE)
+    told = apply_file(policy, the_job, [first, second, first], tmp_path, Order(training=NONE))
     assert list(told["points"]) == [first, second]
     assert told["points"][first] == json.loads((tmp_path / first / "apply.json").read_text())
     again = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
     assert {p for p, stamp in again.items() if stamps[p] == stamp and p.is_file()} == set((tmp_path / first).iterdir())
-    changed = apply_file(policy, the_job, [first, second], tmp_path, training=Training.of("full", 0.0))
+    changed = apply_file(policy, the_job, [first, second], tmp_path, Order(training=Training.of("full", 0.0)))
     assert changed["points"][first]["request"] != told["points"][first]["request"], "another command is no resume"
 
 
 def test_the_card_tells_what_it_is_and_its_figures_are_those_of_apply_json(
     policy: Path, the_job: Job, tmp_path: Path
 ) -> None:
-    facts = apply_file(policy, the_job, "macs=0.6", tmp_path / "small", training=NONE)
+    facts = apply_file(policy, the_job, "macs=0.6", tmp_path / "small", Order(training=NONE))
     text = (tmp_path / "small" / "README.md").read_text()
     assert text.startswith(f"# {load_front(policy).base.model}, pruned to {facts['macs_ratio']:.1%}")
     scores = facts["test"]
@@ -82,7 +82,7 @@ def test_a_factory_alone_is_enough_to_cut_by_shapes_and_the_card_says_what_is_mi
     small = autoprune.load(tmp_path / "small", factory=mixed)
     assert sum(p.numel() for p in small.parameters()) == point.costs["params"]
     with pytest.raises(InputError, match="--finetune full trains on data"):
-        apply_file(GOLDEN, MIXED, point.id, tmp_path / "other", training=Training.of("full", 1.0))
+        apply_file(GOLDEN, MIXED, point.id, tmp_path / "other", Order(training=Training.of("full", 1.0)))
 
 
 PLAIN = """
@@ -125,8 +125,8 @@ def test_other_weights_without_data_want_a_criterion_that_looks_at_weights_alone
         torch.save({"state_dict": {f"module.{k}": v for k, v in other.state_dict().items()}, "epoch": 3}, path)
     at = load_front(GOLDEN)[0].id
     with pytest.raises(InputError, match="looks at weights alone: bn_scale, l1_norm, l2_norm, random"):
-        apply_file(GOLDEN, MIXED, at, tmp_path / "small", weights=path)
-    facts = apply_file(GOLDEN, MIXED, at, tmp_path / "small", weights=path, criterion="l1_norm")
+        apply_file(GOLDEN, MIXED, at, tmp_path / "small", Order(weights=path))
+    facts = apply_file(GOLDEN, MIXED, at, tmp_path / "small", Order(weights=path, criterion="l1_norm"))
     assert facts["atoms"] == "ranked anew (other weights)"
     small = autoprune.load(tmp_path / "small", factory=mixed)
     held = {tuple(row.flatten().tolist()) for row in next(other.parameters())}

@@ -106,3 +106,38 @@ class Wrong(Blind):
     def __call__(self, model: nn.Module, inputs: tuple[Any, ...], path: Path) -> Any:
         super().__call__(model, inputs, path)
         return 2 * model(*inputs)
+
+
+class Careful(nn.Module):
+    """Looks at its data before it answers, always to the same end: torch.export refuses it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.linear(x)
+        return y if bool((x.abs().sum() > 0).item()) else -y
+
+
+class Moody(Careful):
+    """As above, and it does change its mind."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.linear(x)
+        return y if bool((x[0, 0] > 0).item()) else -y
+
+
+@pytest.mark.skipif(not HAS_ONNX, reason="needs the extra autoprune[onnx]")
+def test_the_older_exporter_steps_in_and_a_file_that_holds_for_its_example_alone_is_refused(tmp_path: Path) -> None:
+    import onnxruntime
+
+    model, x = Careful().eval(), torch.tensor([[1.0, 2.0, 3.0], [-1.0, 1.0, 1.0]])
+    with pytest.warns(UserWarning, match="written by the exporter over TorchScript; the newer one: .*ata-dependent"):
+        (path,) = export(model, (x,), ["onnx"], tmp_path)
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    got = torch.from_numpy(session.run(None, {session.get_inputs()[0].name: torch.cat([x] * 3).numpy()})[0])
+    torch.testing.assert_close(got, model(torch.cat([x] * 3)))
+    with pytest.raises(RunError, match="cannot export to onnx"):
+        export(Moody().eval(), (x,), ["onnx"], tmp_path / "moody")
+    assert not list((tmp_path / "moody").iterdir())

@@ -1,0 +1,41 @@
+"""OpenVINO's own format, for Intel's processors."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from autoprune.exports import TensorsOnly, compare, free_batch, other_samples
+
+
+class Openvino:
+    """model.xml, with its weights in model.bin beside it; float32, the batch is free."""
+
+    suffix = "xml"
+    packages = ("openvino",)
+    extra = "openvino"
+
+    def __call__(self, model: nn.Module, inputs: tuple[Any, ...], path: Path) -> list[Tensor]:
+        """Write, and run in OpenVINO on the CPU."""
+        import openvino
+
+        plain = TensorsOnly(model, inputs).eval()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch.export warns about its own internals
+            _, _, shapes = free_batch(plain, plain.tensors)
+            program = torch.export.export(plain, plain.tensors, dynamic_shapes=(shapes,))
+            converted = openvino.convert_model(program)
+        openvino.save_model(converted, path, compress_to_fp16=False)
+        compiled = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+
+        def run(given: tuple[Any, ...]) -> list[Tensor]:
+            found = compiled([x.contiguous().numpy() for x in TensorsOnly(model, given).tensors])
+            return [torch.from_numpy(found[port].copy()) for port in compiled.outputs]
+
+        if (other := other_samples(model, inputs)) is not None:
+            compare(run(other[0]), other[1], path)
+        return run(inputs)
