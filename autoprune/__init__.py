@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from autoprune.application.loader import load as load
     from autoprune.application.loader import load_applied as load_applied
     from autoprune.application.loader import save as save
+    from autoprune.application.optimizer_state import transfer_optimizer as transfer_optimizer
     from autoprune.comparison.comparison import compare as compare
     from autoprune.families import analyze as analyze
     from autoprune.files.job import Job as Job
@@ -39,6 +40,7 @@ _HOMES = {
     "save": "application.loader",
     "search": "run.run",
     "task": "tasks._wrap",
+    "transfer_optimizer": "application.optimizer_state",
 }
 __all__ = [*_HOMES]
 

@@ -15,6 +15,7 @@ from torch import nn
 
 from autoprune.application.apply import Applied, applied_point, trusted_criterion
 from autoprune.application.card import card
+from autoprune.application.hugging_face import write_config
 from autoprune.application.int8 import OnnxModel, Quantised, quantise
 from autoprune.application.loader import (
     CARD,
@@ -149,12 +150,13 @@ def _delivered(
     remember(applied.model, applied.kept, facts, str(policy_path))
     with whole_folder(out) as draft:
         write_model(applied.model, origin_of(applied.model).policy, draft)
+        configured = write_config(applied.model, draft, source.folder)
         exported = export_model(applied.model, source.inputs, order.export, draft) if order.export else []
         if order.int8 and source.task is not None:
             quantised = quantise(draft / ONNX, applied.model, source.task)
             exported.append(quantised.path)
             facts["int8"] = _int8_figures(quantised, draft / ONNX, source, applied.model)
-        names = [WEIGHTS, POLICY, *(path.name for path in exported), FACTS, CARD]
+        names = [WEIGHTS, POLICY, *configured, *(path.name for path in exported), FACTS, CARD]
         facts["bytes"] = {"dense": _bytes(source), "pruned": (draft / WEIGHTS).stat().st_size}
         facts["files"] = [str(out / name) for name in names]
         write_facts(facts, draft)

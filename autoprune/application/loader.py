@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from autoprune import plugins
 from autoprune.application.card import card
+from autoprune.application.hugging_face import CONFIG, TOKENIZER, dense_from_config, write_config
 from autoprune.application.match import difference, matching
 from autoprune.errors import InputError
 from autoprune.files.job import Job
-from autoprune.files.policy_file import front_text, load_front
+from autoprune.files.policy_file import front_text, load_front, read_front
 from autoprune.files.whole import whole_folder
 from autoprune.front import Front, Point
 from autoprune.structure import Op, Structure, TensorSpec
@@ -31,7 +32,7 @@ ORIGIN = "autoprune_origin"
 WEIGHTS, POLICY, FACTS, CARD = "model.safetensors", "policy.json", "apply.json", "README.md"
 OLD_FACTS = "report.json"
 EXPORTS = ("model.onnx", "model.onnx.data", "model.int8.onnx", "model.pt2", CARD, "masks.safetensors")
-OURS = frozenset({WEIGHTS, POLICY, FACTS, OLD_FACTS, *EXPORTS})
+OURS = frozenset({WEIGHTS, POLICY, FACTS, OLD_FACTS, CONFIG, *TOKENIZER, *EXPORTS})
 Factory = Callable[[], Any]
 
 
@@ -59,6 +60,11 @@ def origin_of(model: nn.Module) -> Origin:
     return Origin(told["policy"], json.loads(told["facts"]), told["weights"])
 
 
+def point_of(model: nn.Module) -> Point:
+    """The point that an applied model was cut by, with its kept atoms."""
+    return read_front(origin_of(model).policy)[0]
+
+
 def save(model: nn.Module, folder: str | Path) -> None:
     """Write a model of `autoprune.apply` (trained further or not) to `folder`, from which `load` builds it again.
 
@@ -77,15 +83,16 @@ def save(model: nn.Module, folder: str | Path) -> None:
     check_free(out)
     with whole_folder(out) as draft:
         write_model(model, origin.policy, draft)
-        told = {**facts, "files": [WEIGHTS, POLICY, FACTS, CARD]}
+        told = {**facts, "files": [WEIGHTS, POLICY, *write_config(model, draft), FACTS, CARD]}
         write_facts(told, draft)
-        (draft / CARD).write_text(card(told, load_front(draft / POLICY)[0]), encoding="utf-8")
+        (draft / CARD).write_text(card(told, point_of(model)), encoding="utf-8")
 
 
 def load(folder: str | Path, factory: Factory | str | None = None) -> nn.Module:
     """The model that `save` or `autoprune apply --out FOLDER` wrote, in eval mode.
 
-    A built-in task's model is built anew as apply.json says; any other needs its `factory` here: a function that
+    A model of transformers is built anew from the folder's config.json, and answers model(**batch) as the dense one
+    does; a built-in task's model as apply.json says; any other needs its `factory` here: a function that
     returns the dense model (or a Task), or its "module:function". Nothing is imported because a file names it. Of a
     model that was pruned twice the factory is the first folder's: `lambda: autoprune.load(FIRST)`.
 
@@ -188,7 +195,7 @@ def _dense(folder: Path, facts: Mapping[str, Any], factory: Factory | str | None
         if factory is not None:
             make = plugins.load_object(factory) if isinstance(factory, str) else factory
             made = make()
-        else:
+        elif (made := dense_from_config(folder)) is None:
             made = _built_in(folder, facts.get("task"))
         made = made.build() if hasattr(made, "build") else made
     if not isinstance(made, nn.Module):

@@ -31,7 +31,8 @@ class Source:
     """A dense model with its weights, its example inputs, and how apply.json names it.
 
     Without a `task` there are no data: what is applied is cut by shapes alone. `runtime` and `batch_size` are what
-    its latency is measured with, `criterion` is what the job names.
+    its latency is measured with, `criterion` is what the job names,
+    `folder` the Hugging Face one that the model comes from.
     """
 
     model: nn.Module
@@ -42,6 +43,7 @@ class Source:
     runtime: str = "auto"
     batch_size: int = 1
     criterion: Named | None = None
+    folder: Path | None = None
 
 
 def source_of_job(job: Job, weights: Path | None = None) -> Source:
@@ -54,7 +56,9 @@ def source_of_job(job: Job, weights: Path | None = None) -> Source:
     model = _weighted(task.build(), weights)
     told, clocked = {"task": job.plain()["task"]}, (job.latency.runtime, job.latency.batch_size)
     named = job.criterion_named
-    return Source(model, task.example_inputs(), told, task, settings_of(job), *clocked, named)
+    folder = job.plain()["task"].get("args", {}).get("model")
+    origin = Path(folder) if isinstance(folder, str) and Path(folder).is_dir() else None
+    return Source(model, task.example_inputs(), told, task, settings_of(job), *clocked, named, origin)
 
 
 def source_of_name(name: str, base: Base, weights: Path | None = None) -> Source:
@@ -74,7 +78,7 @@ def source_of_name(name: str, base: Base, weights: Path | None = None) -> Source
             f"--model {name}: the factory returned a {type(made).__name__}, not a torch.nn.Module or a Task"
         )
     made.eval()
-    return Source(made, drawn_inputs(base.inputs, made), told)
+    return Source(made, drawn_inputs(base.inputs, made), told, folder=Path(name) if Path(name).is_dir() else None)
 
 
 def drawn_inputs(described: Sequence[Mapping[str, Any]], model: nn.Module, seed: int = 0) -> tuple[Any, ...]:
@@ -84,7 +88,7 @@ def drawn_inputs(described: Sequence[Mapping[str, Any]], model: nn.Module, seed:
         InputError: the description is none of tensors.
     """
     draws = torch.Generator().manual_seed(seed)
-    tokens = max((m.num_embeddings for m in model.modules() if isinstance(m, nn.Embedding)), default=2)
+    tokens = next((m.num_embeddings for m in model.modules() if isinstance(m, nn.Embedding)), 2)  # words come first
     found = [(str(spec.get("name", "")), _drawn(spec, tokens, draws)) for spec in described]
     if not found:
         raise InputError("the policy file does not say what its model is called with; give --task with a job")

@@ -54,6 +54,11 @@ def load_front(path: str | Path) -> Front:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not a text file"
         raise InputError(f"cannot read the policy file {path}: {reason}") from error
+    return read_front(text, path)
+
+
+def read_front(text: str, path: str | Path = "policy.json") -> Front:
+    """The front in the text of a policy file that lies at `path`; raises as `load_front` does."""
     _check_schema(text, str(path))
     try:
         parsed = FrontFile.model_validate_json(text)

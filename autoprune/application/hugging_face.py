@@ -1,0 +1,91 @@
+"""Applied models of transformers: a config.json from which the class is built anew, without any other file."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import shutil
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from autoprune.errors import InputError, one_line
+from autoprune.tasks._libraries import TEXTS, unusable
+
+CONFIG, KEY = "config.json", "autoprune"
+TOKENIZER = (
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt", "vocab.json", "merges.txt"),
+    "preprocessor_config.json",
+)
+
+
+def write_config(model: nn.Module, folder: Path, origin: Path | None = None) -> list[str]:
+    """config.json of a pruned model of transformers into `folder`, and its tokenizer from `origin`; their names.
+
+    It is the dense model's, with our own key: which class of transformers it is, and that its layers have widths of
+    their own, which policy.json holds. Other models have none.
+    """
+    config, name = getattr(model, "config", None), type(model).__name__
+    library = sys.modules.get("transformers")
+    if library is None or config is None or getattr(library, name, None) is not type(model):
+        return []
+    pooled = any("pooler" in tensor for tensor, _ in model.named_parameters())
+    told = {"class": name, "pooler": pooled, "policy": "policy.json"}
+    (folder / CONFIG).write_text(json.dumps({**config.to_dict(), KEY: told}, indent=1) + "\n", encoding="utf-8")
+    names = [] if origin is None else [file for file in TOKENIZER if (origin / file).is_file()]
+    for file in names:
+        shutil.copyfile(Path(str(origin)) / file, folder / file)
+    return [CONFIG, *names]
+
+
+def dense_from_config(folder: Path) -> nn.Module | None:
+    """The dense model, untrained, that config.json of an applied folder speaks of; None where it has none.
+
+    Only classes of transformers itself are built.
+
+    Raises:
+        InputError: the file is damaged, or names what transformers does not have.
+    """
+    path = folder / CONFIG
+    if not path.is_file():
+        return None
+    told = _read(path)
+    own = told.pop(KEY, None)
+    if not isinstance(own, dict):
+        return None
+    try:
+        import transformers
+    except Exception as error:  # it may fail in any way where a library beside it does not fit
+        raise unusable(f"the model in {folder}", error, TEXTS) from error
+    made = getattr(transformers, str(own.get("class")), None)
+    if not (isinstance(made, type) and issubclass(made, transformers.PreTrainedModel)):
+        raise InputError(f"{path} names the class {own.get('class')!r}, which transformers does not have")
+    kind = str(told.pop("model_type", ""))
+    try:
+        config = transformers.AutoConfig.for_model(kind, **told)
+        bare = {} if own.get("pooler", True) else _without_pooler(made)
+        with torch.random.fork_rng(devices=[]):
+            model: nn.Module = made(config, **bare)
+    except Exception as error:  # a file may be wrong in any way
+        raise InputError(
+            f"{path}: transformers cannot build {made.__name__} from it: {one_line(error, 160)}"
+        ) from error
+    return model.eval()
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} is damaged: {one_line(error, 120)}") from error
+    if not isinstance(found, Mapping):
+        raise InputError(f"{path} is damaged: it holds no mapping")
+    return dict(found)
+
+
+def _without_pooler(made: type) -> dict[str, bool]:
+    return {"add_pooling_layer": False} if "add_pooling_layer" in inspect.signature(made).parameters else {}
