@@ -78,7 +78,7 @@ def test_every_command_of_the_readme_is_understood(
     for command in commands:
         arguments = command.replace("search_spaces/", f"{ROOT}/search_spaces/").split()
         assert run(arguments) == 0
-        assert "test:" in capsys.readouterr().out
+        assert "on the test split" in capsys.readouterr().out
 
 
 def test_the_quickstart_goes_on_with_a_run_and_prints_its_front(own_run: Path, script: Callable[..., str]) -> None:

@@ -155,6 +155,7 @@ def applied_point(
         "point": point.id,
         "macs_ratio": point.ratio("macs"),
         "params_ratio": point.ratio("params"),
+        "costs": _costs(point),
         "atoms": _atoms(point, keep, replayed),
         "test": None,
         "validation": validation,
@@ -166,6 +167,13 @@ def applied_point(
         "files": [],
     }
     return Applied(small.train(model.training), replace(point, keep=keep, base=base), facts)
+
+
+def _costs(point: Point) -> dict[str, dict[str, int]]:
+    """MACs a sample and parameters of both models."""
+    known = [name for name in ("macs", "params") if name in point.base.costs]
+    dense = {name: float(point.base.costs[name]) for name in known}
+    return {n: {"dense": round(dense[n]), "pruned": round(dense[n] * point.ratio(n))} for n in known}
 
 
 def _atoms(point: Point, keep: Mapping[str, tuple[int, ...]], replayed: bool) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from autoprune.application.plain import RECIPE
-from autoprune.front import Base, Point
+from autoprune.front import Point
 
 FILES = {
     "model.safetensors": "the weights",
@@ -21,11 +21,10 @@ FILES = {
 
 def card(facts: Mapping[str, Any], point: Point) -> str:
     """README.md of the folder that holds `point`, applied; `facts` are those of apply.json."""
-    base = point.base
     parts = [
-        f"# {base.model}, pruned to {facts['macs_ratio']:.1%} of its multiply-accumulates",
+        f"# {point.base.model}, pruned to {facts['macs_ratio']:.1%} of its multiply-accumulates",
         _opening(facts, point),
-        "\n".join(_table(facts, base, point)),
+        "\n".join(["| | dense | pruned |", "|---|---|---|", *(f"| {' | '.join(row)} |" for row in rows(facts))]),
         *_latency(facts),
         "\n".join(_made(facts, point)),
         "\n".join(_loading(facts)),
@@ -47,28 +46,25 @@ def _opening(facts: Mapping[str, Any], point: Point) -> str:
     return said
 
 
-def _table(facts: Mapping[str, Any], base: Base, point: Point) -> Iterator[str]:
-    """Dense beside pruned: the task's metrics on test, and what both cost."""
-    yield "| | dense | pruned |"
-    yield "|---|---|---|"
+def rows(facts: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """(what, dense, pruned) for all that is known of both: the task's metrics on test, and what both cost."""
     test = facts.get("test") or {}
     for name, value in (test.get("dense") or {}).items():
-        yield f"| {name} on the test split | {value:.4g} | {test['pruned'][name]:.4g} |"
-    macs = base.costs.get("macs")
-    if macs:
-        yield f"| multiply-accumulates a sample | {macs:,.0f} | {macs * facts['macs_ratio']:,.0f} |"
-    if count := base.costs.get("params"):
-        yield f"| parameters | {count:,.0f} | {count * facts['params_ratio']:,.0f} |"
+        yield f"{name} on the test split".replace("_", " "), f"{value:.4g}", f"{test['pruned'][name]:.4g}"
+    costs = facts.get("costs") or {}
+    for name, words in (("macs", "multiply-accumulates a sample"), ("params", "parameters")):
+        if name in costs:
+            yield words, f"{costs[name]['dense']:,}", f"{costs[name]['pruned']:,}"
     sizes = facts.get("bytes") or {}
     if sizes:
-        yield f"| bytes of weights on disk | {sizes['dense']:,} | {sizes['pruned']:,} |"
+        yield "bytes of weights on disk", f"{sizes['dense']:,}", f"{sizes['pruned']:,}"
     if eight := facts.get("int8"):
         for name, value in (eight["test"] or {}).items():
-            yield f"| {name}, int8 file | | {value:.4g} |"
-        yield f"| bytes of the int8 file | | {eight['bytes']:,} |"
+            yield f"{name}, int8 file".replace("_", " "), "", f"{value:.4g}"
+        yield "bytes of the int8 file", "", f"{eight['bytes']:,}"
     if found := facts.get("latency"):
         dense, own = found["dense_ms"], found["dense_ms"] * found["ratio"]
-        yield f"| latency, ms ({_where(found)}) | {dense:.3g} | {own:.3g} |"
+        yield f"latency, ms ({_where(found)})", f"{dense:.3g}", f"{own:.3g}"
 
 
 def _where(found: Mapping[str, Any]) -> str:

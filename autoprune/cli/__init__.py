@@ -36,10 +36,10 @@ from autoprune.cli.options import (
 from autoprune.cli.progress import follow
 from autoprune.cli.tables import (
     console,
+    print_applied,
     print_comparison,
     print_finetune,
     print_inspect,
-    print_mapping,
     print_spent,
     print_summary,
     reference_words,
@@ -312,7 +312,7 @@ def apply(  # noqa: PLR0913  # the options of the command line
 
     order = Order(weights, training, criterion, _words(export), int8)
     report_ = apply_file(policy, source, at, out, order)
-    return report_ if json_ else _shown(print_mapping, report_)
+    return report_ if json_ else _shown(print_applied, report_)
 
 
 @app.command()

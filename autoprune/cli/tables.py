@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from rich.console import Console
@@ -218,16 +218,25 @@ def _spread(row: Mapping[str, Any], field: str, best: float | None) -> Text:
     return Text(short(mean) + spread, style="bold" if mean is not None and mean == best else "")
 
 
-def print_mapping(values: Mapping[str, Any], indent: str = "") -> None:
-    """Nested facts, one line each."""
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            print(f"{indent}{name}:")
-            print_mapping(value, indent + "  ")
-        elif isinstance(value, Iterable) and not isinstance(value, str):
-            print(f"{indent}{name}: {', '.join(short(v) for v in value)}")
-        else:
-            print(f"{indent}{name}: {short(value)}")
+def print_applied(report: Mapping[str, Any]) -> None:
+    """What `apply` left for each point: dense beside pruned, how it was made, and where it lies."""
+    from autoprune.application.card import rows
+
+    out = console()
+    for facts in report["points"].values() if "points" in report else [report]:
+        title = f"point {facts['point']}: {facts['macs_ratio']:.1%} of the multiply-accumulates"
+        table = Table(title=title, title_justify="left")
+        for heading in ("", "dense", "pruned"):
+            table.add_column(heading, justify="right" if heading else "left")
+        for row in rows(facts):
+            table.add_row(*row)
+        out.print(table)
+        recipe = ", ".join(f"{k} {short(v)}" for k, v in facts["recipe"].items() if k != "recipe")
+        said = f"atoms {facts['atoms']}; training {facts['recipe']['recipe']}{f' ({recipe})' if recipe else ''}"
+        for line in (said, f"files: {', '.join(facts['files'])}"):
+            out.print(line, markup=False, highlight=False, soft_wrap=True)
+    folder = str(facts["files"][0]).rpartition("/")[0]
+    out.print(f'load it: autoprune.load("{folder}")', markup=False, highlight=False, soft_wrap=True)
 
 
 def short(value: object) -> str:

@@ -80,7 +80,7 @@ def test_apply_writes_scores_and_times_it_and_the_card_tells(finished_run: Path,
     assert eight["bytes"] == (tmp_path / "small" / "model.int8.onnx").stat().st_size
     assert eight["latency"]["ratio"] > 0.0
     card = (tmp_path / "small" / "README.md").read_text()
-    assert f"| accuracy, int8 file | | {eight['test']['accuracy']:.4g} |" in card
+    assert f"| accuracy, int8 file |  | {eight['test']['accuracy']:.4g} |" in card
     assert "`model.int8.onnx` (static ranges) takes" in card
     assert json.loads((tmp_path / "small" / "apply.json").read_text()) == facts
     golden = Path(__file__).parents[1] / "goldens" / "0.1.0" / "mixed.json"
