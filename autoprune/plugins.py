@@ -24,6 +24,7 @@ Folder = Literal[
     "runtimes",
     "recovery",
     "families",
+    "deploy",
 ]
 FOLDERS: tuple[Folder, ...] = get_args(Folder)
 SINGULAR = {
@@ -33,6 +34,7 @@ SINGULAR = {
     "exports": "export format",
     "recovery": "recovery",
     "families": "family",
+    "deploy": "container",
 }
 WANTED: Mapping[Folder, str] = {
     "criteria": "a class C(**options) whose instances map (model, groups, task) to {group: scores [width]}, all "
@@ -49,6 +51,7 @@ WANTED: Mapping[Folder, str] = {
     "runtimes": "a function (model, inputs, threads) -> callable, or a class without arguments of such",
     "recovery": "a class R(**options) whose instances map (model, dense, task, steps, seed) to an iterator of "
     "Progress, training the model in place and leaving it in eval mode between steps",
+    "deploy": "a class without arguments that has restrict(structure) -> Structure",
     "families": "a class without arguments that has traced and parts(name, module), which gives Heads and Neurons",
 }
 """What a protocol wants of a plug-in, in the words that follow "it must be" in an error."""
@@ -56,8 +59,13 @@ OPTUNA_FILE = "optuna_bridge"
 
 
 def names(folder: Folder) -> tuple[str, ...]:
-    """Names of the plug-ins in `folder`; imports nothing. A trailing underscore of the file is not part of the name."""
+    """Names of the plug-ins in `folder`; imports nothing. A trailing underscore of the file is not part of the name.
+
+    Containers are called with hyphens.
+    """
     found = {p.stem.rstrip("_") for p in (Path(__file__).parent / folder).glob("*.py") if not p.stem.startswith("_")}
+    if folder == "deploy":
+        found = {name.replace("_", "-") for name in found}
     if folder == "samplers":
         found = (found - {OPTUNA_FILE}) | set(OPTUNA_NAMES)
     return tuple(sorted(found))
@@ -93,9 +101,10 @@ def load(folder: Folder, name: str) -> Any:
         raise InputError(f"unknown {one_of(folder)} {name!r}; {hint}, or 'module:attribute'")
     if folder == "samplers" and name in OPTUNA_NAMES:
         return importlib.import_module(f"autoprune.samplers.{OPTUNA_FILE}").SAMPLERS[name]
-    stem = name if (Path(__file__).parent / folder / f"{name}.py").exists() else f"{name}_"
+    file = name.replace("-", "_")
+    stem = file if (Path(__file__).parent / folder / f"{file}.py").exists() else f"{file}_"
     module = importlib.import_module(f"autoprune.{folder}.{stem}")
-    wanted = name.replace("_", "").lower()
+    wanted = file.replace("_", "").lower()
     for attribute, value in vars(module).items():
         if attribute.replace("_", "").lower() == wanted and getattr(value, "__module__", "") == module.__name__:
             return value

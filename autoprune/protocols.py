@@ -178,6 +178,16 @@ class RewoundRecovery(Protocol):
         """Give a copy of the dense model these weights, in place."""
 
 
+class Container(Protocol):
+    """What a deployment format can hold.
+
+    One that is also written has `write(model, structure, policy, folder)`, which leaves the pruned model there.
+    """
+
+    def restrict(self, structure: Structure) -> Structure:
+        """The groups and grids that it can hold; what it cannot goes to `frozen`, with the reason."""
+
+
 class Cost(Protocol):
     """A cost of widths, as a ratio to the dense model; built as C(structure).
 

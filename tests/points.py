@@ -12,15 +12,16 @@ from autoprune.costs.params import Params
 from autoprune.families import analyze
 from autoprune.front import Base, Front, Point
 from autoprune.policy import Policy
+from autoprune.structure import Structure
 from autoprune.tracing.fingerprint import weights_fingerprint
 from autoprune.tracing.inputs import described
 from autoprune.tracing.slim import named_tensors
 from autoprune.tracing.verify import random_keep
 
 
-def front_over(model: nn.Module, inputs: Any, seed: int = 0) -> Front:
+def front_over(model: nn.Module, inputs: Any, seed: int = 0, structure: Structure | None = None) -> Front:
     """A point that keeps atoms at random; its losses mean nothing."""
-    structure = analyze(model, inputs)
+    structure = structure or analyze(model, inputs)
     kept = random_keep(structure.groups, np.random.default_rng(seed))
     policy = Policy.from_array(structure, [len(kept[name]) for name in structure.names])
     dense = {g.name: tuple(range(g.width)) for g in structure if policy.as_dict()[g.name] == g.width}

@@ -13,6 +13,7 @@ FILES = {
     "policy.json": "the policy: which atoms of which group are kept",
     "apply.json": "the figures of this card, and what the plain recipe below reads",
     "config.json": "the dense model's configuration, from which `autoprune.load` builds it",
+    "hf-uniform": "a folder of transformers' own, for `from_pretrained`",
     "model.onnx": "ONNX, for onnxruntime and others; the batch is free",
     "model.int8.onnx": "ONNX with 8-bit weights and activations",
     "model.pt2": "read by `torch.export.load`, without the model's code",

@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from autoprune import plugins
 from autoprune.application.apply import Applied, applied_point, trusted_criterion
 from autoprune.application.card import card
-from autoprune.application.hugging_face import write_config
+from autoprune.application.hugging_face import read_back, write_config
 from autoprune.application.int8 import OnnxModel, Quantised, quantise
 from autoprune.application.loader import (
     CARD,
@@ -34,7 +35,8 @@ from autoprune.application.sources import Source, source_of_job, source_of_name
 from autoprune.application.timed import file_latency, latency_facts
 from autoprune.application.training import Training
 from autoprune.database.batches import prepare
-from autoprune.errors import InputError, root_line
+from autoprune.deploy import misfits
+from autoprune.errors import InputError, did_you_mean, root_line
 from autoprune.evaluator.settings import Settings
 from autoprune.exports import check_formats, check_inputs
 from autoprune.exports import export as export_model
@@ -44,9 +46,11 @@ from autoprune.files.whole import whole_folder
 from autoprune.front import Front, Point
 from autoprune.protocols import Batch, Task
 from autoprune.recovery import build_recovery
+from autoprune.structure import Structure
 from autoprune.tracing.one_thread import one_thread
 
 ONNX = "model.onnx"
+MOST_SAID = 3
 REQUEST = "request"
 """The key of apply.json that says which command made the folder."""
 
@@ -55,7 +59,7 @@ REQUEST = "request"
 class Order:
     """What is wanted of every point: other weights, a training, a criterion of the user's own, exports.
 
-    `int8` quantises the ONNX export, which it implies.
+    `int8` quantises the ONNX export, which it implies; `deploy` names a container that every point must fit.
     """
 
     weights: Path | None = None
@@ -63,6 +67,7 @@ class Order:
     criterion: str | None = None
     export: tuple[str, ...] = ()
     int8: bool = False
+    deploy: str | None = None
 
 
 @one_thread()
@@ -87,6 +92,8 @@ def apply_file(
         check_free(out)
     front = load_front(policy_path)
     points = _selected(front, words)
+    if order.deploy is not None:
+        _check_container(points, order.deploy)
     folders = {p.id: out if len(points) == 1 else out / p.id for p in points}
     for folder in folders.values():
         check_free(folder)
@@ -110,6 +117,17 @@ def _resolved(order: Order, model: Job | str) -> Order:
         options = model.options("recovery") if training.schedule in (None, own) else {}
         training = replace(training, schedule=training.schedule or own, options=options)
     return replace(order, export=formats, training=training)
+
+
+def _check_container(points: Sequence[Point], deploy: str) -> None:
+    """InputError where a point does not fit its container."""
+    if ":" not in deploy and deploy not in (known := plugins.names("deploy")):
+        raise InputError(f"--deploy: unknown container {deploy!r}; {did_you_mean(deploy, known)}")
+    for point in points:
+        if said := misfits(Structure(point.base.groups, ()), point.policy, deploy):
+            more = f", and {len(said) - MOST_SAID} more" if len(said) > MOST_SAID else ""
+            lines = "; ".join(said[:MOST_SAID])
+            raise InputError(f"{deploy} cannot hold point {point.id}: {lines}{more}; search with deploy: {deploy}")
 
 
 def _selected(front: Front, words: Sequence[str]) -> list[Point]:
@@ -156,12 +174,24 @@ def _delivered(
             quantised = quantise(draft / ONNX, applied.model, source.task)
             exported.append(quantised.path)
             facts["int8"] = _int8_figures(quantised, draft / ONNX, source, applied.model)
-        names = [WEIGHTS, POLICY, *configured, *(path.name for path in exported), FACTS, CARD]
+        contained = _contained(point, source, applied.model, order.deploy, draft)
+        names = [WEIGHTS, POLICY, *configured, *(path.name for path in exported), *contained, FACTS, CARD]
         facts["bytes"] = {"dense": _bytes(source), "pruned": (draft / WEIGHTS).stat().st_size}
         facts["files"] = [str(out / name) for name in names]
         write_facts(facts, draft)
         (draft / CARD).write_text(card(facts, applied.kept), encoding="utf-8")
     return facts
+
+
+def _contained(point: Point, source: Source, model: nn.Module, deploy: str | None, draft: Path) -> list[str]:
+    """The folder of a container that is written, read back and compared; none where there is nothing to write."""
+    container: Any = None if deploy is None else plugins.load("deploy", deploy)()
+    if deploy is None or not hasattr(container, "write"):
+        return []
+    folder = draft / deploy.replace(":", ".")
+    container.write(model, Structure(point.base.groups, ()), point.policy, folder)
+    read_back(folder, model, source.inputs)
+    return [folder.name]
 
 
 def _figures(source: Source, applied: Applied, order: Order) -> dict[str, Any]:
@@ -206,7 +236,7 @@ def _request(policy_path: Path, model: Job | str, point: Point, order: Order) ->
 def _finished(folder: Path, request: str) -> dict[str, Any] | None:
     """apply.json of a folder that this very command has written."""
     found = read_facts(folder)
-    whole = all((folder / Path(str(name)).name).is_file() for name in found.get("files") or ())
+    whole = all((folder / Path(str(name)).name).exists() for name in found.get("files") or ())
     return json.loads(json.dumps(dict(found))) if found.get(REQUEST) == request and whole else None
 
 

@@ -13,8 +13,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from autoprune.errors import InputError, one_line
+from autoprune.errors import InputError, RunError, one_line
 from autoprune.tasks._libraries import TEXTS, unusable
+from autoprune.tracing.copies import float_tensors
+from autoprune.tracing.eval_mode import evaluating
+from autoprune.tracing.inputs import call_model
 
 CONFIG, KEY = "config.json", "autoprune"
 TOKENIZER = (
@@ -75,6 +78,24 @@ def dense_from_config(folder: Path) -> nn.Module | None:
             f"{path}: transformers cannot build {made.__name__} from it: {one_line(error, 160)}"
         ) from error
     return model.eval()
+
+
+def read_back(folder: Path, model: nn.Module, inputs: Any) -> None:
+    """See that what transformers reads from `folder`, by its own means, computes what `model` does.
+
+    Raises:
+        RunError: it does not, or transformers cannot read it.
+    """
+    kind: Any = type(model)
+    try:
+        with evaluating(model):
+            again = kind.from_pretrained(folder, local_files_only=True, use_safetensors=True).eval()
+            wanted, got = (float_tensors(call_model(m, inputs)) for m in (model.cpu(), again))
+    except Exception as error:  # a file may be wrong in any way
+        raise RunError(f"{folder.name}: transformers cannot read it back: {one_line(error, 160)}") from error
+    for mine, theirs in zip(got, wanted, strict=False):
+        if mine.shape != theirs.shape or not torch.allclose(mine, theirs, rtol=1e-3, atol=1e-4):
+            raise RunError(f"{folder.name}: what transformers reads back computes something else")
 
 
 def _read(path: Path) -> dict[str, Any]:

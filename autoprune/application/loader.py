@@ -32,7 +32,7 @@ ORIGIN = "autoprune_origin"
 WEIGHTS, POLICY, FACTS, CARD = "model.safetensors", "policy.json", "apply.json", "README.md"
 OLD_FACTS = "report.json"
 EXPORTS = ("model.onnx", "model.onnx.data", "model.int8.onnx", "model.pt2", CARD, "masks.safetensors")
-OURS = frozenset({WEIGHTS, POLICY, FACTS, OLD_FACTS, CONFIG, *TOKENIZER, *EXPORTS})
+OURS = frozenset({WEIGHTS, POLICY, FACTS, OLD_FACTS, CONFIG, *TOKENIZER, *EXPORTS, *plugins.names("deploy")})
 Factory = Callable[[], Any]
 
 

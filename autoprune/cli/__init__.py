@@ -19,6 +19,7 @@ from autoprune.cli.options import (
     TRIALS_HELP,
     AtOption,
     CriterionOption,
+    DeployOption,
     FinetuneOption,
     Int8Flag,
     JobPath,
@@ -123,10 +124,10 @@ def inspect(
     set_: SetOption = None,
 ) -> dict[str, Any] | None:
     """Show groups, widths, their share of the MACs, and what is frozen and why."""
+    from autoprune.deploy import searched
     from autoprune.families import analysed
     from autoprune.run.inspection import inspect_facts
     from autoprune.run.setting import idle_words
-    from autoprune.space import restrict
 
     the_job = _load(job, set_)
     if sensitivity:
@@ -134,7 +135,8 @@ def inspect(
     else:
         task = the_job.build_task()
         found = analysed(task.build(), task.example_inputs(), kinds=the_job.space.kinds)
-        facts = inspect_facts(restrict(found.structure, the_job.search_space()), task)
+        structure = searched(found.structure, the_job.search_space(), the_job.deploy)
+        facts = inspect_facts(structure, task)
         facts["said"] = [*filter(None, (found.said, idle_words(the_job)))]
     return facts if json_ else _shown(print_inspect, facts)
 
@@ -294,6 +296,7 @@ def apply(  # noqa: PLR0913  # the options of the command line
     criterion: CriterionOption = None,
     export: Annotated[str, typer.Option(help=EXPORT_HELP)] = "",
     int8: Int8Flag = False,
+    deploy: DeployOption = None,
     json_: JsonFlag = False,
 ) -> dict[str, Any] | None:
     """Prune the model as a point of a front says, repair, train as the point was, verify and save it.
@@ -310,7 +313,7 @@ def apply(  # noqa: PLR0913  # the options of the command line
 
     from autoprune.application.delivery import Order, apply_file
 
-    order = Order(weights, training, criterion, _words(export), int8)
+    order = Order(weights, training, criterion, _words(export), int8, deploy)
     report_ = apply_file(policy, source, at, out, order)
     return report_ if json_ else _shown(print_applied, report_)
 

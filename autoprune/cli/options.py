@@ -61,3 +61,6 @@ CriterionOption = Annotated[
     str | None, typer.Option(metavar="MODULE:CLASS", help="Your own criterion, where atoms are ranked anew.")
 ]
 Int8Flag = Annotated[bool, typer.Option("--int8", help="Also write model.int8.onnx, and score and time it.")]
+DeployOption = Annotated[
+    str | None, typer.Option(metavar="NAME", help=f"A container to fit: {', '.join(plugins.names('deploy'))}.")
+]

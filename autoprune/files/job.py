@@ -31,6 +31,7 @@ from autoprune.files.job_parts import (
     SearchPart,
     SpacePart,
     TaskPart,
+    check_plugin,
 )
 from autoprune.files.part import TAG, Part
 from autoprune.protocols import Task
@@ -54,8 +55,8 @@ TASK_MEMBERS = ("build", "example_inputs", "split", "loss", "metrics", "directio
 class Job(Part):
     """A whole search job. Build it with `Job.load(path)` or `Job.from_dict(data)`.
 
-    `storage` is an Optuna storage URL in place of the run folder's journal, `sync_to` an fsspec URL that the run folder
-    is mirrored to.
+    `deploy` names the container that results must fit, `storage` is an Optuna storage URL in place of the run folder's
+    journal, `sync_to` an fsspec URL that the run folder is mirrored to.
     """
 
     version: Literal[1] = 1
@@ -72,6 +73,7 @@ class Job(Part):
     executor: ExecutorPart = Field(default_factory=ExecutorPart)
     finetune: FinetunePart | None = None
     recovery: RecoveryPart = Field(default_factory=RecoveryPart)
+    deploy: str | None = None
     storage: str | None = None
     sync_to: str | None = None
     _base: Path = PrivateAttr(default_factory=Path.cwd)
@@ -80,6 +82,8 @@ class Job(Part):
     @model_validator(mode="after")
     def _agreement(self) -> Job:
         budget = self.budget.plain()
+        if self.deploy is not None:
+            check_plugin("deploy", self.deploy)
         if budget.cost not in self.objectives.costs:
             raise ValueError(
                 f"the budget's cost {budget.cost!r} must be one of objectives.costs {self.objectives.costs}"

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from ray import tune
 
+from autoprune.deploy import searched
 from autoprune.errors import InputError, RunError
 from autoprune.evaluation import Ask, Evaluation
 from autoprune.families import analyze
@@ -31,7 +32,6 @@ from autoprune.protocols import EvaluatorFactory, Problem
 from autoprune.record.folder import make_folder
 from autoprune.run.prepare import prepare
 from autoprune.samplers.optuna_bridge import TARGET, Knobs, knob
-from autoprune.space import restrict
 
 AnyJob = Job | str | Path | Mapping[str, Any]
 
@@ -72,7 +72,8 @@ def param_space(job: AnyJob, at: float | None = None) -> dict[str, Any]:
     """
     job = as_job(job)
     task, budget = job.build_task(), job.budget.plain()
-    structure = restrict(analyze(task.build(), task.example_inputs(), kinds=job.space.kinds), job.search_space())
+    found = analyze(task.build(), task.example_inputs(), kinds=job.space.kinds)
+    structure = searched(found, job.search_space(), job.deploy)
     if at is not None and not budget.low <= at <= budget.high:
         raise InputError(f"at must lie in the job's budget range [{budget.low:g}, {budget.high:g}], not {at}")
     space: dict[str, Any] = {knob(group.name): tune.randint(0, len(group.grid)) for group in structure.groups}

@@ -23,6 +23,7 @@ from autoprune.database.makers import Across, Beside, Here, Maker
 from autoprune.database.on_disk import building
 from autoprune.database.store import LevelDatabase, database_key
 from autoprune.database.zeros import said_of
+from autoprune.deploy import searched
 from autoprune.errors import InputError, did_you_mean
 from autoprune.evaluation import Tier
 from autoprune.evaluator.checks import check_data
@@ -48,7 +49,6 @@ from autoprune.run.plan import Plan, expected
 from autoprune.run.rehearsal import rehearse_executor
 from autoprune.run.setting import Setting, idle_words
 from autoprune.run.worker_rehearsal import rehearsed
-from autoprune.space import restrict
 from autoprune.structure import Structure
 from autoprune.tracing.inputs import described
 from autoprune.tracing.one_thread import one_thread
@@ -117,7 +117,7 @@ def _preparing(
     yield Step("analysis")
     kept = kept_analysis(task.build(), task.example_inputs(), job.space.kinds, place)
     found = kept.analysis
-    structure = restrict(found.structure, job.search_space())
+    structure = searched(found.structure, job.search_space(), job.deploy)
     check_room(structure, task.example_inputs(), settings)
     latency = (yield from _latency(job, structure, model, task, place)) if "latency" in settings.costs else None
     problem = _problem(job, structure, latency)
