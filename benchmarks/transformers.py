@@ -6,8 +6,9 @@ usage: OMP_NUM_THREADS=1 python -m benchmarks.transformers [minilm | stories] [-
 Of MiniLM's calibration pairs 256 repair, 512 are scored, 256 held back; a ledger of 60 full evaluations serves all
 budgets, and every searched arm has the same. A searcher's point at a budget is its best on held-back pairs. Figures are
 of the test split, which nothing else has seen: the squared distance to the dense vectors and Spearman, or the loss and
-the perplexity. Rules are measured with the repair (`full`) and without (`none`). Cells are kept in
-results/transformers.json, and what is there is not measured again; a search that was cut off goes on in --out.
+the perplexity. Rules are measured with the repair (`full`) and without (`none`). Searches evaluate in the precision
+that suits the machine, all figures of the tables are of float32. Cells are kept in results/transformers.json, and what
+is there is not measured again; a search that was cut off goes on in --out.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ import torch
 
 from autoprune import plugins
 from autoprune.allocation.sensitivity import load_table
+from autoprune.estimates import spearman
 from autoprune.evaluation import Ask
 from autoprune.evaluator.tiers import TieredEvaluator
 from autoprune.files.job import Job
@@ -43,6 +45,7 @@ DATA = HERE.parents[1] / "shared" / "data"
 TOKENS, BATCHES = (32, 128), (1, 16)
 TIMED, ROUNDS = 30, 3
 DISTILLED = 100
+FEW = 3
 RULES = "benchmarks.transformer_rules"
 
 
@@ -171,7 +174,7 @@ def stages(name: str, at: str, only: Sequence[str]) -> Iterator[tuple[str, str]]
         yield "latency", "full"
 
 
-def job_of(world: World, arm: Arm, trials: int, repair: str = "full", seed: int = 0) -> Job:
+def job_of(world: World, arm: Arm, trials: int, repair: str = "full", seed: int = 0, precision: str = "fp32") -> Job:
     return Job.from_dict(
         {
             "task": dict(world.task),
@@ -181,7 +184,7 @@ def job_of(world: World, arm: Arm, trials: int, repair: str = "full", seed: int 
             "search": {"sampler": arm.sampler or "random", "trials": trials, "seed": seed},
             "evaluator": {
                 **{"calibration": world.calibration, "validation": world.validation, "fitness": "refit"},
-                **{"finalists": 0, "finetune_steps": DISTILLED, "precision": "fp32", "repair": repair},
+                **{"finalists": 0, "finetune_steps": DISTILLED, "precision": precision, "repair": repair},
             },
             "executor": {"kind": "inline"},
         }
@@ -233,7 +236,7 @@ def tabled(args: argparse.Namespace, world: World, setting: Setting) -> Any:
 def searched(args: argparse.Namespace, world: World, name: str, seed: int) -> dict[float, Policy]:
     """A sampler's point at each budget, by the held-back samples; a run that was cut off goes on."""
     arm = ARMS[name]
-    job = job_of(world, arm, args.trials, seed=seed)
+    job = job_of(world, arm, args.trials, seed=seed, precision="auto")
     folder = args.out / f"{name}-{seed}"
     run = Run(job, folder, alone=prepare(job, folder, shared=args.out / "shared")).finish()
     by_id = {point.id: point.policy for point in run.front}
@@ -305,6 +308,16 @@ def tables(cells: Mapping[str, Any], budgets: Sequence[float]) -> Iterator[str]:
             for name in sorted(rows, key=[*ARMS].index):
                 lines.append(f"| {name} | {' | '.join(shown(rows[name].get(at, [])) for at in ats)} |")
             yield "\n".join(lines)
+    if (pairs := before_and_after(cells)) and len(pairs) > FEW:
+        losses = [[cell["loss"] for cell in pair] for pair in pairs.values()]
+        found = spearman(*(np.array(column) for column in zip(*losses, strict=True)))
+        yield f"rank correlation of {len(pairs)} candidates before and after distillation: {found:.2f}"
+
+
+def before_and_after(cells: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """The cells of every policy that was distilled, repaired and after."""
+    tuned = {key.partition("|")[2]: cell for key, cell in cells.items() if key.startswith("tuned|")}
+    return {key: (cells[f"test|{key}"], cell) for key, cell in tuned.items() if f"test|{key}" in cells}
 
 
 def shown(cells: Sequence[Mapping[str, Any]]) -> str:
