@@ -21,12 +21,14 @@ FILES = {
 
 
 def card(facts: Mapping[str, Any], point: Point) -> str:
-    """README.md of the folder that holds `point`, applied; `facts` are those of apply.json."""
+    """README.md of the folder that holds `point`, applied; `facts` are those of apply.json, as many as there are."""
+    facts = {"macs_ratio": point.ratio("macs"), "atoms": "as the policy says", "recipe": {}, "files": [], **facts}
     parts = [
         f"# {point.base.model}, pruned to {facts['macs_ratio']:.1%} of its multiply-accumulates",
         _opening(facts, point),
         "\n".join(["| | dense | pruned |", "|---|---|---|", *(f"| {' | '.join(row)} |" for row in rows(facts))]),
         *_latency(facts),
+        *_failed(facts),
         "\n".join(_made(facts, point)),
         "\n".join(_loading(facts)),
         "\n".join(_files(facts)),
@@ -38,7 +40,11 @@ def _opening(facts: Mapping[str, Any], point: Point) -> str:
     """What this is; what it is not, where no data were there."""
     said = f"Point `{point.id}` of a search by autoprune. Whole channels, heads, neurons or blocks are gone, so it is a"
     said += " smaller dense model of the same class; its inputs and outputs are those of the dense one."
-    if facts.get("test") is None and facts.get("validation") is None and facts["recipe"].get("recipe") == "none":
+    if (
+        facts.get("test") is None
+        and facts.get("validation") is None
+        and facts["recipe"].get("recipe", "none") == "none"
+    ):
         said += (
             "\n\n**Cut by shapes alone, without data**: the weights that stay are as they were. Nothing was "
             "compensated, no batch norm corrected, nothing trained and nothing scored, so it is worse than the front "
@@ -86,7 +92,7 @@ def _latency(facts: Mapping[str, Any]) -> Iterator[str]:
                 f"(interquartile range {timed['iqr']:.2f}), on one thread of this machine."
             )
         if "instead_of" in found:
-            yield f"It was measured in eager mode: {found['instead_of']}"
+            yield f"It was measured in this way, for another did not go: {found['instead_of']}"
 
 
 def _made(facts: Mapping[str, Any], point: Point) -> Iterator[str]:
@@ -117,8 +123,9 @@ def _loading(facts: Mapping[str, Any]) -> Iterator[str]:
     yield 'model = autoprune.load("FOLDER")  # add factory=..., what makes the dense model, where it is your own'
     yield "```"
     yield ""
-    rebuild = facts.get("rebuild") or {"own": []}
-    if own := rebuild["own"]:
+    if "rebuild" not in facts:  # of a folder of an earlier version
+        return
+    if own := facts["rebuild"]["own"]:
         yield f"Without autoprune it cannot be rebuilt from its class ({own[0]} is another module now); take an export."
         return
     yield "Without autoprune, from the dense model's own code:"
@@ -128,6 +135,11 @@ def _loading(facts: Mapping[str, Any]) -> Iterator[str]:
     yield ""
     yield 'model = pruned(build(), "FOLDER")  # build(): the dense model, from your code'
     yield "```"
+
+
+def _failed(facts: Mapping[str, Any]) -> Iterator[str]:
+    for line in facts.get("failed") or ():
+        yield f"**Not written**: {line}"
 
 
 def _files(facts: Mapping[str, Any]) -> Iterator[str]:

@@ -20,6 +20,13 @@ from autoprune.tracing.eval_mode import evaluating
 from autoprune.tracing.inputs import call_model
 
 CONFIG, KEY = "config.json", "autoprune"
+FOREIGN = frozenset(
+    [
+        *("auto_map", "quantization_config", "attn_implementation", "_attn_implementation", "experts_implementation"),
+        *("_attn_implementation_internal", "_experts_implementation", "_experts_implementation_internal"),
+    ]
+)
+"""Keys by which a configuration may name code or kernels from elsewhere: a file is data."""
 TOKENIZER = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt", "vocab.json", "merges.txt"),
     "preprocessor_config.json",
@@ -58,6 +65,8 @@ def dense_from_config(folder: Path) -> nn.Module | None:
         return None
     told = _read(path)
     own = told.pop(KEY, None)
+    for key in FOREIGN & told.keys():
+        del told[key]
     if not isinstance(own, dict):
         return None
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,12 +12,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
-from autoprune.errors import RunError, root_line
-from autoprune.exports import TensorsOnly
+from autoprune.database.batches import prepare
+from autoprune.errors import InputError, RunError, root_line
 from autoprune.exports.onnx import session
 from autoprune.protocols import Task
-from autoprune.tracing.inputs import first_samples
+from autoprune.tracing.eval_mode import evaluating, without_cache
+from autoprune.tracing.inputs import arguments, call_model, first_samples
 
 INT8 = "model.int8.onnx"
 SAMPLES = 128
@@ -32,24 +35,25 @@ class Quantised:
     way: str
 
 
-def quantise(exported: Path, model: nn.Module, task: Task) -> Quantised:
-    """model.int8.onnx beside `exported`, the ONNX file of `model`.
+def quantise(exported: Path, model: nn.Module, task: Task, inputs: Any) -> Quantised:
+    """model.int8.onnx beside `exported`, the ONNX file that `model` with its example `inputs` was written as.
 
-    A network of convolutions gets fixed ranges from calibration data, kept as pairs of QuantizeLinear and
-    DequantizeLinear; any other, such as a transformer, finds those of activations as it runs. Activations are unsigned,
+    A network whose products lie mostly in convolutions gets fixed ranges from calibration data, kept as pairs of
+    QuantizeLinear and DequantizeLinear; any other, such as a transformer, finds those of activations as it runs.
+    Activations are unsigned,
     weights are signed, a scale a channel; where the processor has no VNNI they take 7 bits, for its products of two
     8-bit numbers would overflow.
 
     Raises:
         RunError: onnxruntime's quantiser does not take the file.
     """
-    static = any(isinstance(module, CONVOLUTIONS) for module in model.modules())
+    static = convolves(model, inputs)
     target = exported.with_name(INT8)
     try:
         with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
             warnings.simplefilter("ignore")
             ready = _prepared(exported, Path(folder) / "prepared.onnx")
-            (_static if static else _dynamic)(ready, target, model, task)
+            (_static if static else _dynamic)(ready, target, model, task, inputs)
     except Exception as error:  # the quantiser fails in many ways; each means: not this file
         said = f"cannot quantise {exported.name}: {root_line(error, 200)}; leave --int8 out"
         raise RunError(said) from error
@@ -57,17 +61,62 @@ def quantise(exported: Path, model: nn.Module, task: Task) -> Quantised:
 
 
 class OnnxModel(nn.Module):
-    """An ONNX file as a module that is called like the model it comes from; it gives its first output."""
+    """An ONNX file as a module that is called like the model it comes from, and answers in the same form.
 
-    def __init__(self, path: Path, model: nn.Module, threads: int = 1) -> None:
+    `inputs` are the example inputs that the file was written with: they give its inputs their order.
+    """
+
+    def __init__(self, path: Path, model: nn.Module, inputs: Any, threads: int = 1) -> None:
         super().__init__()
-        self._run, self._like = session(path, threads), [model]  # in a list: no submodule of this one
+        self._run, self._like, self._inputs = session(path, threads), [model], inputs  # in a list: no submodule
+        self._form: Any = None
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The outputs, the first one alone or as a tuple where there are several."""
-        given = TensorsOnly(self._like[0], (kwargs,) if kwargs else args).tensors
-        found = self._run([t.cpu() for t in given])
-        return found[0] if len(found) == 1 else tuple(found)
+        """What the file computes, in the model's own form of outputs."""
+        model = self._like[0]
+        found = self._run([t.cpu() for t in in_order(model, self._inputs, args, kwargs)])
+        if self._form is None:
+            with evaluating(model), without_cache(model):
+                self._form = tree_flatten(model(*args, **kwargs))
+        leaves, form = self._form
+        given = iter(found)
+        return tree_unflatten([next(given) if isinstance(x, Tensor) else x for x in leaves], form)
+
+
+def in_order(model: nn.Module, inputs: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Tensor, ...]:
+    """The tensors of a call in the order that example `inputs` have them in, however the call passes them.
+
+    Raises:
+        InputError: the call does not pass what the example does.
+    """
+    positional, keywords = arguments(model, inputs)
+    signature = inspect.signature(model.forward)
+    names, bound = [*signature.parameters][: len(positional)], signature.bind(*args, **kwargs)
+    names += [*keywords]
+    given = {**bound.arguments, **next((v for k, v in bound.arguments.items() if k == "kwargs"), {})}
+    lacking = [name for name in names if name not in given]
+    if lacking:
+        raise InputError(f"the task calls the model without {lacking[0]!r}, which its example inputs have")
+    return tuple(x for x in tree_leaves([given[name] for name in names]) if isinstance(x, Tensor))
+
+
+def convolves(model: nn.Module, inputs: Any) -> bool:
+    """Whether most products of weights are those of convolutions."""
+    products = {True: 0, False: 0}
+
+    def count(module: nn.Module, args: Any, out: Any) -> None:
+        if isinstance(out, Tensor) and isinstance(module.weight, Tensor):
+            rows = out.numel() // max(1, module.weight.shape[0])
+            products[isinstance(module, CONVOLUTIONS)] += rows * module.weight.numel()
+
+    hooks = [m.register_forward_hook(count) for m in model.modules() if isinstance(m, (*CONVOLUTIONS, nn.Linear))]
+    try:
+        with evaluating(model), without_cache(model):
+            call_model(model, inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return products[True] > products[False]
 
 
 def has_vnni() -> bool:
@@ -87,20 +136,20 @@ def _prepared(path: Path, target: Path) -> Path:
     return target
 
 
-def _dynamic(path: Path, target: Path, model: nn.Module, task: Task) -> None:
+def _dynamic(path: Path, target: Path, model: nn.Module, task: Task, inputs: Any) -> None:
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     kinds = {"per_channel": True, "reduce_range": not has_vnni(), "weight_type": QuantType.QInt8}
     quantize_dynamic(str(path), str(target), op_types_to_quantize=["MatMul", "Gemm"], **kinds)
 
 
-def _static(path: Path, target: Path, model: nn.Module, task: Task) -> None:
+def _static(path: Path, target: Path, model: nn.Module, task: Task, inputs: Any) -> None:
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 
     names = _input_names(path)
     kinds = {"per_channel": True, "reduce_range": not has_vnni(), "quant_format": QuantFormat.QDQ}
     types = {"activation_type": QuantType.QUInt8, "weight_type": QuantType.QInt8}
-    quantize_static(str(path), str(target), _reader(names, model, task), **kinds, **types)
+    quantize_static(str(path), str(target), _reader(names, model, task, inputs), **kinds, **types)
 
 
 def _input_names(path: Path) -> list[str]:
@@ -109,12 +158,12 @@ def _input_names(path: Path) -> list[str]:
     return [value.name for value in onnx.load(path, load_external_data=False).graph.input]
 
 
-def _reader(names: Sequence[str], model: nn.Module, task: Task) -> Any:
+def _reader(names: Sequence[str], model: nn.Module, task: Task, inputs: Any) -> Any:
     from onnxruntime.quantization import CalibrationDataReader
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]
         def __init__(self) -> None:
-            self._feeds = _feeds(names, model, task)
+            self._feeds = _feeds(names, model, task, inputs)
 
         def get_next(self) -> Mapping[str, Any] | None:
             return next(self._feeds, None)
@@ -122,11 +171,11 @@ def _reader(names: Sequence[str], model: nn.Module, task: Task) -> Any:
     return Reader()
 
 
-def _feeds(names: Sequence[str], model: nn.Module, task: Task) -> Iterator[Mapping[str, Any]]:
+def _feeds(names: Sequence[str], model: nn.Module, task: Task, inputs: Any) -> Iterator[Mapping[str, Any]]:
     """What the model is called with for samples of the calibration split, a batch at a time."""
     seen = 0
     for batch in task.split("calibration"):
-        for tensors in called_with(model, task, batch):
+        for tensors in called_with(model, task, prepare(batch, torch.device("cpu")), inputs):
             few = first_samples(tensors, SAMPLES - seen) if len(tensors[0]) > SAMPLES - seen else tensors
             seen += len(few[0])
             yield {name: t.detach().cpu().contiguous().numpy() for name, t in zip(names, few, strict=True)}
@@ -134,12 +183,12 @@ def _feeds(names: Sequence[str], model: nn.Module, task: Task) -> Iterator[Mappi
             return
 
 
-def called_with(model: nn.Module, task: Task, batch: Any) -> list[tuple[Tensor, ...]]:
-    """The tensors of every call of `model` while the task asks for its outputs on a batch."""
+def called_with(model: nn.Module, task: Task, batch: Any, inputs: Any) -> list[tuple[Tensor, ...]]:
+    """The tensors of every call of `model` while the task asks for its outputs on a batch, in the order of `inputs`."""
     calls: list[tuple[Tensor, ...]] = []
 
     def note(module: nn.Module, args: Any, kwargs: Any) -> None:
-        calls.append(TensorsOnly(module, (dict(kwargs),) if kwargs else args).tensors)
+        calls.append(in_order(module, inputs, args, kwargs))
 
     hook = model.register_forward_pre_hook(note, with_kwargs=True)
     try:

@@ -33,6 +33,8 @@ WEIGHTS, POLICY, FACTS, CARD = "model.safetensors", "policy.json", "apply.json",
 OLD_FACTS = "report.json"
 EXPORTS = ("model.onnx", "model.onnx.data", "model.int8.onnx", "model.pt2", CARD, "masks.safetensors")
 OURS = frozenset({WEIGHTS, POLICY, FACTS, OLD_FACTS, CONFIG, *TOKENIZER, *EXPORTS, *plugins.names("deploy")})
+OF_APPLY = ("request", "int8", "bytes", "failed", "folder")
+"""Facts of the folder that `apply` wrote, which are not those of another one."""
 Factory = Callable[[], Any]
 
 
@@ -76,14 +78,15 @@ def save(model: nn.Module, folder: str | Path) -> None:
         RunError: the disk is full.
     """
     origin, out = origin_of(model), Path(folder)
-    facts = dict(origin.facts)
+    facts = {key: value for key, value in origin.facts.items() if key not in OF_APPLY}
     if weights_fingerprint(model) != origin.weights:
-        facts |= dict.fromkeys(("test", "validation", "promised", "verification_error"))
+        facts |= dict.fromkeys(("test", "validation", "promised", "verification_error", "latency"))
         facts |= {"recipe": {"recipe": "your own"}}
     check_free(out)
+    beside = Path(str(origin.facts.get("folder", ""))) if origin.facts.get("folder") else None
     with whole_folder(out) as draft:
         write_model(model, origin.policy, draft)
-        told = {**facts, "files": [WEIGHTS, POLICY, *write_config(model, draft), FACTS, CARD]}
+        told = {**facts, "files": [WEIGHTS, POLICY, *write_config(model, draft, beside), FACTS, CARD]}
         write_facts(told, draft)
         (draft / CARD).write_text(card(told, point_of(model)), encoding="utf-8")
 
@@ -137,6 +140,16 @@ def check_free(out: Path) -> None:
         )
 
 
+def check_parent(out: Path) -> None:
+    """InputError unless `out` may hold a folder for each of several points: it is no file, and nobody's own folder."""
+    if out.exists() and not out.is_dir():
+        raise InputError(f"--out {out} is a file; choose a folder")
+    inside = {path.name for path in out.iterdir()} if out.exists() else set()
+    own = inside & {FACTS, OLD_FACTS, "study.journal", "front.csv", "job.yaml"}
+    if own:
+        raise InputError(f"--out {out} holds {min(own)!r}, and several points want a folder for themselves")
+
+
 def write_model(model: nn.Module, policy: str, folder: Path) -> None:
     """Weights and policy into an open draft of a folder."""
     save_file({k: v.contiguous().clone() for k, v in _tensors(model).items()}, folder / WEIGHTS)
@@ -184,7 +197,7 @@ def _cut(model: nn.Module, structure: Structure, point: Point, facts: Mapping[st
     """Cut `model` in place and fill it from the folder."""
     slim(model, structure, point.keep)
     load_weights(model, folder / WEIGHTS)
-    remember(model, point, facts, str(folder))
+    remember(model, point, {**facts, "folder": str(folder.resolve())}, str(folder))
     return model
 
 

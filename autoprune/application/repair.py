@@ -157,7 +157,8 @@ def _recovered(
         restore(evaluator.repaired(Ask(policy, "stitch")), start.weights)
     result = evaluator.recovered(recovery, last)
     if not result.helped:
-        warnings.warn(f"{last} steps of training did not make the model better, so it is as repaired", stacklevel=5)
+        before = "as repaired" if start is None else f"as {training.recovery} left it before them"
+        warnings.warn(f"{last} steps of training did not make the model better, so it is {before}", stacklevel=5)
     told = {"recipe": "full", "schedule": training.recovery, "steps": steps, "epochs": epochs, "seed": seed}
     return kept, {**told, "helped": result.helped}
 

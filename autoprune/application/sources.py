@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from autoprune import plugins
 from autoprune.criteria import Named
-from autoprune.errors import InputError
+from autoprune.errors import AutopruneError, InputError, one_line
 from autoprune.evaluator.settings import Settings
-from autoprune.files.job import Job
+from autoprune.files.job import Job, checked_task
 from autoprune.front import Base
 from autoprune.protocols import Task
 from autoprune.run.prepare import settings_of
@@ -72,6 +72,7 @@ def source_of_name(name: str, base: Base, weights: Path | None = None) -> Source
     made = _made(name, base, weights)
     told = {"task": None, "model": name}
     if hasattr(made, "build") and not isinstance(made, nn.Module):
+        made = checked_task(made, f"--model {name} returned")
         return Source(_weighted(made.build(), weights), made.example_inputs(), told, made, Settings())
     if not isinstance(made, nn.Module):
         raise InputError(
@@ -89,7 +90,8 @@ def drawn_inputs(described: Sequence[Mapping[str, Any]], model: nn.Module, seed:
     """
     draws = torch.Generator().manual_seed(seed)
     tokens = next((m.num_embeddings for m in model.modules() if isinstance(m, nn.Embedding)), 2)  # words come first
-    found = [(str(spec.get("name", "")), _drawn(spec, tokens, draws)) for spec in described]
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    found = [(str(spec.get("name", "")), _drawn(spec, tokens, draws).to(device)) for spec in described]
     if not found:
         raise InputError("the policy file does not say what its model is called with; give --task with a job")
     if all(name for name, _ in found):
@@ -102,7 +104,10 @@ def _made(name: str, base: Base, weights: Path | None) -> Any:
         pooled = any("pooler" in tensor for tensor in base.shapes)
         return _weighted(ModelFolder.open(Path(name), "--model").of_class(base.model, pooled), weights)
     if name.startswith(TIMM):
-        return network(name.removeprefix(TIMM), weights)[1]
+        try:
+            return network(name.removeprefix(TIMM), weights)[1]
+        except InputError as error:
+            raise InputError(str(error).replace("task.args.weights", "--weights")) from error
     if ":" in name:
         return _from_factory(name, weights)
     raise InputError(f"--model {name}: no such folder; it is {WAYS}")
@@ -112,8 +117,13 @@ def _from_factory(name: str, weights: Path | None) -> Any:
     factory = plugins.load_object(name)
     if not callable(factory):
         raise InputError(f"--model {name} is a {type(factory).__name__}; it must be a function that returns the model")
-    with torch.random.fork_rng(devices=[]):
-        made = factory()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            made = factory()
+    except AutopruneError:
+        raise
+    except Exception as error:  # a user's code may fail in any way
+        raise InputError(f"--model {name} fails: {one_line(error)}") from error
     return _weighted(made, weights) if isinstance(made, nn.Module) else made
 
 
@@ -126,11 +136,12 @@ def _weighted(model: nn.Module, weights: Path | None) -> nn.Module:
 def _drawn(spec: Mapping[str, Any], tokens: int, draws: torch.Generator) -> Tensor:
     dtype = getattr(torch, str(spec.get("dtype")), None)
     shape, name = spec.get("shape"), str(spec.get("name", ""))
-    if not isinstance(dtype, torch.dtype) or not isinstance(shape, Sequence):
+    sizes = list(shape) if isinstance(shape, list | tuple) else [0]
+    if not isinstance(dtype, torch.dtype) or not all(type(n) is int and n > 0 for n in sizes):
         raise InputError(f"the policy file describes an input as {dict(spec)}, which is no tensor")
     if dtype.is_floating_point:
-        return torch.randn(*shape, generator=draws, dtype=dtype)
+        return torch.randn(sizes, generator=draws, dtype=dtype)
     if "mask" in name or dtype == torch.bool:
-        return torch.ones(*shape, dtype=dtype)
+        return torch.ones(sizes, dtype=dtype)
     most = 1 if "type" in name or "position" in name else tokens
-    return torch.randint(0, most, tuple(shape), generator=draws).to(dtype)
+    return torch.randint(0, most, sizes, generator=draws).to(dtype)

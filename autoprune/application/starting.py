@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
+from autoprune import plugins
 from autoprune.database.batches import Parts, StatisticsOnly
 from autoprune.database.build import build_database
 from autoprune.errors import RunError
@@ -68,19 +70,29 @@ def started(recovery: Watched, bench: Bench, policy: Policy, keep: Kept, steps: 
         InputError: what the recovery refuses.
     """
     made = recovery.recovery
-    if isinstance(made, PathRecovery):
-        return _along(made.path(bench.structure, policy), recovery, bench, steps, seed)
-    if isinstance(made, SparseRecovery):
+    if callable(getattr(made, "path", None)) and isinstance(made, PathRecovery):
+        with _told(recovery):
+            path = [*made.path(bench.structure, policy)]
+        return _along(path, recovery, bench, steps, seed)
+    if callable(getattr(made, "before", None)) and isinstance(made, SparseRecovery):
         model, first = copied(bench.dense), max(1, int(made.share * steps))
-        _trained(made.before(model, bench.dense, bench.structure.groups, bench.task, first, seed), "before the cut")
+        with _told(recovery):
+            training = made.before(model, bench.dense, bench.structure.groups, bench.task, first, seed)
+            _trained(training, "before the cut")
         small, kept = bench.cut(model, policy, None)
         return Start(weights_of(small), kept, max(1, steps - first))
-    if isinstance(made, RewoundRecovery):
+    if callable(getattr(made, "start", None)) and isinstance(made, RewoundRecovery):
         early = copied(bench.dense)
-        made.start(early)
+        with _told(recovery):
+            made.start(early)
         slim(early, bench.structure, keep)
         return Start(weights_of(early), keep, steps)
     return None
+
+
+def _told(recovery: Watched) -> AbstractContextManager[None]:
+    """What a recovery does wrong names it."""
+    return plugins.calling("recovery", recovery.name, "before its last training", spared=(ArithmeticError, RunError))
 
 
 def _along(path: Sequence[Policy], recovery: Watched, bench: Bench, steps: int, seed: int) -> Start:

@@ -16,6 +16,7 @@ from autoprune.exports.onnx import session
 from autoprune.latency.runtime_here import RuntimeHere, batched, device_name, resolve
 from autoprune.latency.timing import clock_of, measure_ratios
 from autoprune.tracing.eval_mode import evaluating, without_cache
+from autoprune.tracing.inputs import batch_size as size_of
 from autoprune.tracing.inputs import example_tuple
 from autoprune.tracing.one_thread import one_thread
 
@@ -24,21 +25,27 @@ SECONDS = 1.0
 
 
 @one_thread()
-def latency_facts(dense: nn.Module, small: nn.Module, inputs: Any, runtime: str, batch_size: int = 1) -> dict[str, Any]:
+def latency_facts(
+    dense: nn.Module, small: nn.Module, inputs: Any, runtime: str, batch_size: int = 1
+) -> dict[str, Any] | str:
     """Latency of `small` over that of `dense`, median and interquartile range over rounds, as apply.json keeps it.
 
-    A runtime that does not take the model gives way to eager mode, and `instead_of` says so.
+    A runtime that does not take the model gives way to eager mode, and a model that wants the samples of its example
+    together gets them; `instead_of` says so. A line where it cannot be timed at all.
     """
-    device = next((p.device for p in dense.parameters()), torch.device("cpu"))
-    here = resolve(runtime, device)
+    device, own = next((p.device for p in dense.parameters()), torch.device("cpu")), size_of(inputs)
+    first = resolve(runtime, device)
+    ways = dict.fromkeys((name, size) for size in (batch_size, own) for name in (first.name, "eager"))
+    said = ""
     with evaluating(dense), evaluating(small), without_cache(dense), without_cache(small):
-        try:
-            return _measured(here, dense, small, inputs, batch_size)
-        except InputError as error:
-            if here.name == "eager":
-                raise
-            found = _measured(resolve("eager", device), dense, small, inputs, batch_size)
-            return {**found, "instead_of": f"{here.name}: {error}"}
+        for name, size in ways:
+            try:
+                found = _measured(resolve(name, device), dense, small, example_tuple(inputs), size)
+            except InputError as error:
+                said = said or str(error)
+            else:
+                return {**found, "instead_of": said} if said else found
+    return said
 
 
 @one_thread()

@@ -311,7 +311,8 @@ def apply(  # noqa: PLR0913  # the options of the command line
     source = model if task is None else _load(task, None)
     assert source is not None
 
-    from autoprune.application.delivery import Order, apply_file
+    from autoprune.application.delivery import apply_file
+    from autoprune.application.order import Order
 
     order = Order(weights, training, criterion, _words(export), int8, deploy)
     report_ = apply_file(policy, source, at, out, order)

@@ -29,6 +29,8 @@ class Rewind:
     ) -> None:
         if weights is None:
             raise InputError("recovery.options: rewind needs weights, an early checkpoint of the dense model")
+        if not Path(weights).is_file():
+            raise InputError(f"recovery.options: rewind: no weights file {weights}")
         self._weights, self._distilled = Path(weights), Distilled(learning_rate, distillation, loss)
 
     def start(self, model: nn.Module) -> None:

@@ -13,6 +13,7 @@ from autoprune.evaluator.fidelity import AUTO
 from autoprune.protocols import Progress, Task
 from autoprune.recovery._distilled import Distilled
 from autoprune.structure import Group
+from autoprune.tracing.wiring import batch_norms
 
 Penalty = Literal["group_lasso", "bn_l1"]
 
@@ -79,9 +80,10 @@ class _Atoms:
     def of(model: nn.Module, group: Group, role: str) -> _Atoms | None:
         """The group's parameters of a role that all its atoms share; of vectors that are carried, the scales."""
         held, pieces = dict(model.named_parameters()), []
+        scales = {f"{name}.weight" for name in batch_norms(model)}
         for part in group.slices:
             fits = part.role == role and part.first == 0 and part.count is None and part.tensor in held
-            if fits and (role == "produce" or part.tensor.endswith("weight")):
+            if fits and (role == "produce" or part.tensor in scales):
                 parameter = held[part.tensor]
                 where = torch.tensor([list(part.positions(a)) for a in range(group.width)], device=parameter.device)
                 pieces.append((parameter, part.dim, where))

@@ -108,7 +108,8 @@ def undropped(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tens
 
 def same_rows(func: Any, args: Sequence[Any], out: Any) -> bool:
     """Whether a call only gives rows of features another shape, as GPT-2's Conv1D does around its product."""
-    return func in _RESHAPES and isinstance(args[0], Tensor) and bool(args[0].shape[-1:] == out.shape[-1:])
+    x = args[0] if args else None  # by keyword it is another thing, which is left alone
+    return func in _RESHAPES and isinstance(x, Tensor) and bool(x.shape[-1:] == out.shape[-1:])
 
 
 def run_folded(call: Call, norm: NormCall) -> Tensor:

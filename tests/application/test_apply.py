@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 import autoprune
-from autoprune.application.delivery import Order, apply_file
+from autoprune.application.delivery import apply_file
+from autoprune.application.order import Order
 from autoprune.application.training import Training
 from autoprune.errors import InputError
 from autoprune.evaluator.tiers import TieredEvaluator

@@ -13,10 +13,12 @@ from safetensors.torch import save_file
 from torch import nn
 
 import autoprune
-from autoprune.application.delivery import Order, apply_file
+from autoprune.application import delivery
+from autoprune.application.delivery import apply_file
+from autoprune.application.order import Order
 from autoprune.application.sources import drawn_inputs, source_of_name
 from autoprune.application.training import Training
-from autoprune.errors import InputError
+from autoprune.errors import InputError, RunError
 from autoprune.files.job import Job
 from autoprune.files.policy_file import load_front
 from tests.golden_models import mixed
@@ -45,7 +47,9 @@ def test_several_points_have_a_folder_each_and_finished_ones_are_kept(
     assert {p.name for p in tmp_path.iterdir()} == {first, second}
     stamps = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
     (tmp_path / second / "model.safetensors").unlink()  # as if that one were not finished
-    told = apply_file(policy, the_job, [first, second, first], tmp_path, Order(training=NONE))
+    order = Order(training=NONE)
+    with pytest.warns(UserWarning, match="was finished by the same command before"):
+        told = apply_file(policy, the_job, [first, second, first], tmp_path, order)
     assert list(told["points"]) == [first, second]
     assert told["points"][first] == json.loads((tmp_path / first / "apply.json").read_text())
     again = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
@@ -161,3 +165,89 @@ def test_inputs_are_drawn_as_the_file_describes_them() -> None:
         drawn_inputs([{"shape": [1], "dtype": "os"}], model)
     with pytest.raises(InputError, match="does not say what its model is called with"):
         drawn_inputs([], model)
+
+
+def test_what_cannot_be_timed_or_exported_costs_itself_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    point = load_front(GOLDEN)[0]
+
+    def untimed(*_: object) -> str:
+        return "it does not run for one sample"
+
+    monkeypatch.setattr(delivery, "latency_facts", untimed)
+    order = Order(export=("pt2", f"{__name__}:Broken"))
+    with (
+        pytest.warns(UserWarning, match="only slices"),
+        pytest.raises(RunError, match=r"cannot export to .*:Broken: .*no luck; .*small holds all else"),
+    ):
+        apply_file(GOLDEN, MIXED, point.id, tmp_path / "small", order)
+    facts = json.loads((tmp_path / "small" / "apply.json").read_text())
+    assert (facts["latency"], facts["untimed"]) == (None, "it does not run for one sample")
+    assert "request" not in facts, "the same command tries again"
+    assert {Path(f).name for f in facts["files"]} == {p.name for p in (tmp_path / "small").iterdir()}
+    assert (tmp_path / "small" / "model.pt2").exists()
+    assert "**Not written**: cannot export" in (tmp_path / "small" / "README.md").read_text()
+
+
+class Broken:
+    suffix = "broken"
+
+    def __call__(self, model: nn.Module, inputs: object, path: Path) -> None:
+        raise ValueError("no luck")
+
+
+@SLICED
+def test_a_points_id_from_a_file_is_no_path(tmp_path: Path) -> None:
+    data = json.loads(GOLDEN.read_text())
+    data["points"][0]["id"] = str(tmp_path / "escaped")
+    (tmp_path / "policy.json").write_text(json.dumps(data))
+    with pytest.raises(InputError, match="which names no folder"):
+        apply_file(tmp_path / "policy.json", MIXED, ["knee", data["points"][0]["id"]], tmp_path / "out")
+    assert not (tmp_path / "escaped").exists()
+
+
+@SLICED
+def test_several_points_want_a_folder_for_themselves_and_say_so_first(tmp_path: Path) -> None:
+    point = load_front(GOLDEN)[0]
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="is a file; choose a folder"):
+        apply_file(GOLDEN, MIXED, [point.id, "knee"], tmp_path / "file")
+    apply_file(GOLDEN, MIXED, point.id, tmp_path / "small")
+    with pytest.raises(InputError, match=r"holds 'apply.json', and several points want a folder for themselves"):
+        apply_file(GOLDEN, MIXED, [point.id, "knee"], tmp_path / "small")
+    twice = apply_file(GOLDEN, MIXED, [point.id, point.id], tmp_path / "both")
+    assert list(twice["points"]) == [point.id]
+    assert (tmp_path / "both" / point.id / "model.safetensors").exists()
+
+
+@SLICED
+def test_a_command_whose_files_have_changed_is_another_one(tmp_path: Path) -> None:
+    at = load_front(GOLDEN)[0].id
+    path = tmp_path / "w.safetensors"
+    save_file(mixed().state_dict(), path)
+    order = Order(weights=path)
+    first = apply_file(GOLDEN, MIXED, at, tmp_path / "small", order)
+    save_file({k: v + 1 if v.is_floating_point() else v for k, v in mixed().state_dict().items()}, path)
+    with pytest.raises(InputError, match="has other weights than the policy was found on"):
+        apply_file(GOLDEN, MIXED, at, tmp_path / "small", order)
+    assert json.loads((tmp_path / "small" / "apply.json").read_text()) == first
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("tests.application.test_delivery:fails", r"--model .*:fails fails: ZeroDivisionError"),
+        ("tests.application.test_delivery:Half", "returned a Half without"),
+    ],
+)
+def test_a_factory_that_fails_or_makes_half_a_task_is_one_line(name: str, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        source_of_name(name, load_front(GOLDEN).base)
+
+
+def fails() -> nn.Module:
+    raise ZeroDivisionError
+
+
+class Half:
+    def build(self) -> nn.Module:
+        return mixed()

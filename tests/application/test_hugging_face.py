@@ -70,6 +70,8 @@ def test_a_config_that_names_no_class_of_transformers_is_one_line(tmp_path: Path
     path.write_text(json.dumps({**told, "autoprune": {**told["autoprune"], "class": "os.system"}}))
     with pytest.raises(InputError, match=r"names the class 'os.system', which transformers does not have"):
         autoprune.load(tmp_path / "small")
+    path.write_text(json.dumps({**told, "attn_implementation": "org/kernel", "auto_map": {"AutoModel": "x.Y"}}))
+    assert autoprune.load(tmp_path / "small").config._attn_implementation in ("sdpa", "eager")
     path.write_text(json.dumps({**told, "hidden_size": "wide"}))
     with pytest.raises(InputError, match="transformers cannot build BertModel from it"):
         autoprune.load(tmp_path / "small")

@@ -11,13 +11,15 @@ import pytest
 import torch
 from torch import nn
 
-from autoprune.application.delivery import Order, apply_file
-from autoprune.application.int8 import OnnxModel, called_with, quantise
+from autoprune.application.delivery import apply_file
+from autoprune.application.int8 import OnnxModel, called_with, convolves, quantise
+from autoprune.application.order import Order
 from autoprune.application.training import Training
 from autoprune.errors import InputError, RunError
 from autoprune.exports import export
 from autoprune.files.job import Job
 from tests.small import RandomTask, world
+from tests.transformer_models import MODELS
 
 pytestmark = [
     pytest.mark.skipif(
@@ -38,11 +40,11 @@ def test_it_answers_about_as_the_float_model_does_and_is_smaller(way: str, tmp_p
     task = world("projection").task if way == "static" else linear()
     model = task.build().eval()
     (path,) = export(model, task.example_inputs(), ["onnx"], tmp_path)
-    found = quantise(path, model, task)
+    found = quantise(path, model, task, task.example_inputs())
     assert (found.way, found.path.name) == (way, "model.int8.onnx")
     (x, _) = next(iter(task.split("test")))
     with torch.no_grad():
-        wanted, got = model(x), OnnxModel(found.path, model)(x)
+        wanted, got = model(x), OnnxModel(found.path, model, task.example_inputs())(x)
     error = float((got - wanted).norm() / wanted.norm())
     assert 0.0 < error < 0.1
     assert got.shape == wanted.shape
@@ -52,7 +54,7 @@ def test_a_file_that_is_none_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(b"no such thing")
     task = linear()
     with pytest.raises(RunError, match=r"cannot quantise model.onnx: .*; leave --int8 out") as caught:
-        quantise(tmp_path / "model.onnx", task.build(), task)
+        quantise(tmp_path / "model.onnx", task.build(), task, task.example_inputs())
     assert "\n" not in str(caught.value)
 
 
@@ -64,7 +66,7 @@ def test_what_a_model_is_called_with_is_seen_also_by_keywords() -> None:
 
     task = ByName(nn.Sequential(nn.Linear(4, 2)).eval(), (4,))
     batch = next(iter(task.split("test")))
-    ((seen,),) = called_with(task.model, task, batch)
+    ((seen,),) = called_with(task.model, task, batch, task.example_inputs())
     assert np.array_equal(seen.numpy(), batch[0].numpy())
 
 
@@ -86,3 +88,15 @@ def test_apply_writes_scores_and_times_it_and_the_card_tells(finished_run: Path,
     golden = Path(__file__).parents[1] / "goldens" / "0.1.0" / "mixed.json"
     with pytest.raises(InputError, match="--int8 finds the ranges of activations on data"):
         apply_file(golden, "tests.golden_models:mixed", "knee", tmp_path / "other", Order(int8=True))
+
+
+def test_a_file_answers_in_the_form_of_its_model_and_a_vision_transformer_is_dynamic(tmp_path: Path) -> None:
+    for name, read in (("bert", lambda out: out[0]), ("vit", lambda out: out.logits)):
+        model, inputs = MODELS[name].build(), MODELS[name].example()
+        (path,) = export(model, inputs, ["onnx"], tmp_path / name)
+        file, given = OnnxModel(path, model, inputs), inputs if isinstance(inputs, dict) else inputs[0]
+        with torch.no_grad():
+            turned = dict(reversed(given.items())) if isinstance(given, dict) else {}
+            wanted, got = (read(m(**turned) if turned else m(given)) for m in (model, file))
+        torch.testing.assert_close(got, wanted, rtol=1e-3, atol=1e-4)
+        assert not convolves(model, inputs)

@@ -16,7 +16,7 @@ from torch import nn
 from autoprune.application.starting import Bench, Start, started
 from autoprune.criteria import build_criterion
 from autoprune.database.batches import Parts
-from autoprune.errors import RunError
+from autoprune.errors import InputError, RunError
 from autoprune.evaluator.prepared import prepared_model, prepared_parts
 from autoprune.evaluator.settings import Settings
 from autoprune.policy import Policy
@@ -26,7 +26,7 @@ from autoprune.recovery.iterative import Iterative
 from autoprune.recovery.sparse_first import SparseFirst
 from autoprune.tracing.copies import copied
 from autoprune.tracing.slim import slim
-from tests.small import World, world
+from tests.small import World, world, world_of
 
 STEPS = 12
 
@@ -131,3 +131,22 @@ class Diverging(Iterative):
 def test_a_training_on_the_way_that_diverges_is_one_line(bench: Bench, w: World) -> None:
     with pytest.raises(RunError, match=r"in round 1 of 3 diverged .*set a lower recovery.options.learning_rate"):
         started(Watched("diverging", Diverging()), bench, halved(w), kept(w), STEPS, 0)
+
+
+def test_bn_l1_shrinks_scales_of_batch_norms_and_nothing_else() -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        net = nn.Sequential(
+            *(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1, groups=8)),
+            *(nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 16, 4)),
+        )
+        slopes = nn.Sequential(nn.Linear(6, 8), nn.PReLU(8), nn.Linear(8, 3))
+    w = world_of(net.eval(), (3, 4, 4), 64)
+    model, recovery = copy.deepcopy(w.model), SparseFirst(penalty="bn_l1", strength=50.0, learning_rate=0.01)
+    list(recovery.before(model, w.model, w.structure.groups, w.task, 20, 0))
+    shrunk, held = model.state_dict(), w.model.state_dict()
+    assert float(shrunk["1.weight"].norm()) < 0.1 * float(held["1.weight"].norm())
+    assert float(shrunk["3.weight"].norm()) > 0.5 * float(held["3.weight"].norm())
+    other = world_of(slopes.eval(), (6,), 64)
+    with pytest.raises(InputError, match="bn_l1 needs batch norms behind the groups"):
+        recovery.before(copy.deepcopy(other.model), other.model, other.structure.groups, other.task, 4, 0)

@@ -14,7 +14,8 @@ from torch import nn
 
 import autoprune
 from autoprune.allocation.polynomial import macs_polynomial
-from autoprune.application.delivery import Order, apply_file
+from autoprune.application.delivery import apply_file
+from autoprune.application.order import Order
 from autoprune.deploy import misfits, searched
 from autoprune.errors import InputError
 from autoprune.families import analyze
@@ -83,9 +84,7 @@ def test_a_point_that_does_not_fit_names_the_layers_and_the_nearest_width(tmp_pa
     dense, inputs = small.build(), small.example()
     front = front_over(dense, inputs)
     save_front(front, tmp_path / "policy.json")
-    with pytest.raises(
-        InputError, match=r"hf-uniform cannot hold point p00: .* the nearest that fits is "
-    ):
+    with pytest.raises(InputError, match=r"hf-uniform cannot hold point p00: .* the nearest that fits is "):
         apply_file(tmp_path / "policy.json", "os:getcwd", "p00", tmp_path / "small", Order(deploy="hf-uniform"))
     with pytest.raises(InputError, match="unknown container 'tensort'; did you mean 'tensorrt'"):
         apply_file(tmp_path / "policy.json", "os:getcwd", "p00", tmp_path / "small", Order(deploy="tensort"))

@@ -51,3 +51,16 @@ def test_a_conv_that_is_called_twice_says_so() -> None:
     family = FAMILIES["shared"]
     sites = find_sites(family.build().eval(), family.inputs())
     assert any(site.calls > 1 and not site.closes and site.norm is None for site in sites.values())
+
+
+def test_a_reshape_that_is_called_by_keyword_closes_nothing_and_fails_nothing() -> None:
+    class ByName(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.head = nn.Conv2d(3, 4, 1), nn.Linear(4 * 25, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(torch.flatten(input=self.conv(x).relu(), start_dim=1))
+
+    sites = find_sites(ByName().eval(), (torch.randn(2, 3, 5, 5),))
+    assert not any(site.closes for site in sites.values())

@@ -1,0 +1,69 @@
+"""What a user orders of `apply` beside the points, and what tells that a folder is just that."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from autoprune import plugins
+from autoprune.application.training import Training
+from autoprune.files.job import Job
+from autoprune.version import __version__
+
+REQUEST = "request"
+"""The key of apply.json that says which order made the folder."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is wanted of every point: other weights, a training, a criterion of the user's own, exports.
+
+    `int8` quantises the ONNX export, which it implies; `deploy` names a container that every point must fit.
+    """
+
+    weights: Path | None = None
+    training: Training = field(default_factory=Training)
+    criterion: str | None = None
+    export: tuple[str, ...] = ()
+    int8: bool = False
+    deploy: str | None = None
+
+
+def request_of(policy_path: Path, model: Job | str, point: str, order: Order) -> str:
+    """What decides the contents of a folder, as far as the command and the files that it names tell."""
+    said: tuple[Any, ...] = (model,) if isinstance(model, str) else (model.sha256, model.plain()["task"])
+    own = [name for name in (order.criterion, order.training.schedule) if name and ":" in name]
+    if isinstance(model, str) and ":" in model and not model.startswith("timm:"):
+        own.append(model)
+    sources = [plugins.source_digest(plugins.load_object(name)) for name in own]
+    named = _values([*said, order.weights, dict(order.training.options)])
+    files = sorted((str(value), _stamp(Path(value))) for value in named if _is_there(value))
+    told = (__version__, policy_path.read_bytes(), said, point, order, sources, files)
+    return f"sha256:{hashlib.sha256(repr(told).encode()).hexdigest()}"
+
+
+def _values(held: Any) -> Iterator[str | Path]:
+    """All words and paths in a tree of plain values."""
+    if isinstance(held, str | Path):
+        yield held
+    elif isinstance(held, dict):
+        yield from _values(list(held.values()))
+    elif isinstance(held, list | tuple):
+        for value in held:
+            yield from _values(value)
+
+
+def _is_there(value: str | Path) -> bool:
+    try:
+        return (Path(value).is_absolute() and Path(value).exists()) or isinstance(value, Path) or Path(value).is_dir()
+    except OSError:  # a word that is too long for a name
+        return False
+
+
+def _stamp(path: Path) -> list[tuple[str, int, int]]:
+    """Size and time of a file, or of those in a folder."""
+    inside = [path] if path.is_file() else sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else []
+    return [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in inside]
