@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from autoprune.errors import root_line
 from autoprune.exports import TensorsOnly, compare, free_batch, other_samples
 from autoprune.tracing.inputs import batch_size
+from autoprune.tracing.quiet import quiet
 
 
 class Onnx:
@@ -72,8 +73,7 @@ def session(path: Path, threads: int = 0) -> Callable[[Sequence[Tensor]], list[T
 def _by_dynamo(model: nn.Module, inputs: tuple[Any, ...], path: Path) -> None:
     positional, keywords, shapes = free_batch(model, inputs)
     taken = (*positional, {}) if positional and isinstance(positional[-1], dict) else positional  # else: keywords
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter warns about its own internals
+    with quiet():
         program = torch.onnx.export(model, taken, kwargs=keywords, dynamo=True, dynamic_shapes=shapes, verbose=False)
         assert program is not None
         program.save(path)
@@ -84,6 +84,5 @@ def _by_torchscript(model: nn.Module, inputs: tuple[Any, ...], path: Path) -> No
     names = [f"input_{i}" for i in range(len(plain.tensors))]
     batch = batch_size(inputs)
     free = {n: {0: "batch"} for n, x in zip(names, plain.tensors, strict=True) if x.shape[:1] == (batch,)}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with quiet():
         torch.onnx.export(plain, plain.tensors, path, dynamo=False, input_names=names, dynamic_axes=free)

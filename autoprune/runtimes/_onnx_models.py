@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 from autoprune.tracing.copies import float_tensors
 from autoprune.tracing.eval_mode import without_cache
 from autoprune.tracing.inputs import arguments, batch_size, call_model
+from autoprune.tracing.quiet import quiet
 from autoprune.tracing.stand_ins import StandIn
 
 TOLERANCE = 1e-3
@@ -86,17 +85,10 @@ def recut(graph: bytes, model: nn.Module, batch: int) -> bytes:
 
 def exported(model: nn.Module, inputs: Sequence[Any]) -> bytes:
     """The model as ONNX for the batch size of `inputs`, its tensors by their own names: not optimised yet."""
-    log = logging.getLogger("torch.onnx")
-    level = log.level
-    log.setLevel(logging.ERROR)  # it reports packages that nobody asked for
-    try:
-        positional, keywords = arguments(model, tuple(inputs))
-        taken = (*positional, {}) if positional and isinstance(positional[-1], dict) else positional  # else: keywords
-        with warnings.catch_warnings(), torch.no_grad(), without_cache(model):
-            warnings.simplefilter("ignore")  # the exporter warns about its own internals
-            program = torch.onnx.export(model, taken, kwargs=keywords, dynamo=True, verbose=False, optimize=False)
-    finally:
-        log.setLevel(level)
+    positional, keywords = arguments(model, tuple(inputs))
+    taken = (*positional, {}) if positional and isinstance(positional[-1], dict) else positional  # else: keywords
+    with quiet(), torch.no_grad(), without_cache(model):
+        program = torch.onnx.export(model, taken, kwargs=keywords, dynamo=True, verbose=False, optimize=False)
     assert program is not None
     return bytes(program.model_proto.SerializeToString())
 
@@ -106,8 +98,7 @@ def optimised(graph: bytes) -> bytes:
     import onnx
     from onnxscript import optimizer
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with quiet():
         return bytes(optimizer.optimize(onnx.load_from_string(graph)).SerializeToString())
 
 
