@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import shutil
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,10 @@ import torch
 from torch import nn
 
 from autoprune.errors import InputError, RunError, one_line
+from autoprune.files.whole import read_mapping
+from autoprune.tasks._hugging_face import without_pooler
 from autoprune.tasks._libraries import TEXTS, unusable
+from autoprune.tasks._weights import untraced
 from autoprune.tracing.copies import float_tensors
 from autoprune.tracing.eval_mode import evaluating
 from autoprune.tracing.inputs import call_model
@@ -63,7 +64,7 @@ def dense_from_config(folder: Path) -> nn.Module | None:
     path = folder / CONFIG
     if not path.is_file():
         return None
-    told = _read(path)
+    told = read_mapping(path)
     own = told.pop(KEY, None)
     for key in FOREIGN & told.keys():
         del told[key]
@@ -79,8 +80,8 @@ def dense_from_config(folder: Path) -> nn.Module | None:
     kind = str(told.pop("model_type", ""))
     try:
         config = transformers.AutoConfig.for_model(kind, **told)
-        bare = {} if own.get("pooler", True) else _without_pooler(made)
-        with torch.random.fork_rng(devices=[]):
+        bare = {} if own.get("pooler", True) else without_pooler(made)
+        with untraced():
             model: nn.Module = made(config, **bare)
     except Exception as error:  # a file may be wrong in any way
         raise InputError(
@@ -105,17 +106,3 @@ def read_back(folder: Path, model: nn.Module, inputs: Any) -> None:
     for mine, theirs in zip(got, wanted, strict=False):
         if mine.shape != theirs.shape or not torch.allclose(mine, theirs, rtol=1e-3, atol=1e-4):
             raise RunError(f"{folder.name}: what transformers reads back computes something else")
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} is damaged: {one_line(error, 120)}") from error
-    if not isinstance(found, Mapping):
-        raise InputError(f"{path} is damaged: it holds no mapping")
-    return dict(found)
-
-
-def _without_pooler(made: type) -> dict[str, bool]:
-    return {"add_pooling_layer": False} if "add_pooling_layer" in inspect.signature(made).parameters else {}

@@ -19,7 +19,7 @@ from autoprune.application.match import difference, matching
 from autoprune.errors import InputError
 from autoprune.files.job import Job
 from autoprune.files.policy_file import front_text, load_front, read_front
-from autoprune.files.whole import whole_folder
+from autoprune.files.whole import read_mapping, whole_folder
 from autoprune.front import Front, Point
 from autoprune.structure import Op, Structure, TensorSpec
 from autoprune.tasks._weights import load_weights
@@ -184,13 +184,7 @@ def read_facts(folder: Path) -> Mapping[str, Any]:
     path = next((folder / name for name in (FACTS, OLD_FACTS) if (folder / name).is_file()), None)
     if path is None:
         return {}
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} is damaged: {error}") from error
-    if not isinstance(found, dict):
-        raise InputError(f"{path} is damaged: it holds no mapping")
-    return found
+    return read_mapping(path)
 
 
 def _cut(model: nn.Module, structure: Structure, point: Point, facts: Mapping[str, Any], folder: Path) -> nn.Module:

@@ -19,7 +19,7 @@ from autoprune.front import Base
 from autoprune.protocols import Task
 from autoprune.run.prepare import settings_of
 from autoprune.tasks._hugging_face import ModelFolder
-from autoprune.tasks._weights import fill, read_checkpoint
+from autoprune.tasks._weights import fill, read_checkpoint, untraced
 from autoprune.tasks.timm import network
 
 TIMM = "timm:"
@@ -55,8 +55,7 @@ def source_of_job(job: Job, weights: Path | None = None) -> Source:
     task = job.build_task()
     model = _weighted(task.build(), weights)
     told, clocked = {"task": job.plain()["task"]}, (job.latency.runtime, job.latency.batch_size)
-    named = job.criterion_named
-    folder = job.plain()["task"].get("args", {}).get("model")
+    named, folder = job.criterion_named, told["task"].get("args", {}).get("model")
     origin = Path(folder) if isinstance(folder, str) and Path(folder).is_dir() else None
     return Source(model, task.example_inputs(), told, task, settings_of(job), *clocked, named, origin)
 
@@ -118,7 +117,7 @@ def _from_factory(name: str, weights: Path | None) -> Any:
     if not callable(factory):
         raise InputError(f"--model {name} is a {type(factory).__name__}; it must be a function that returns the model")
     try:
-        with torch.random.fork_rng(devices=[]):
+        with untraced():
             made = factory()
     except AutopruneError:
         raise

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from autoprune.exports import TensorsOnly, compare, free_batch, other_samples
+from autoprune.tracing.quiet import quiet
 
 
 class Openvino:
@@ -24,8 +24,7 @@ class Openvino:
         import openvino
 
         plain = TensorsOnly(model, inputs).eval()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch.export warns about its own internals
+        with quiet():
             _, _, shapes = free_batch(plain, plain.tensors)
             program = torch.export.export(plain, plain.tensors, dynamic_shapes=(shapes,))
             converted = openvino.convert_model(program)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from torch import nn
 
 from autoprune.exports import compare, free_batch, other_samples
 from autoprune.tracing.inputs import call_model
+from autoprune.tracing.quiet import quiet
 
 
 class Pt2:
@@ -21,8 +21,7 @@ class Pt2:
     def __call__(self, model: nn.Module, inputs: tuple[Any, ...], path: Path) -> Any:
         """Write, load and run: on the inputs, and on other ones with one sample more."""
         positional, keywords, shapes = free_batch(model, inputs)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch.export warns about its own internals
+        with quiet():
             program = torch.export.export(model, positional, keywords, dynamic_shapes=shapes)
             torch.export.save(program, path)
             loaded = torch.export.load(path).module()

@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from autoprune.errors import InputError, RunError
 
@@ -98,6 +99,21 @@ def write_whole(path: Path, text: str) -> None:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """The JSON mapping in a file.
+
+    Raises:
+        InputError: it cannot be read, or holds something else.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} is damaged: {error}") from error
+    if not isinstance(found, dict):
+        raise InputError(f"{path} is damaged: it holds no mapping")
+    return found
 
 
 def whole_lines(content: bytes) -> bytes:

@@ -122,7 +122,7 @@ class ModelFolder:
             with _quiet(library), untraced():
                 config = library.AutoConfig.from_pretrained(self.path, **local)
                 made = getattr(library, auto)
-                bare = {} if pooler else _without_pooler(made, config)
+                bare = {} if pooler else without_pooler(made, config)
                 model, info = made.from_pretrained(self.path, config=config, **bare, **loading)
         except Exception as error:  # a file may be wrong in any way
             raise InputError(f"transformers cannot load {self.path} by {auto}: {one_line(error)}") from error
@@ -230,7 +230,7 @@ def _library(what: str) -> Any:
     return transformers
 
 
-def _without_pooler(kind: Any, config: Any) -> dict[str, bool]:
+def without_pooler(kind: Any, config: Any = None) -> dict[str, bool]:
     """The argument that leaves a pooler out, where the model has one: what a folder often lacks, and nobody reads."""
     made = getattr(kind, "_model_mapping", {}).get(type(config), None) if hasattr(kind, "_model_mapping") else kind
     classes: Sequence[Any] = made if isinstance(made, tuple) else (made,)
