@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from autoprune.errors import InputError, did_you_mean
+from autoprune.matrices import with_precisions
 from autoprune.structure import Group, Structure
 
 Step = int | Literal["auto"]
@@ -26,7 +27,8 @@ class Space:
     `granularity` lists the kinds that are searched, `auto` all structured ones that the model has; `max_sparsity` is
     the largest share of a group's atoms that may go (of blocks, which are one atom each, only where an override says
     so; one that holds an excluded group stays as well), `multiple_of` the step of the widths in channels (`auto`
-    leaves at most 32 widths a group), `overrides` maps a glob to other values of these two.
+    leaves at most 32 widths a group), `overrides` maps a glob to other values of these two. `bits` are the precisions
+    that weights may have, 32 among them; none where it is empty. They are searched whatever `granularity` says.
     """
 
     granularity: tuple[str, ...] = (AUTO,)
@@ -35,6 +37,7 @@ class Space:
     multiple_of: Step = "auto"
     max_sparsity: float = 0.9
     overrides: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    bits: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "overrides", MappingProxyType({k: dict(v) for k, v in self.overrides.items()}))
@@ -48,11 +51,15 @@ class Space:
 
     def settings(self, name: str) -> tuple[Step, float]:
         """(multiple_of, max_sparsity) of the group called `name`."""
+        return self._settings(self.overridden(name))
+
+    def overridden(self, name: str) -> dict[str, Any]:
+        """What the overrides say of the group called `name`."""
         values: dict[str, Any] = {}
         for glob, override in self.overrides.items():
             if fnmatchcase(name, glob):
                 values |= override
-        return self._settings(values)
+        return values
 
     def _settings(self, values: Mapping[str, Any]) -> tuple[Step, float]:
         return values.get("multiple_of", self.multiple_of), values.get("max_sparsity", self.max_sparsity)
@@ -64,6 +71,8 @@ def restrict(structure: Structure, space: Space) -> Structure:
     Raises:
         InputError: a glob matches no group (the message lists the names), or no group is left to search.
     """
+    if space.bits:
+        structure = with_precisions(structure, space.bits)
     if structure.groups:
         _check_globs(structure, space)
         _check_kinds(structure, space)
@@ -74,7 +83,7 @@ def restrict(structure: Structure, space: Space) -> Structure:
         reason = _left_out(group, space) if group.name not in kept else "it holds what is to stay"
         if reason is None:
             groups.append(replace(group, grid=_grid(group, *space.settings(group.name))))
-        elif group.kind != "block":  # what a block is made of is not frozen for that
+        elif group.narrows:  # what a block or a matrix is made of is not frozen for that
             frozen[group.name] = reason
     if not groups:
         why = "; ".join(f"{name}: {reason}" for name, reason in list(frozen.items())[:5]) or "the model has no groups"
@@ -97,7 +106,7 @@ def _kept_blocks(structure: Structure, space: Space) -> set[str]:
 
 def _left_out(group: Group, space: Space) -> str | None:
     """Why the group is not searched, or None."""
-    if group.kind not in space.granularity and space.granularity != (AUTO,):
+    if group.kind not in (*space.granularity, "bits") and space.granularity != (AUTO,):
         return f"its kind is {group.kind}, the job searches {', '.join(space.granularity)} (space.granularity)"
     if not any(fnmatchcase(group.name, glob) for glob in space.include):
         return "not among space.include"
@@ -105,6 +114,9 @@ def _left_out(group: Group, space: Space) -> str | None:
         if fnmatchcase(group.name, glob):
             return f"excluded by {glob!r} (space.exclude)"
     multiple_of, max_sparsity = space.settings(group.name)
+    if group.matrices:
+        held = space.overridden(group.name).get("max_sparsity", 1) < 1 - group.grid[0] / group.width
+        return "space.overrides keeps its precision" if held else None
     if len(_grid(group, multiple_of, max_sparsity)) < 2:
         return f"{group.width} wide: no smaller width with multiple_of {multiple_of} and max_sparsity {max_sparsity}"
     return None
@@ -112,7 +124,7 @@ def _left_out(group: Group, space: Space) -> str | None:
 
 def _grid(group: Group, multiple_of: Step, max_sparsity: float) -> tuple[int, ...]:
     """Multiples from the floor up, the full width last; only widths that the structure itself allows."""
-    if group.kind == "block":  # present or not: there is nothing between
+    if not group.narrows:  # a block is present or not, a precision is one of a few
         return group.grid
     step = atoms_a_step(group, multiple_of)
     least = max(math.ceil((1 - max_sparsity) * group.width - 1e-9), step)  # 1 - 0.9 is a hair above 0.1

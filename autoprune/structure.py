@@ -14,7 +14,7 @@ from autoprune.errors import InputError, did_you_mean
 Role = Literal["produce", "carry", "consume"]
 FINGERPRINT_VERSION = 5
 """To be raised whenever the same model gets another fingerprint: more is found in it, or more of it is hashed."""
-Kind = Literal["channel", "head", "kv_group", "neuron", "block", "weight"]
+Kind = Literal["channel", "head", "kv_group", "neuron", "block", "bits", "weight"]
 Gives = Literal["zero", "input"]
 
 
@@ -91,7 +91,9 @@ class Group:
     """Parameter slices that must shrink together; `width` atoms in the dense model, `grid` the allowed widths.
 
     `sizes` are the numbers in the model's modules that follow the width. A block is one atom, all tensors of the
-    modules that `stands` takes the place of: those that it consumes make its branch zero where they are zero.
+    modules that `stands` takes the place of: those that it consumes make its branch zero where they are zero. A
+    precision (kind `bits`) has no slices: its width is the bits of a number in the weights called `matrices`, whose
+    shapes stay.
     """
 
     name: str
@@ -101,6 +103,7 @@ class Group:
     grid: tuple[int, ...]
     sizes: tuple[Size, ...] = ()
     stands: tuple[Stand, ...] = ()
+    matrices: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind):
@@ -110,6 +113,18 @@ class Group:
             raise InputError(f"group {self.name!r}: the grid must ascend to the width {self.width}, not {self.grid}")
         if self.kind == "block" and (self.width != 1 or not self.stands):
             raise InputError(f"group {self.name!r}: a block is one atom, with stands for its modules")
+        if (self.kind == "bits") != bool(self.matrices) or (self.matrices and self.slices):
+            raise InputError(f"group {self.name!r}: a precision has matrices and no slices, any other kind none")
+
+    @property
+    def narrows(self) -> bool:
+        """Whether tensors get narrower by its atoms; blocks go as a whole, precisions leave every shape."""
+        return self.kind != "block" and not self.matrices
+
+    @property
+    def tensors(self) -> frozenset[str]:
+        """Names of all tensors that its width concerns."""
+        return frozenset((*(s.tensor for s in self.slices), *self.matrices))
 
     def check(self, width: int) -> None:
         """Raise InputError unless `width` is on the grid."""
@@ -194,7 +209,7 @@ class Structure:
 
 def _inside(groups: tuple[Group, ...]) -> Iterator[tuple[int, tuple[int, ...]]]:
     """Outer blocks first; a block may lie in another."""
-    tensors = [{s.tensor for s in g.slices} for g in groups]
+    tensors = [g.tensors for g in groups]
     blocks = [i for i, g in enumerate(groups) if g.kind == "block"]
     for i in sorted(blocks, key=lambda i: (-len(tensors[i]), i)):
         inside = (j for j, own in enumerate(tensors) if own < tensors[i] or (j not in blocks and own == tensors[i]))
@@ -205,7 +220,8 @@ def _inside(groups: tuple[Group, ...]) -> Iterator[tuple[int, tuple[int, ...]]]:
 def _fingerprint(groups: tuple[Group, ...], ops: tuple[Op, ...]) -> str:
     """Hash of everything that decides which atoms a width means; the grid is the job's choice, so it is left out."""
     plain = [
-        {k: v for k, v in asdict(g).items() if k != "grid" and (v or k not in ("sizes", "stands"))} for g in groups
+        {k: v for k, v in asdict(g).items() if k != "grid" and (v or k not in ("sizes", "stands", "matrices"))}
+        for g in groups
     ]
     what = [plain, [asdict(o) for o in ops]]
     return "sha256:" + hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()

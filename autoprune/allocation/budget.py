@@ -206,7 +206,7 @@ class Projector:
 def normalised(structure: Structure, scores: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
     """Scores over their group's mean, so that groups compare; a group without any score gets ones.
 
-    Blocks, which are one atom each, are taken as one group.
+    Blocks, which are one atom each, are taken as one group, and so are precisions, whose bits go together.
 
     Raises:
         InputError: a group has no scores, too few of them, or one that is not finite.
@@ -217,12 +217,12 @@ def normalised(structure: Structure, scores: Mapping[str, FloatArray]) -> dict[s
         if values.shape != (group.width,) or not np.isfinite(values).all():
             raise InputError(f"group {group.name!r} needs {group.width} finite scores, not shape {values.shape}")
         given[group.name] = values
-    blocks = [given[g.name] for g in structure.groups if g.kind == "block"]
-    common = float(np.mean(np.concatenate(blocks))) if blocks else 0.0
+    together = {kind: [given[g.name] for g in structure.groups if g.kind == kind] for kind in ("block", "bits")}
+    common = {kind: float(np.mean(np.concatenate(some))) for kind, some in together.items() if some}
     result: dict[str, FloatArray] = {}
     for group in structure.groups:
         values = given[group.name]
-        mean = common if group.kind == "block" else float(np.mean(values))
+        mean = common.get(group.kind, float(np.mean(values)))
         result[group.name] = values / mean if mean > 0 else np.ones_like(values)
     return result
 

@@ -8,10 +8,14 @@ from math import prod
 import numpy as np
 
 from autoprune.errors import InputError
+from autoprune.matrices import output_dim
 from autoprune.policy import IntArray
 from autoprune.protocols import FloatArray
 from autoprune.structure import Group, Op, Structure, TensorSpec
 
+BYTE = 8
+SCALE = 4
+"""Bytes of the scale of an output."""
 Affine = tuple[int, tuple[tuple[int, int], ...]]
 """A size as a function of the widths: constant + sum of coefficient * widths[group]."""
 
@@ -23,8 +27,8 @@ class Polynomial:
     and exact in float64 up to 2**53.
     """
 
-    def __init__(self, n_groups: int, terms: Iterable[tuple[int, tuple[Affine, ...]]]) -> None:
-        merged: dict[tuple[Affine, ...], int] = {}
+    def __init__(self, n_groups: int, terms: Iterable[tuple[float, tuple[Affine, ...]]]) -> None:
+        merged: dict[tuple[Affine, ...], float] = {}
         self._constant = 0.0
         for coefficient, factors in terms:
             if factors:
@@ -81,12 +85,32 @@ def macs_polynomial(structure: Structure) -> Polynomial:
 
 
 def numel_polynomial(structure: Structure, weight_of: Callable[[TensorSpec], int]) -> Polynomial:
-    """Elements of all tensors, each counted `weight_of(spec)` times: 1 for parameters, the item size for bytes."""
+    """Elements of all tensors, each counted `weight_of(spec)` times: 1 for parameters."""
     size, blocks = _sizes(structure), _blocks(structure)
     specs = [spec for op in structure.ops for spec in op.tensors]
     return Polynomial(
         len(structure), [_numel(spec, weight_of(spec), size, blocks) for spec in specs if weight_of(spec)]
     )
+
+
+def bytes_polynomial(structure: Structure) -> Polynomial:
+    """Bytes of all tensors; a matrix of fewer bits has a scale of float32 for each of its outputs beside it."""
+    size, blocks = _sizes(structure), _blocks(structure)
+    bits = {name: i for i, g in enumerate(structure.groups) for name in g.matrices}
+    terms: list[tuple[float, tuple[Affine, ...]]] = []
+    for layer, spec in ((op.type, spec) for op in structure.ops for spec in op.tensors):
+        count, factors = _numel(spec, 1, size, blocks)
+        if (i := bits.get(spec.name)) is None:
+            terms.append((count * spec.itemsize, factors))
+            continue
+        width, least = structure.groups[i].width, structure.groups[i].grid[0]
+        terms.append((count / BYTE, (*factors, (0, ((i, 1),)))))
+        if least < width:
+            side = output_dim(layer)
+            rows = size.get((spec.name, side), (spec.shape[side], ()))
+            fewer = (width, ((i, -1),))
+            terms.append((SCALE / (width - least), (rows, *blocks.get(spec.name, ()), fewer)))
+    return Polynomial(len(structure), terms)
 
 
 def _products(op: Op, structure: Structure) -> tuple[int, tuple[Affine, ...]]:
@@ -125,7 +149,7 @@ def _sizes(structure: Structure) -> dict[tuple[str, int], Affine]:
     shapes = {spec.name: spec.shape for op in structure.ops for spec in op.tensors}
     sizes: dict[tuple[str, int], tuple[int, dict[int, int]]] = {}
     for index, group in enumerate(structure.groups):
-        for key, each in _positions_an_atom(group).items() if group.kind != "block" else ():
+        for key, each in _positions_an_atom(group).items() if group.narrows else ():
             if key[0] not in shapes:
                 raise InputError(f"group {group.name!r}: no operation owns its tensor {key[0]!r}")
             constant, slopes = sizes.setdefault(key, (shapes[key[0]][key[1]], {}))

@@ -18,6 +18,7 @@ from autoprune.application.loader import remember
 from autoprune.application.match import matching
 from autoprune.application.plain import rebuild_facts
 from autoprune.application.repair import repaired, searched_settings
+from autoprune.application.stored import round_weights
 from autoprune.application.training import Training, promised
 from autoprune.criteria import Named, build_criterion
 from autoprune.errors import InputError
@@ -146,6 +147,7 @@ def applied_point(
         atoms = point.keep if replayed else None
         made = repaired(point, model, structure, task, settings, criterion, keep=atoms, training=training)
         small, keep, validation, recipe = made.model, dict(made.keep), dict(made.validation), dict(made.recipe)
+    round_weights(small, structure, point.policy.as_dict())  # nothing changes unless it was cut by shapes alone
     error = verify(small, model, structure, keep, example)
     lent = dict(model.named_parameters())
     for name, mine in small.named_parameters():
@@ -192,10 +194,10 @@ def _ranked(point: Point, model: nn.Module, structure: Structure, criterion: Cri
             f"needs data: give a task, or a criterion that looks at weights alone: {', '.join(free)}"
         )
     widths = point.policy.as_dict()
-    scores = criterion(model, [g for g in structure if g.kind != "block"], NO_DATA)
+    scores = criterion(model, [g for g in structure if g.narrows], NO_DATA)
     best = {name: score.argsort(descending=True, stable=True)[: widths[name]] for name, score in scores.items()}
     kept = {name: tuple(sorted(atoms.tolist())) for name, atoms in best.items()}
-    return kept | {g.name: tuple(range(widths[g.name])) for g in structure if g.kind == "block"}
+    return kept | {g.name: tuple(range(widths[g.name])) for g in structure if not g.narrows}
 
 
 def _sliced(model: nn.Module, structure: Structure, keep: Mapping[str, tuple[int, ...]]) -> nn.Module:

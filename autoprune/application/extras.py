@@ -46,7 +46,8 @@ def write_extras(
     for name in order.export:
         tried(partial(_exported, name, source, model, draft))
     if order.int8 and (draft / ONNX).is_file():
-        tried(lambda: {"int8": _int8(source, model, draft)})
+        chosen = any(group.matrices for group in point.base.groups)
+        tried(lambda: {"int8": _int8(source, model, draft, chosen)})
     if order.deploy is not None:
         tried(lambda: _contained(point, source, model, str(order.deploy), draft))
     return facts, failed
@@ -67,10 +68,11 @@ class TestSplit:
         return (prepare(batch, torch.device("cpu")) for batch in self.task.split("test"))
 
 
-def _int8(source: Source, model: nn.Module, draft: Path) -> dict[str, Any]:
+def _int8(source: Source, model: nn.Module, draft: Path, chosen: bool) -> dict[str, Any]:
     """Quantise the ONNX file, score and time it."""
     assert source.task is not None
-    return _int8_figures(quantise(draft / ONNX, model, source.task, source.inputs), draft / ONNX, source, model)
+    quantised = quantise(draft / ONNX, model, source.task, source.inputs, chosen=chosen)
+    return _int8_figures(quantised, draft / ONNX, source, model)
 
 
 def _int8_figures(quantised: Quantised, exported: Path, source: Source, model: nn.Module) -> dict[str, Any]:

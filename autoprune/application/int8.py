@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from autoprune.database.batches import prepare
+from autoprune.database.rounding import nearest
 from autoprune.errors import InputError, RunError, root_line
 from autoprune.exports.onnx import session
 from autoprune.protocols import Task
@@ -24,6 +25,7 @@ from autoprune.tracing.inputs import arguments, call_model, first_samples
 INT8 = "model.int8.onnx"
 SAMPLES = 128
 """Of the calibration split, from which the ranges of activations are found."""
+PRODUCTS = ("MatMul", "Gemm", "Conv", "ConvTranspose")
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d)
 
 
@@ -35,8 +37,10 @@ class Quantised:
     way: str
 
 
-def quantise(exported: Path, model: nn.Module, task: Task, inputs: Any) -> Quantised:
+def quantise(exported: Path, model: nn.Module, task: Task, inputs: Any, *, chosen: bool = False) -> Quantised:
     """model.int8.onnx beside `exported`, the ONNX file that `model` with its example `inputs` was written as.
+
+    Where a search has `chosen` precisions, only the products whose weights it has rounded to 8 bits are quantised.
 
     A network whose products lie mostly in convolutions gets fixed ranges from calibration data, kept as pairs of
     QuantizeLinear and DequantizeLinear; any other, such as a transformer, finds those of activations as it runs.
@@ -45,7 +49,7 @@ def quantise(exported: Path, model: nn.Module, task: Task, inputs: Any) -> Quant
     8-bit numbers would overflow.
 
     Raises:
-        RunError: onnxruntime's quantiser does not take the file.
+        RunError: onnxruntime's quantiser does not take the file, or no weight was rounded.
     """
     static = convolves(model, inputs)
     target = exported.with_name(INT8)
@@ -53,7 +57,10 @@ def quantise(exported: Path, model: nn.Module, task: Task, inputs: Any) -> Quant
         with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
             warnings.simplefilter("ignore")
             ready = _prepared(exported, Path(folder) / "prepared.onnx")
-            (_static if static else _dynamic)(ready, target, model, task, inputs)
+            kept = _float_nodes(ready) if chosen else []
+            (_static if static else _dynamic)(ready, target, model, task, inputs, kept)
+    except RunError:
+        raise
     except Exception as error:  # the quantiser fails in many ways; each means: not this file
         said = f"cannot quantise {exported.name}: {root_line(error, 200)}; leave --int8 out"
         raise RunError(said) from error
@@ -136,20 +143,55 @@ def _prepared(path: Path, target: Path) -> Path:
     return target
 
 
-def _dynamic(path: Path, target: Path, model: nn.Module, task: Task, inputs: Any) -> None:
+def _float_nodes(path: Path) -> list[str]:
+    """Names of the products whose weights are no 8-bit integers with a scale an output.
+
+    It shows in the numbers: a search has rounded the others, and a norm that was folded into one only scales its rows.
+
+    Raises:
+        RunError: there is none to quantise.
+    """
+    import onnx
+    from onnx import numpy_helper
+
+    graph = onnx.load(path).graph
+    weights = {constant.name: constant for constant in graph.initializer}
+    nodes = [n for n in graph.node if n.op_type in PRODUCTS]
+    own = [n for n in nodes if n.input[1] in weights]
+    kept = [n for n in own if not _is_rounded(torch.tensor(numpy_helper.to_array(weights[n.input[1]])), _side(n))]
+    if len(kept) == len(own):
+        raise RunError("the point stores no weight in 8 bits, so there is nothing to quantise; leave --int8 out")
+    return [n.name for n in nodes if n not in own or n in kept]
+
+
+def _is_rounded(weight: Tensor, outputs: int) -> bool:
+    return weight.is_floating_point() and torch.allclose(nearest(weight, outputs).weight, weight, rtol=1e-4, atol=0.0)
+
+
+def _side(node: Any) -> int:
+    """The dimension of a product's weight that counts its outputs."""
+    if node.op_type == "Gemm":
+        return 0 if any(a.name == "transB" and a.i for a in node.attribute) else 1
+    return 0 if node.op_type == "Conv" else 1
+
+
+def _dynamic(path: Path, target: Path, model: nn.Module, task: Task, inputs: Any, kept: Sequence[str]) -> None:
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     kinds = {"per_channel": True, "reduce_range": not has_vnni(), "weight_type": QuantType.QInt8}
-    quantize_dynamic(str(path), str(target), op_types_to_quantize=["MatMul", "Gemm"], **kinds)
+    types = ["MatMul", "Gemm"]
+    quantize_dynamic(str(path), str(target), op_types_to_quantize=types, nodes_to_exclude=[*kept], **kinds)
 
 
-def _static(path: Path, target: Path, model: nn.Module, task: Task, inputs: Any) -> None:
+def _static(path: Path, target: Path, model: nn.Module, task: Task, inputs: Any, kept: Sequence[str]) -> None:
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 
     names = _input_names(path)
     kinds = {"per_channel": True, "reduce_range": not has_vnni(), "quant_format": QuantFormat.QDQ}
     types = {"activation_type": QuantType.QUInt8, "weight_type": QuantType.QInt8}
-    quantize_static(str(path), str(target), _reader(names, model, task, inputs), **kinds, **types)
+    quantize_static(
+        str(path), str(target), _reader(names, model, task, inputs), nodes_to_exclude=[*kept], **kinds, **types
+    )
 
 
 def _input_names(path: Path) -> list[str]:

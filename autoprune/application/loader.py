@@ -9,20 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from autoprune import plugins
 from autoprune.application.card import card
 from autoprune.application.hugging_face import CONFIG, TOKENIZER, dense_from_config, write_config
 from autoprune.application.match import difference, matching
+from autoprune.application.stored import widened, write_weights
 from autoprune.errors import InputError
 from autoprune.files.job import Job
 from autoprune.files.policy_file import front_text, load_front, read_front
 from autoprune.files.whole import read_mapping, whole_folder
 from autoprune.front import Front, Point
 from autoprune.structure import Op, Structure, TensorSpec
-from autoprune.tasks._weights import load_weights
+from autoprune.tasks._weights import fill, read_tensors
 from autoprune.tracing.copies import copied
 from autoprune.tracing.fingerprint import weights_fingerprint
 from autoprune.tracing.slim import named_tensors, slim
@@ -152,17 +152,13 @@ def check_parent(out: Path) -> None:
 
 def write_model(model: nn.Module, policy: str, folder: Path) -> None:
     """Weights and policy into an open draft of a folder."""
-    save_file({k: v.contiguous().clone() for k, v in _tensors(model).items()}, folder / WEIGHTS)
+    write_weights(model, read_front(policy)[0], folder / WEIGHTS)
     (folder / POLICY).write_text(policy, encoding="utf-8")
 
 
 def write_facts(facts: Mapping[str, Any], folder: Path) -> None:
     """apply.json into an open draft of a folder."""
     (folder / FACTS).write_text(json.dumps(facts, indent=1, default=str) + "\n", encoding="utf-8")
-
-
-def _tensors(model: nn.Module) -> dict[str, Tensor]:
-    return {k: v.detach().cpu() for k, v in model.state_dict().items() if isinstance(v, Tensor)}
 
 
 def _opened(folder: Path) -> tuple[Point, Mapping[str, Any]]:
@@ -190,7 +186,7 @@ def read_facts(folder: Path) -> Mapping[str, Any]:
 def _cut(model: nn.Module, structure: Structure, point: Point, facts: Mapping[str, Any], folder: Path) -> nn.Module:
     """Cut `model` in place and fill it from the folder."""
     slim(model, structure, point.keep)
-    load_weights(model, folder / WEIGHTS)
+    fill(model, widened(read_tensors(folder / WEIGHTS)), folder / WEIGHTS)
     remember(model, point, {**facts, "folder": str(folder.resolve())}, str(folder))
     return model
 

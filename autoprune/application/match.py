@@ -41,7 +41,7 @@ def matching(point: Point, model: nn.Module, example: Any, analysis: Path | None
     widths = point.policy.as_dict()
     groups = tuple(replace(g, grid=tuple(sorted({widths[g.name], g.width}))) for g in point.base.groups)
     kept = None if analysis is None else found_analysis(model, example, analysis)
-    if kept is not None and {_places(g) for g in groups} <= {_places(g) for g in kept}:
+    if kept is not None and {_places(g) for g in groups if g.slices} <= {_places(g) for g in kept}:
         return Structure(groups, with_groups(kept.ops, groups))
     return declared(model, example, groups)
 

@@ -27,14 +27,16 @@ class StandIn(torch.nn.Module):  # where a block was left out: zeros like its in
 
 def pruned(dense, folder):
     """`dense`, the model that was pruned (its weights do not matter), made into the pruned one."""
-    told = json.load(open(f"{folder}/apply.json"))["rebuild"]
+    with open(f"{folder}/apply.json") as file:
+        told = json.load(file)["rebuild"]
     for path, (gives, results) in told["absent"].items():
         parent, _, name = path.rpartition(".")
         dense.get_submodule(parent)._modules[name] = StandIn(gives, results)
     tensors = {**dict(dense.named_parameters()), **dict(dense.named_buffers())}
-    for name, value in load_file(f"{folder}/model.safetensors").items():
-        if name in tensors:  # a tensor that two modules share is there once
-            tensors[name].data = value
+    stored = load_file(f"{folder}/model.safetensors")
+    for name, value in stored.items():
+        if name in tensors:  # a tensor that two modules share is there once; 8-bit integers have scales
+            tensors[name].data = value * stored[f"{name}.scales"] if f"{name}.scales" in stored else value
     for path, value in told["attributes"].items():
         module, _, name = path.rpartition(".")
         setattr(dense.get_submodule(module), name, tuple(value) if isinstance(value, list) else value)

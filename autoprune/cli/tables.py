@@ -19,7 +19,9 @@ def console(json_: bool = False) -> Console:
     return made if made.is_terminal else Console(stderr=json_, width=PLAIN_WIDTH)
 
 
-KINDS = ("head", "kv_group", "neuron", "channel", "block")
+KINDS = ("head", "kv_group", "neuron", "channel", "block", "bits")
+WHOLE = ("block", "bits")
+"""Kinds that share their MACs with the groups inside."""
 
 
 def print_inspect(facts: Mapping[str, Any]) -> None:
@@ -52,7 +54,7 @@ def _by_layer(groups: Sequence[Mapping[str, Any]]) -> Table:
     """A transformer: one row a layer, a column for each kind of group that it has."""
     kinds = [kind for kind in KINDS if any(g["kind"] == kind for g in groups)]
     table = Table(title=f"{len(groups)} groups, by layer", title_justify="left")
-    columns = ("blocks" if kind == "block" else f"{kind}s: allowed" for kind in kinds)
+    columns = (kind.removesuffix("s") + "s" + ": allowed" * (kind != "block") for kind in kinds)
     for heading in ("layer", *columns, "MACs", "parameters"):
         table.add_column(heading.replace("_", " "), justify="left" if heading == "layer" else "right")
     layers: dict[str, list[Mapping[str, Any]]] = {}
@@ -60,7 +62,7 @@ def _by_layer(groups: Sequence[Mapping[str, Any]]) -> Table:
         layers.setdefault(_layer(g["name"]), []).append(g)
     for layer, own in layers.items():
         cells = [", ".join(_allowed(g) for g in own if g["kind"] == kind) for kind in kinds]
-        narrowed = [g for g in own if g["kind"] != "block"] or own  # a block holds them: none counts twice
+        narrowed = [g for g in own if g["kind"] not in WHOLE] or own  # a block holds them: none counts twice
         shares = [sum(g[key] for g in narrowed) for key in ("macs_share", "params_share")]
         table.add_row(layer, *cells, *(f"{share:.1%}" for share in shares))
     table.caption = "a group is called " + ", ".join(next(g["name"] for g in groups if g["kind"] == k) for k in kinds)
@@ -72,6 +74,8 @@ def _allowed(group: Mapping[str, Any]) -> str:
     grid = group["grid"]
     if group["kind"] == "block":
         return str(group["name"].rpartition(".")[2])
+    if group["kind"] == "bits":
+        return " or ".join(map(str, grid))
     return f"{grid[0]}..{grid[-1]} ({len(grid)})"
 
 

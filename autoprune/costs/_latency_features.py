@@ -94,14 +94,14 @@ class _Elements:
 
 
 def _is_cut(group: Group, part: Slice) -> bool:
-    return group.kind != "block" and part.role in ("produce", "carry")
+    return group.narrows and part.role in ("produce", "carry")
 
 
 def side_size(structure: Structure, spec: TensorSpec, dim: int) -> tuple[FloatArray, float]:
     """Size of dimension `dim` of a tensor as (slope [groups], constant), blocks set aside; beyond its shape it is 1."""
     slope = np.zeros(len(structure))
     for index, group in enumerate(structure.groups):
-        if group.kind == "block":
+        if not group.narrows:
             continue
         slope[index] = sum(s.repeat for s in group.slices if (s.tensor, s.dim) == (spec.name, dim))
     dense = np.array([g.width for g in structure.groups], dtype=np.float64)

@@ -25,7 +25,7 @@ class BnScale:
 
     def __call__(self, model: nn.Module, groups: Sequence[Group], task: Task) -> Mapping[str, Tensor]:
         scales = {f"{name}.weight" for name in batch_norms(model)}
-        return {g.name: self._score(model, g, scales) for g in groups if g.kind != "block"}
+        return {g.name: self._score(model, g, scales) for g in groups if g.narrows}
 
     def _score(self, model: nn.Module, group: Group, scales: set[str]) -> Tensor:
         found = [(s, t) for s, t in carried_vectors(model, group) if s.tensor in scales]

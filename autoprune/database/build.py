@@ -9,9 +9,19 @@ import torch
 from torch import Tensor, nn
 
 from autoprune.database.batches import StatisticsOnly
-from autoprune.database.consumers import Consumer, consumed, consumers_of, cut_channels, gram_bytes, norm_scale
+from autoprune.database.consumers import (
+    Consumer,
+    consumed,
+    consumers_of,
+    cut_channels,
+    gram_bytes,
+    in_matrices,
+    matrices_of,
+    norm_scale,
+)
 from autoprune.database.grams import Gram, collecting_grams
 from autoprune.database.levels import Levels
+from autoprune.database.rounding import rounding_scores
 from autoprune.database.scored import checked, scored, scored_by_grams
 from autoprune.database.store import LevelDatabase
 from autoprune.files.machine import free_memory
@@ -56,6 +66,8 @@ class Ingredients:
         scores = self.scores
         if scores is None:
             scores = scored_by_grams(criterion, self.group, self.consumers)
+        if self.group.matrices:
+            return Levels.of_matrices(self.consumers, scores)
         return Levels.of(self.consumers, scores, keep)
 
 
@@ -99,7 +111,7 @@ def collecting(
     """
     on_grams = isinstance(criterion, GramCriterion)
     yield Step(STATISTICS)
-    ranked = [g for g in structure.groups if g.kind != "block"]
+    ranked = [g for g in structure.groups if g.narrows]
     scores = {} if on_grams else scored(criterion, model, ranked, task)
     batches = task.statistics.cut_to(task.batch_size)
     plan = Plan.of(model, structure.groups, find_sites(model, task.example_inputs()))
@@ -109,6 +121,8 @@ def collecting(
         for group, consumers in read.by_group(model, groups):
             if group.kind == "block":
                 own: Tensor | None = read.energy(model, group)
+            elif group.matrices:
+                own = rounding_scores(group, consumers)
             else:
                 own = None if on_grams else checked(criterion, group, scores.get(group.name))
             yield Ingredients(group, consumers, own)
@@ -144,7 +158,7 @@ class Plan:
     @staticmethod
     def of(model: nn.Module, groups: Sequence[Group], sites: Mapping[str, Site]) -> Plan:
         """The plan for `groups`."""
-        readers = consumed(groups, sites)
+        readers = consumed(groups, sites) | in_matrices(groups, sites)
         known = {w for names in readers.values() for w in names}
         own = {g.name: [s.tensor for s in g.slices if s.tensor in known][-1:] for g in groups if g.kind == "block"}
         cuts = cut_channels(groups, sites, model)
@@ -187,7 +201,8 @@ class _Read:
 
     def by_group(self, model: nn.Module, groups: Sequence[Group]) -> Iterator[tuple[Group, list[Consumer]]]:
         for group in groups:
-            yield group, consumers_of(model, group, self.plan.readers[group.name], self.plan.sites, self.grams)
+            read = matrices_of if group.matrices else consumers_of
+            yield group, read(model, group, self.plan.readers[group.name], self.plan.sites, self.grams)
 
 
 def _reading(

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from autoprune.database.grams import Gram
 from autoprune.database.zeros import patterned
 from autoprune.structure import Group
-from autoprune.tracing.calls import from_matrix, to_matrix
+from autoprune.tracing.calls import from_matrix, kept_dim, to_matrix
 from autoprune.tracing.wiring import Site, batch_norms
 
 LARGEST = 8192
@@ -83,8 +83,29 @@ class Consumer:
 
 def consumed(groups: Sequence[Group], sites: Mapping[str, Site]) -> dict[str, list[str]]:
     """For every group the conv and linear weights that read it; none for blocks, which nothing can make up for."""
-    read = {g.name: [s for s in g.slices if s.role == "consume" and g.kind != "block"] for g in groups}
+    read = {g.name: [s for s in g.slices if s.role == "consume" and g.narrows] for g in groups}
     return {name: sorted({s.tensor for s in slices if s.tensor in sites}) for name, slices in read.items()}
+
+
+def in_matrices(groups: Sequence[Group], sites: Mapping[str, Site]) -> dict[str, list[str]]:
+    """For every precision its weights whose inputs are known; those of grouped convolutions are rounded without."""
+    return {g.name: [n for n in g.matrices if n in sites and sites[n].groups == 1] for g in groups if g.matrices}
+
+
+def matrices_of(
+    model: nn.Module, group: Group, names: Sequence[str], sites: Mapping[str, Site], grams: Mapping[str, Gram]
+) -> list[Consumer]:
+    """The weights called `names` of a precision, each with all of its columns as atoms."""
+    found = []
+    for name in names:
+        site, weight = sites[name], model.get_parameter(name).detach()
+        channels = to_matrix(weight.to("meta"), site.kind, site.groups).shape[3]
+        dim = 1 - kept_dim(site.kind)
+        positions = torch.arange(channels)[:, None]
+        kernel = tuple(weight.shape[2:])
+        reader = Reader(name, site.kind, site.groups, kernel, dim, site.bias, patterned(weight), positions)
+        found += _consumers(model, reader, site, grams[name])
+    return found
 
 
 def consumers_of(
@@ -94,22 +115,26 @@ def consumers_of(
     weights = dict(model.named_parameters())
     found = []
     for name in names:
-        site, weight, gram = sites[name], weights[name].detach(), grams[name]
-        reader = _reader(group, site, weight)
-        matrix = to_matrix(weight, site.kind, site.groups)
-        columns = reader.columns(matrix.shape[3]).to(weight.device).view(group.width, -1)
-        share = norm_scale(model, site).expand(matrix.shape[0] * matrix.shape[1])
-        share = share / (share * gram.energy).sum().clamp_min(1e-30)
-        own, share = reader.matrix(weight).double(), share.view(matrix.shape[0], -1)
-        for held, second in zip(gram.columns, gram.seconds, strict=True):
-            atoms = torch.isin(columns[:, 0], held).nonzero()[:, 0]
-            if len(atoms):
-                kept = columns[atoms].flatten()
-                place = torch.searchsorted(held, kept)
-                part = own.unflatten(2, columns.shape)[:, :, atoms].flatten(2)
-                found.append(
-                    Consumer(reader, atoms.cpu(), part, second[:, place][:, :, place], gram.mean[:, kept], share)
-                )
+        reader = _reader(group, sites[name], weights[name].detach())
+        found += _consumers(model, reader, sites[name], grams[name])
+    return found
+
+
+def _consumers(model: nn.Module, reader: Reader, site: Site, gram: Gram) -> list[Consumer]:
+    """One weight as `reader` reads it, a consumer for each block of its Gram."""
+    weight, found = model.get_parameter(reader.weight).detach(), []
+    matrix = to_matrix(weight, site.kind, site.groups)
+    columns = reader.columns(matrix.shape[3]).to(weight.device).view(len(reader.positions), -1)
+    share = norm_scale(model, site).expand(matrix.shape[0] * matrix.shape[1])
+    share = share / (share * gram.energy).sum().clamp_min(1e-30)
+    own, share = reader.matrix(weight).double(), share.view(matrix.shape[0], -1)
+    for held, second in zip(gram.columns, gram.seconds, strict=True):
+        atoms = torch.isin(columns[:, 0], held).nonzero()[:, 0]
+        if len(atoms):
+            kept = columns[atoms].flatten()
+            place = torch.searchsorted(held, kept)
+            part = own.unflatten(2, columns.shape)[:, :, atoms].flatten(2)
+            found.append(Consumer(reader, atoms.cpu(), part, second[:, place][:, :, place], gram.mean[:, kept], share))
     return found
 
 
@@ -133,7 +158,8 @@ def cut_channels(
     for each other is given up.
     """
     weights, cuts = dict(model.named_parameters()), {}
-    for name in sorted({w for names in consumed(groups, sites).values() for w in names}):
+    read = [*consumed(groups, sites).values(), *in_matrices(groups, sites).values()]
+    for name in sorted({w for names in read for w in names}):
         matrix = to_matrix(weights[name].detach().to("meta"), sites[name].kind, sites[name].groups)
         taps, channels = matrix.shape[2:]
         if taps * channels > LARGEST:

@@ -42,11 +42,13 @@ class Levels:
             ranked = scores.clone()
             ranked[list(keep)] += float(scores.max() - scores.min()) + 1.0
             order = torch.argsort(ranked, stable=True).flip(0)
-        parts: dict[str, list[Consumer]] = {}
-        for consumer in consumers:
-            parts.setdefault(consumer.reader.weight, []).append(consumer)
-        readers = (Factored(own[0].reader, tuple(Part.of(c, order.tolist()) for c in own)) for own in parts.values())
-        return Levels(scores, order, tuple(readers))
+        return Levels(scores, order, _factored(consumers, order.tolist()))
+
+    @staticmethod
+    def of_matrices(consumers: Sequence[Consumer], scores: Tensor) -> Levels:
+        """Of a precision: its bits go from the last one on, the columns of its matrices lie as they do in them."""
+        columns = range(max((int(c.atoms[-1]) + 1 for c in consumers), default=0))
+        return Levels(scores.double().cpu(), torch.arange(len(scores)), _factored(consumers, columns))
 
     def kept(self, width: int) -> Tensor:
         """Kept atoms, ascending, int64 [width]."""
@@ -85,6 +87,14 @@ class Levels:
             parts = (Part(*(t[f"{i}.{j}.{part}"] for part in ("atoms", "factor", "mean"))) for j in found)
             readers.append(Factored(reader_of(facts, t[f"{i}.positions"]), tuple(parts)))
         return Levels(t["scores"], t["order"], tuple(readers))
+
+
+def _factored(consumers: Sequence[Consumer], order: Sequence[int]) -> tuple[Factored, ...]:
+    """The consumers of each weight, their atoms in `order`."""
+    parts: dict[str, list[Consumer]] = {}
+    for consumer in consumers:
+        parts.setdefault(consumer.reader.weight, []).append(consumer)
+    return tuple(Factored(own[0].reader, tuple(Part.of(c, order) for c in own)) for own in parts.values())
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], layout: object) -> None:

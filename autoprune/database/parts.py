@@ -75,4 +75,5 @@ def load_ingredients(path: Path) -> Ingredients:
     ]
     sizes, stands = (Size(**s) for s in group.get("sizes", ())), (Stand(**s) for s in group.get("stands", ()))
     known = {"slices": slices, "grid": tuple(group["grid"]), "sizes": tuple(sizes), "stands": tuple(stands)}
+    known["matrices"] = tuple(group.get("matrices", ()))
     return Ingredients(Group(**{**group, **known}), consumers, t.get("scores"))

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from autoprune.database.entries import Entry
+from autoprune.database.rounding import Rounded, compensated, factors_at, nearest
 from autoprune.database.store import LevelDatabase
+from autoprune.matrices import output_dim
 from autoprune.policy import Policy
 from autoprune.structure import Group, Structure
 from autoprune.tracing.copies import copied
@@ -63,7 +67,7 @@ class Stitcher:
             groups = {group for tensor in of for group in self._compensated_for(tensor)}
             entries = self.database.entries_at({group: new[group] for group in groups}, self.dense)
             for tensor in sorted(stale):
-                self.live[tensor].data = self._slice(tensor, self._filled(tensor, entries))
+                self.live[tensor].data = self._stored(tensor, self._slice(tensor, self._filled(tensor, entries)))
         self._dirty.clear()
         put_back(self.model, self._modules)
         if stale:
@@ -103,6 +107,31 @@ class Stitcher:
         """The blocks that the policy leaves out."""
         return absent(self.structure, self.policy.as_dict())
 
+    def rounds(self, tensor: str) -> bool:
+        """Whether the policy stores a weight in fewer bits."""
+        group = self._precision.get(tensor)
+        return group is not None and dict(self.policy.widths)[group.name] < group.width
+
+    def _stored(self, tensor: str, value: Tensor) -> Tensor:
+        """The cut weight as it is stored: rounded where its precision says so, what is left making up for it."""
+        if not self.rounds(tensor):
+            return value
+        widths = dict(self.policy.widths)
+        state = repr([(name, widths[name]) for name, touched in self._touches.items() if tensor in touched])
+        stem = f"{hashlib.sha256(f'{tensor}{self._compensated}{state}'.encode()).hexdigest()[:24]}-8"
+        entry = self.database.entries.get({stem: partial(self._rounded, tensor, value)})[stem]
+        found = Rounded(entry["integers"].to(value.device), entry["scales"].to(value.device), self._outputs[tensor])
+        return self.laid_out(tensor, found.weight)
+
+    def _rounded(self, tensor: str, value: Tensor) -> Entry:
+        reader = self.database.matrix(self._precision[tensor].name, tensor)
+        if reader is None or not self._compensated or reader.reader.patterned:
+            found = nearest(value, self._outputs[tensor])
+        else:
+            kept = self.kept(tensor, reader.reader.dim)
+            found = compensated(value.cpu(), reader.reader.kind, factors_at(reader, kept))
+        return {"integers": found.integers.cpu().contiguous(), "scales": found.scales.cpu().contiguous()}
+
     def _prepare(self) -> None:
         ends = np.cumsum([0, *(g.width for g in self.structure)]).tolist()
         starts = dict(zip(self.structure.names, ends, strict=False))
@@ -113,14 +142,16 @@ class Stitcher:
         owners: dict[tuple[str, int], Tensor] = {}
         self._blocks = [g for g in self.structure if g.kind == "block"]
         self._modules = modules_of(self.model, self._blocks)
-        held = {g.name: {s.tensor for s in g.slices} for g in self.structure}
+        held = {g.name: set(g.tensors) for g in self.structure}
+        self._precision = {tensor: g for g in self.structure for tensor in g.matrices}
+        self._outputs = {str(op.weight): output_dim(op.type) for op in self.structure.ops}
         self._touches: dict[str, set[str]] = {
             g.name: set() if g.kind == "block" else held[g.name] for g in self.structure
         }
         self._in_block = {g.name: held[g.name] for g in self._blocks}
         self._readers: dict[str, list[str]] = {}
         self._biases: dict[str, list[tuple[str, str]]] = {}
-        cut = [g for g in self.structure if g.kind != "block"]
+        cut = [g for g in self.structure if g.narrows]
         for group in cut:
             for s in group.slices:
                 shape = self.dense[s.tensor].shape

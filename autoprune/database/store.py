@@ -12,6 +12,7 @@ from torch import Tensor
 
 from autoprune.database.batches import StatisticsOnly, digest
 from autoprune.database.entries import Entries, Entry
+from autoprune.database.factors import Factored
 from autoprune.database.levels import Levels, load_tensors, save_tensors, unreadable
 from autoprune.protocols import FloatArray
 from autoprune.structure import Structure
@@ -49,6 +50,10 @@ class LevelDatabase:
         makers = {name: partial(self.levels[group].entry, widths[group], dense) for group, name in narrow.items()}
         made = self.entries.get(makers)
         return {group: made[name] for group, name in narrow.items()}
+
+    def matrix(self, precision: str, tensor: str) -> Factored | None:
+        """What is known of the inputs of a matrix, under the name of its precision."""
+        return next((f for f in self.levels[precision].readers if f.reader.weight == tensor), None)
 
     def scores(self, structure: Structure) -> dict[str, FloatArray]:
         """The criterion's scores of every group of `structure`."""

@@ -52,7 +52,7 @@ def without(structure: Structure, reason: Callable[[Group], str | None]) -> Stru
     """The structure without the groups for which there is a `reason`; blocks leave nothing frozen behind."""
     said = {group.name: reason(group) for group in structure}
     groups = tuple(g for g in structure if said[g.name] is None)
-    frozen = {g.name: str(said[g.name]) for g in structure if said[g.name] is not None and g.kind != "block"}
+    frozen = {g.name: str(said[g.name]) for g in structure if said[g.name] is not None and g.narrows}
     return Structure(groups, structure.ops, {**structure.frozen, **frozen}, structure.fingerprint)
 
 

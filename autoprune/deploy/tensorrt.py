@@ -24,7 +24,7 @@ class Tensorrt:
 
 
 def _fits(group: Group, width: int) -> bool:
-    if group.kind == "block":
+    if not group.narrows:
         return True
     owned: dict[tuple[str, int], int] = {}
     for part in group.slices:

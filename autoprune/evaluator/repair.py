@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from autoprune.database.rounding import by_channel, compensated, nearest
 from autoprune.database.stitch import Stitcher
 from autoprune.evaluator.dense_reference import (
     REFIT_POSITIONS,
@@ -27,7 +28,7 @@ from autoprune.evaluator.dense_reference import (
 )
 from autoprune.evaluator.lock_step import Meet, alone
 from autoprune.evaluator.precision import computed_dtype, exactly, widened
-from autoprune.evaluator.ridge import Rows, ridge_over
+from autoprune.evaluator.ridge import Rows, Settle, ridge_over
 from autoprune.tracing.calls import (
     ADDS,
     LINEAR,
@@ -261,7 +262,7 @@ class Refit(TorchFunctionMode):
         prior = to_matrix(call.weight, call.kind, call.groups)
         intercept = site.bias is not None or site.norm is not None
         with exactly(call.weight.device):
-            weight, shift = ridge_over(pieces, prior.flatten(2), intercept)
+            weight, shift = ridge_over(pieces, prior.flatten(2), intercept, self._settle(site, prior))
         if alive is not None:
             weight = torch.where(alive.view(call.groups, -1, 1), weight, prior.flatten(2))
             shift = torch.where(alive, shift, 0.0 if site.bias is None else live[site.bias])
@@ -275,6 +276,21 @@ class Refit(TorchFunctionMode):
             mean.data = mean - shift
             dirty.add(f"{site.norm}.running_mean")
         self.stitcher.mark_dirty(dirty)
+
+    def _settle(self, site: Site, prior: Tensor) -> Settle | None:
+        """How the fitted weight is rounded, where the policy stores it in fewer bits."""
+        if not self.stitcher.rounds(site.weight):
+            return None
+
+        def settle(weight: Tensor, second: Tensor) -> Tensor:
+            native = from_matrix(weight.view_as(prior), site.kind, self.stitcher.live[site.weight].shape[2:])
+            if site.groups > 1:
+                found = nearest(native, kept_dim(site.kind))
+            else:
+                found = compensated(native, site.kind, [by_channel(second[0], prior.shape[2])])
+            return to_matrix(found.weight, site.kind, site.groups).flatten(2).to(weight.dtype)
+
+        return settle
 
     def _kept_rows(self, site: Site) -> Tensor | None:
         """Kept outputs of a weight."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import reduce
 from operator import add
@@ -18,11 +18,17 @@ Rows = tuple[Tensor, Tensor]
 """Input rows [g, n, columns] of one batch, and their targets [g, n, rows]."""
 
 
-def ridge_over(pieces: Sequence[Rows], prior: Tensor, intercept: bool) -> tuple[Tensor, Tensor]:
+Settle = Callable[[Tensor, Tensor], Tensor]
+
+
+def ridge_over(
+    pieces: Sequence[Rows], prior: Tensor, intercept: bool, settle: Settle | None = None
+) -> tuple[Tensor, Tensor]:
     """Minimise |t - u W' - b|^2 / n + ridge |W - prior|^2 for each conv group: W [g, rows, columns], b [g * rows].
 
     u and t are the rows of all `pieces`, and u is centred in place; prior: [g, rows, columns]. Where there are fewer
     rows than columns, a system as large as the rows is solved (its dual, Saunders et al. 1998): the same minimum.
+    `settle` makes of W what can be stored, given the Gram of u [g, columns, columns]; b is fitted to that.
     """
     n, with_mean = sum(u.shape[1] for u, _ in pieces), 1.0 if intercept else 0.0
     ones = [u.new_full((len(u), 1, u.shape[1]), with_mean / n) for u, _ in pieces]
@@ -32,6 +38,8 @@ def ridge_over(pieces: Sequence[Rows], prior: Tensor, intercept: bool) -> tuple[
         u.sub_(mu)  # before the product: the factors are rounded, and a large mean would drown the rest
     solve = _by_rows if n < prior.shape[2] else _by_columns
     w = solve([(u, t - mt) for u, t in pieces], n, prior.transpose(1, 2)).transpose(1, 2)
+    if settle is not None:
+        w = settle(w, _sum(_products(u, u) for u, _ in pieces) / n)
     return w, (mt - mu @ w.transpose(1, 2)).flatten()
 
 

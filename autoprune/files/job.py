@@ -26,14 +26,13 @@ from autoprune.files.job_parts import (
     LatencyPart,
     MetricLoss,
     ObjectivesPart,
-    OverridePart,
     RecoveryPart,
     SearchPart,
-    SpacePart,
     TaskPart,
     check_plugin,
 )
 from autoprune.files.part import TAG, Part
+from autoprune.files.space_part import OverridePart, SpacePart
 from autoprune.protocols import Task
 
 if TYPE_CHECKING:
@@ -264,11 +263,13 @@ class Job(Part):
 
     def search_space(self) -> Space:
         """The same as the core's Space."""
+        from autoprune.matrices import PRECISIONS
         from autoprune.space import Space
 
         s = self.space
         overrides = {glob: part.model_dump(exclude_none=True) for glob, part in s.overrides.items()}
-        return Space(s.kinds, s.include, s.exclude, s.multiple_of, s.max_sparsity, overrides)
+        bits = s.bits or (PRECISIONS if "bits" in s.kinds else ())
+        return Space(s.kinds, s.include, s.exclude, s.multiple_of, s.max_sparsity, overrides, bits)
 
 
 def checked_task(task: Any, said: str) -> Task:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -11,21 +10,17 @@ from pydantic import (
     Discriminator,
     Field,
     Tag,
-    field_validator,
     model_serializer,
     model_validator,
 )
 
 from autoprune import plugins
 from autoprune.errors import did_you_mean
-from autoprune.files.job_values import Bytes, Count, Natural, Rate, Share, Sparsity, Step, Weight, Widths
+from autoprune.files.job_values import Bytes, Count, Natural, Rate, Share, Weight, Widths
 from autoprune.files.machine import machine_memory, usable_cores
 from autoprune.files.part import Part
 from autoprune.protocols import Budget, Direction
 
-GRANULARITIES = ("auto", "channel", "head", "kv_group", "neuron", "block")
-LATER = ("bits", "weight")
-"""Kinds that policy files may know and this version does not search."""
 DEFAULT_AT = (0.7, 0.5, 0.3)
 RAY_ONLY = ("address", "resources", "runtime_env")
 
@@ -50,57 +45,6 @@ class TaskPart(Part):
     @property
     def target(self) -> str:
         return self.name or self.factory or ""
-
-
-class OverridePart(Part):
-    """What `space.overrides` may change for the groups that a glob matches."""
-
-    multiple_of: Step | None = None
-    max_sparsity: Sparsity | None = None
-
-
-class SpacePart(Part):
-    """Which groups are searched: `granularity` auto takes all structured kinds that the model has.
-
-    Widths come in steps of `multiple_of` channels, `auto` leaves at most 32 a group.
-    """
-
-    granularity: str | tuple[str, ...] = "auto"
-    include: tuple[str, ...] = ("*",)
-    exclude: tuple[str, ...] = ()
-    multiple_of: Step = "auto"
-    max_sparsity: Sparsity = 0.9
-    overrides: dict[str, OverridePart] = Field(default_factory=dict)
-
-    @model_validator(mode="after")
-    def _known_granularity(self) -> SpacePart:
-        for word in self.kinds:
-            if word in LATER or re.fullmatch(r"\d+:\d+", word):
-                raise ValueError(f"granularity {word!r} is not in this version; it has {', '.join(GRANULARITIES)}")
-            if word not in GRANULARITIES:
-                raise ValueError(f"unknown granularity {word!r}; {did_you_mean(word, GRANULARITIES)}")
-        if len(set(self.kinds)) < len(self.kinds):
-            raise ValueError(f"granularity names a kind twice: {', '.join(self.kinds)}")
-        if "auto" in self.kinds and len(self.kinds) > 1:
-            raise ValueError("granularity: auto stands alone, it is all kinds that the model has")
-        if not self.kinds:
-            raise ValueError(f"granularity lists nothing; allowed: {', '.join(GRANULARITIES)}")
-        return self
-
-    @field_validator("granularity", mode="before")
-    @classmethod
-    def _words(cls, value: object) -> object:
-        for word in value if isinstance(value, list | tuple) else [value]:
-            if isinstance(word, int) and not isinstance(word, bool):
-                n, m = divmod(word, 60)  # YAML 1.1 reads 2:4 as a number to the base of 60
-                raise ValueError(f"{word} is no granularity; YAML reads {n}:{m} so unless it is quoted: '{n}:{m}'")
-            if not isinstance(word, str):
-                raise ValueError(f"{word!r} is no granularity; allowed: {', '.join(GRANULARITIES)}")
-        return value
-
-    @property
-    def kinds(self) -> tuple[str, ...]:
-        return (self.granularity,) if isinstance(self.granularity, str) else self.granularity
 
 
 class CriterionPart(Part):

@@ -120,7 +120,16 @@ def _group_to_json(group: Group, order: Sequence[int] | None) -> dict[str, Any]:
     slices = [_special(s) for s in group.slices]
     ranks = {} if order is None else {"order": list(order)}
     more = {name: [_special(s) for s in some] for name in ("sizes", "stands") if (some := getattr(group, name))}
-    return {"kind": group.kind, "width": group.width, "grid": list(group.grid), **ranks, "slices": slices, **more}
+    whole = {"matrices": list(group.matrices)} if group.matrices else {}
+    return {
+        "kind": group.kind,
+        "width": group.width,
+        "grid": list(group.grid),
+        **ranks,
+        "slices": slices,
+        **more,
+        **whole,
+    }
 
 
 def _special(part: Slice | Size | Stand) -> dict[str, Any]:
@@ -185,7 +194,7 @@ def _front_from_file(parsed: FrontFile, path: str) -> Front:
 def _group_from_file(name: str, g: GroupFile) -> Group:
     slices, sizes = (Slice(**s.model_dump()) for s in g.slices), (Size(**s.model_dump()) for s in g.sizes)
     stands = tuple(Stand(**s.model_dump()) for s in g.stands)
-    return Group(name, g.kind, g.width, tuple(slices), g.grid, tuple(sizes), stands)
+    return Group(name, g.kind, g.width, tuple(slices), g.grid, tuple(sizes), stands, g.matrices)
 
 
 def _named_task(model: str) -> dict[str, Any]:

@@ -56,6 +56,7 @@ class GroupFile(_Part):
     slices: tuple[SliceFile, ...]
     sizes: tuple[SizeFile, ...] = ()
     stands: tuple[StandFile, ...] = ()
+    matrices: tuple[str, ...] = ()
 
 
 class FingerprintFile(_Part):

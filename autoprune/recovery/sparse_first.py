@@ -56,7 +56,7 @@ class SparseFirst:
             ArithmeticError: the loss is not finite.
         """
         role = "produce" if self._penalty == "group_lasso" else "carry"
-        atoms = [found for g in groups if g.kind != "block" and (found := _Atoms.of(model, g, role)) is not None]
+        atoms = [found for g in groups if g.narrows and (found := _Atoms.of(model, g, role)) is not None]
         if not atoms:
             raise InputError("recovery.options: penalty bn_l1 needs batch norms behind the groups; take group_lasso")
         return self._distilled.course(model, dense, task, steps, seed, _shrinking(atoms, self._strength))

@@ -105,9 +105,10 @@ def entry_bytes(structure: Structure) -> int:
     """What the compensated weights of all widths would take together."""
     shapes = {t.name: t.shape for op in structure.ops for t in op.tensors}
     total = 0.0
-    for group in (g for g in structure if g.kind != "block"):
+    for group in (g for g in structure if g.narrows):
         read = {s.tensor for s in group.slices if s.role == "consume" and s.tensor in shapes}
         total += sum(math.prod(shapes[name]) for name in read) * 4 * sum(w / group.width for w in group.grid)
+    total += sum(math.prod(shapes[name]) for group in structure for name in group.matrices)  # a byte a number
     return int(total)
 
 
@@ -119,13 +120,11 @@ def drop_work(structure: Structure) -> float:
 def gram_columns(structure: Structure) -> dict[str, int]:
     """Columns of the Gram of every weight that reads a group, those that are compensated in blocks by their blocks."""
     shapes: Mapping[str, Sequence[int]] = {t.name: t.shape for op in structure.ops for t in op.tensors}
-    groups = [g for g in structure if g.kind != "block"]
+    groups = [g for g in structure if g.narrows]
     read = {(s.tensor, s.dim) for g in groups for s in g.slices if s.role == "consume" and s.tensor in shapes}
-    return {
-        name: min(LARGEST, shapes[name][dim] * math.prod(shapes[name][2:]))
-        for name, dim in sorted(read)
-        if len(shapes[name]) > 1
-    }
+    whole = {name: math.prod(shapes[name][1:]) for g in structure for name in g.matrices}
+    own = {n: shapes[n][dim] * math.prod(shapes[n][2:]) for n, dim in sorted(read) if len(shapes[n]) > 1}
+    return {name: min(LARGEST, columns) for name, columns in (whole | own).items()}
 
 
 @contextmanager

@@ -17,6 +17,8 @@ from autoprune.tracing.sizes import number_at
 from autoprune.tracing.slim import named_tensors
 
 MOST_NAMED = 5
+MATRIX = 2
+"""Dimensions of a weight that is a matrix, at least."""
 
 
 def declared(model: nn.Module, example_inputs: Any, groups: Sequence[Group]) -> Structure:
@@ -34,7 +36,7 @@ def declared(model: nn.Module, example_inputs: Any, groups: Sequence[Group]) -> 
     with quiet_random_state(0):
         twin = private_copy(model)
         look = observe(twin, example_inputs)
-        narrow = [g for g in groups if g.width > 1 or g.kind == "block"]  # of other width 1 there is nothing to try
+        narrow = [g for g in groups if g.slices and (g.width > 1 or g.kind == "block")]  # else there is nothing to try
         if narrow and (failed := failures(twin, look, narrow).failed):
             raise InputError(named(failed))
     return Structure(tuple(groups), with_groups(look.ops, groups, look.products))
@@ -53,7 +55,7 @@ def wider(model: nn.Module, groups: Sequence[Group]) -> dict[str, str]:
     for part, width in ((s, g.width) for g in groups for s in g.slices):
         key = part.tensor, part.dim
         reach[key] = max(reach.get(key, 0), end_of(part, width))
-    for group in groups:
+    for group in (g for g in groups if g.slices):
         first = group.slices[0]
         if tensors[first.tensor].shape[first.dim] > reach[first.tensor, first.dim]:
             said[group.name] = _other_width(group, tensors)
@@ -94,7 +96,10 @@ def _misfit(group: Group, tensors: Mapping[str, Tensor]) -> str:
             return f"{part.tensor} has {tensor.dim()} dimensions, the policy cuts dimension {part.dim}"
         if end_of(part, group.width) > tensor.shape[part.dim]:
             return _other_width(group, tensors)
-    return "" if group.slices else "it has no slices"
+    lost = [name for name in group.matrices if name not in tensors or tensors[name].dim() < MATRIX]
+    if lost:
+        return f"the model has no matrix {lost[0]!r}"
+    return "" if group.slices or group.matrices else "it has no slices"
 
 
 def _other_parts(model: nn.Module, group: Group) -> str:

@@ -112,7 +112,7 @@ def set_attributes(model: nn.Module, structure: Structure | None = None) -> None
     carried = None
     if structure is not None:
         each = {f"{n}.weight": _each(m) for n, m in model.named_modules() if isinstance(m, nn.modules.conv._ConvNd)}
-        slices = [s for g in structure.groups if g.kind != "block" for s in g.slices]
+        slices = [s for g in structure.groups if g.narrows for s in g.slices]
         made = {s.tensor for s in slices if each.get(s.tensor, 1) > 1 and s.repeat % each[s.tensor] == 0}
         carried = {s.tensor for s in slices if s.role == "carry"} | made
     for name, module in model.named_modules():

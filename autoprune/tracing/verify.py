@@ -106,6 +106,9 @@ def random_keep(groups: Sequence[Group], rng: np.random.Generator) -> dict[str, 
         if group.kind == "block":  # most stay, or little else is left to look at
             keep[group.name] = () if rng.random() < ABSENT else (0,)
             continue
+        if group.matrices:
+            keep[group.name] = tuple(range(int(rng.choice(group.grid))))
+            continue
         lower = [w for w in group.grid if w < group.width] or [group.width]
         width = rng.choice([w for w in lower if w % 2] or lower)
         keep[group.name] = tuple(sorted(int(a) for a in rng.permutation(group.width)[:width]))

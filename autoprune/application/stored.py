@@ -1,0 +1,76 @@
+"""How a pruned model lies on disk: weights of 8 bits as integers beside their scales, all others as they are."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from autoprune.database.rounding import nearest
+from autoprune.front import Point
+from autoprune.matrices import output_dim
+from autoprune.structure import Group
+
+SCALES = ".scales"
+"""Behind the name of a weight of integers, that of its scales, which broadcast over it."""
+
+
+@dataclass(frozen=True)
+class Narrow:
+    """A weight that a policy stores in 8 bits, and the dimension along which its scales lie."""
+
+    name: str
+    parameter: nn.Parameter
+    dim: int
+
+
+def narrow_weights(model: nn.Module, groups: Iterable[Group], widths: Mapping[str, int]) -> Iterator[Narrow]:
+    """The weights of `model` for which `widths` say fewer bits than the dense ones have; absent ones have none."""
+    held = dict(model.named_parameters())
+    for name in (n for g in groups if g.matrices and widths[g.name] < g.width for n in g.matrices):
+        if name in held:
+            owner = type(model.get_submodule(name.rpartition(".")[0])).__name__
+            yield Narrow(name, held[name], output_dim(owner))
+
+
+def round_weights(model: nn.Module, groups: Iterable[Group], widths: Mapping[str, int]) -> None:
+    """Make every weight what its bits can hold, in place; one that is so already does not change."""
+    for weight in narrow_weights(model, groups, widths):
+        weight.parameter.data = nearest(weight.parameter.detach(), weight.dim).weight.to(weight.parameter)
+
+
+def write_weights(model: nn.Module, point: Point, path: Path) -> None:
+    """All tensors of a pruned model as safetensors.
+
+    A weight that was trained since it was rounded is no longer what 8 bits hold: it is written in float32, and that is
+    said.
+    """
+    tensors = {k: v.detach().cpu() for k, v in model.state_dict().items() if isinstance(v, Tensor)}
+    trained = list[str]()
+    for weight in narrow_weights(model, point.base.groups, point.policy.as_dict()):
+        found = nearest(tensors[weight.name], weight.dim)
+        if not torch.equal(found.weight, tensors[weight.name]):
+            trained.append(weight.name)
+            continue
+        shape = [1] * found.integers.dim()
+        shape[weight.dim] = -1
+        tensors |= {weight.name: found.integers, weight.name + SCALES: found.scales.view(shape)}
+    if trained:
+        more = f" and {len(trained) - 1} more" if len(trained) > 1 else ""
+        warnings.warn(
+            f"{trained[0]}{more}: the policy stores it in 8 bits, and it was trained since; it is saved in float32",
+            stacklevel=4,
+        )
+    save_file({k: v.contiguous().clone() for k, v in tensors.items()}, path)
+
+
+def widened(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a file of `write_weights` as floating numbers."""
+    found = dict(tensors)
+    scales = {name: found.pop(name + SCALES) for name in tensors if name + SCALES in tensors}
+    return found | {name: found[name].float() * scale for name, scale in scales.items()}

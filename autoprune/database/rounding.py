@@ -1,0 +1,136 @@
+"""Weights in 8 bits: signed integers with one scale an output, and what is left makes up for each rounding.
+
+Compensated rounding is that of GPTQ (Frantar et al. 2022): one column after the other is rounded, and the columns that
+are still free take up what that costs in the outputs. The factor R of the Gram gives it from the last column to the
+first, each being rounded where the outputs would have it (Babai's nearest plane).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from autoprune.database.consumers import Consumer
+from autoprune.database.factors import Factored, Part, ridged
+from autoprune.structure import Group
+from autoprune.tracing.calls import from_matrix, kept_dim, to_matrix
+
+LARGEST = 127
+"""The largest integer; -128 is left out, so that scales are symmetric."""
+SPARE = 0xFF
+"""The last 8 of 24 binary digits."""
+BLOCK = 64
+"""Columns that are rounded before the rest of the matrix hears of it."""
+
+
+@dataclass(frozen=True)
+class Rounded:
+    """Integers [as the weight], int8, and their scales, float32 [outputs], which lie along dimension `dim`."""
+
+    integers: Tensor
+    scales: Tensor
+    dim: int
+
+    @property
+    def weight(self) -> Tensor:
+        """Float32, the very numbers that the integers stand for."""
+        shape = [1] * self.integers.dim()
+        shape[self.dim] = -1
+        return self.integers.float() * self.scales.view(shape)
+
+
+def nearest(weight: Tensor, dim: int = 0) -> Rounded:
+    """Each number to the nearest one; a row of zeros has the scale 1."""
+    scales = _scales(weight.movedim(dim, 0).flatten(1))
+    shape = [1] * weight.dim()
+    shape[dim] = -1
+    return Rounded((weight / scales.view(shape)).round().clamp(-LARGEST, LARGEST).to(torch.int8), scales, dim)
+
+
+def compensated(weight: Tensor, kind: str, factors: Sequence[tuple[Tensor, Tensor]]) -> Rounded:
+    """The weight of an ungrouped layer of this `kind` rounded column by column.
+
+    factors: (columns, R) with upper triangular R [n, n], R'R the Gram of those columns; columns are counted channel by
+    channel, the taps of one side by side. Rows keep the largest number that they had, so that rounding once more gives
+    the same integers.
+    """
+    matrix = to_matrix(weight, kind, 1)[0].transpose(1, 2)
+    flat = matrix.flatten(1).float()
+    scales = _scales(flat)
+    found = (flat / scales[:, None]).round().clamp(-LARGEST, LARGEST)
+    top = flat.abs().argmax(1)
+    for columns, factor in factors:
+        found[:, columns] = _walked(flat[:, columns] / scales[:, None], factor.float())
+    found[torch.arange(len(flat)), top] = (flat.gather(1, top[:, None])[:, 0] / scales).round()
+    native = from_matrix(found.view(matrix.shape).transpose(1, 2)[None], kind, tuple(weight.shape[2:]))
+    return Rounded(native.to(torch.int8).contiguous(), scales, kept_dim(kind))
+
+
+def factors_at(reader: Factored, kept: Tensor | None) -> list[tuple[Tensor, Tensor]]:
+    """What `compensated` wants of a whole matrix of which the `kept` channels (None: all) are left."""
+    if kept is None:
+        return [(_columns(part.atoms, _taps(part)), part.factor[0]) for part in reader.parts]
+    found, start = [], 0
+    for part in reader.parts:
+        place = torch.isin(part.atoms, kept.cpu()).nonzero()[:, 0]
+        if len(place):
+            inner = part.factor[0][:, _columns(place, _taps(part)).to(part.factor.device)].double()
+            factor = torch.linalg.cholesky(inner.T @ inner, upper=True)
+            found.append((_columns(torch.arange(start, start + len(place)), _taps(part)), factor))
+            start += len(place)
+    return found
+
+
+def by_channel(second: Tensor, taps: int) -> tuple[Tensor, Tensor]:
+    """A factor for `compensated` from the Gram [n, n] of columns that are counted tap by tap."""
+    n = second.shape[0]
+    order = torch.arange(n).view(taps, -1).T.flatten()
+    factor = torch.linalg.cholesky(ridged(second[order][:, order][None])[0], upper=True)
+    return torch.arange(n), factor
+
+
+def rounding_scores(group: Group, consumers: Sequence[Consumer]) -> Tensor:
+    """What 8 bits cost a precision, for each of its bits alike: the share of its outputs' energy, float64 [bits]."""
+    lost = 0.0
+    for c in consumers:
+        error = c.matrix - nearest(c.matrix.flatten(0, 1)).weight.view(c.matrix.shape)
+        lost += float((c.share * ((error @ c.second) * error).sum(2)).sum()) / len(consumers)
+    return torch.full((group.width,), lost, dtype=torch.float64)
+
+
+def _walked(target: Tensor, factor: Tensor) -> Tensor:
+    """Integers [rows, n] that are near `target` where the factor R measures: |R (target - found)| is small."""
+    rest, n = torch.zeros_like(target), target.shape[1]
+    found = torch.empty_like(target)
+    scaled = factor / factor.diagonal()[:, None]
+    for start in reversed(range(0, n, BLOCK)):
+        stop = min(start + BLOCK, n)
+        wanted = target[:, start:stop] + rest[:, stop:] @ scaled[start:stop, stop:].T
+        for i in reversed(range(stop - start)):
+            at = start + i
+            value = wanted[:, i] + rest[:, at + 1 : stop] @ scaled[at, at + 1 : stop]
+            found[:, at] = value.round().clamp(-LARGEST, LARGEST)
+            rest[:, at] = target[:, at] - found[:, at]
+    return found
+
+
+def _scales(rows: Tensor) -> Tensor:
+    """So that the largest number of each row becomes 127; rounded up to 16 binary digits.
+
+    With so few, 127 scales and whatever lies below are exact in float32: numbers that were rounded are so once more
+    without any change, here and by every quantiser.
+    """
+    most = rows.abs().amax(1).float()
+    exact = torch.where(most > 0, most / LARGEST, 1.0).contiguous()
+    return ((exact.view(torch.int32) + SPARE) & ~SPARE).view(torch.float32)
+
+
+def _taps(part: Part) -> int:
+    return part.factor.shape[1] // len(part.atoms)
+
+
+def _columns(channels: Tensor, taps: int) -> Tensor:
+    return (channels[:, None] * taps + torch.arange(taps)).flatten()
