@@ -18,7 +18,6 @@ from autoprune.application.loader import remember
 from autoprune.application.match import matching
 from autoprune.application.plain import rebuild_facts
 from autoprune.application.repair import repaired, searched_settings
-from autoprune.application.stored import round_weights
 from autoprune.application.training import Training, promised
 from autoprune.criteria import Named, build_criterion
 from autoprune.errors import InputError
@@ -30,6 +29,7 @@ from autoprune.structure import Structure
 from autoprune.tracing.copies import check_module, copied
 from autoprune.tracing.fingerprint import weights_fingerprint
 from autoprune.tracing.one_thread import one_thread
+from autoprune.tracing.rounding import round_weights
 from autoprune.tracing.slim import slim
 from autoprune.tracing.verify import verify
 from autoprune.version import __version__

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from autoprune.database.batches import prepare
-from autoprune.database.rounding import nearest
 from autoprune.errors import InputError, RunError, root_line
 from autoprune.exports.onnx import session
 from autoprune.protocols import Task
 from autoprune.tracing.eval_mode import evaluating, without_cache
 from autoprune.tracing.inputs import arguments, call_model, first_samples
+from autoprune.tracing.rounding import nearest
 
 INT8 = "model.int8.onnx"
 SAMPLES = 128

@@ -3,45 +3,18 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from autoprune.database.rounding import nearest
 from autoprune.front import Point
-from autoprune.matrices import output_dim
-from autoprune.structure import Group
+from autoprune.tracing.rounding import along, narrow_weights, nearest
 
 SCALES = ".scales"
 """Behind the name of a weight of integers, that of its scales, which broadcast over it."""
-
-
-@dataclass(frozen=True)
-class Narrow:
-    """A weight that a policy stores in 8 bits, and the dimension along which its scales lie."""
-
-    name: str
-    parameter: nn.Parameter
-    dim: int
-
-
-def narrow_weights(model: nn.Module, groups: Iterable[Group], widths: Mapping[str, int]) -> Iterator[Narrow]:
-    """The weights of `model` for which `widths` say fewer bits than the dense ones have; absent ones have none."""
-    held = dict(model.named_parameters())
-    for name in (n for g in groups if g.matrices and widths[g.name] < g.width for n in g.matrices):
-        if name in held:
-            owner = type(model.get_submodule(name.rpartition(".")[0])).__name__
-            yield Narrow(name, held[name], output_dim(owner))
-
-
-def round_weights(model: nn.Module, groups: Iterable[Group], widths: Mapping[str, int]) -> None:
-    """Make every weight what its bits can hold, in place; one that is so already does not change."""
-    for weight in narrow_weights(model, groups, widths):
-        weight.parameter.data = nearest(weight.parameter.detach(), weight.dim).weight.to(weight.parameter)
 
 
 def write_weights(model: nn.Module, point: Point, path: Path) -> None:
@@ -57,9 +30,8 @@ def write_weights(model: nn.Module, point: Point, path: Path) -> None:
         if not torch.equal(found.weight, tensors[weight.name]):
             trained.append(weight.name)
             continue
-        shape = [1] * found.integers.dim()
-        shape[weight.dim] = -1
-        tensors |= {weight.name: found.integers, weight.name + SCALES: found.scales.view(shape)}
+        scales = along(found.scales, found.integers, weight.dim)
+        tensors |= {weight.name: found.integers, weight.name + SCALES: scales}
     if trained:
         more = f" and {len(trained) - 1} more" if len(trained) > 1 else ""
         warnings.warn(

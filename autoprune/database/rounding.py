@@ -8,7 +8,6 @@ first, each being rounded where the outputs would have it (Babai's nearest plane
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -17,37 +16,10 @@ from autoprune.database.consumers import Consumer
 from autoprune.database.factors import Factored, Part, ridged
 from autoprune.structure import Group
 from autoprune.tracing.calls import from_matrix, kept_dim, to_matrix
+from autoprune.tracing.rounding import LARGEST, Rounded, nearest, scales_of
 
-LARGEST = 127
-"""The largest integer; -128 is left out, so that scales are symmetric."""
-SPARE = 0xFF
-"""The last 8 of 24 binary digits."""
 BLOCK = 64
 """Columns that are rounded before the rest of the matrix hears of it."""
-
-
-@dataclass(frozen=True)
-class Rounded:
-    """Integers [as the weight], int8, and their scales, float32 [outputs], which lie along dimension `dim`."""
-
-    integers: Tensor
-    scales: Tensor
-    dim: int
-
-    @property
-    def weight(self) -> Tensor:
-        """Float32, the very numbers that the integers stand for."""
-        shape = [1] * self.integers.dim()
-        shape[self.dim] = -1
-        return self.integers.float() * self.scales.view(shape)
-
-
-def nearest(weight: Tensor, dim: int = 0) -> Rounded:
-    """Each number to the nearest one; a row of zeros has the scale 1."""
-    scales = _scales(weight.movedim(dim, 0).flatten(1))
-    shape = [1] * weight.dim()
-    shape[dim] = -1
-    return Rounded((weight / scales.view(shape)).round().clamp(-LARGEST, LARGEST).to(torch.int8), scales, dim)
 
 
 def compensated(weight: Tensor, kind: str, factors: Sequence[tuple[Tensor, Tensor]]) -> Rounded:
@@ -59,7 +31,7 @@ def compensated(weight: Tensor, kind: str, factors: Sequence[tuple[Tensor, Tenso
     """
     matrix = to_matrix(weight, kind, 1)[0].transpose(1, 2)
     flat = matrix.flatten(1).float()
-    scales = _scales(flat)
+    scales = scales_of(flat)
     found = (flat / scales[:, None]).round().clamp(-LARGEST, LARGEST)
     top = flat.abs().argmax(1)
     for columns, factor in factors:
@@ -115,17 +87,6 @@ def _walked(target: Tensor, factor: Tensor) -> Tensor:
             found[:, at] = value.round().clamp(-LARGEST, LARGEST)
             rest[:, at] = target[:, at] - found[:, at]
     return found
-
-
-def _scales(rows: Tensor) -> Tensor:
-    """So that the largest number of each row becomes 127; rounded up to 16 binary digits.
-
-    With so few, 127 scales and whatever lies below are exact in float32: numbers that were rounded are so once more
-    without any change, here and by every quantiser.
-    """
-    most = rows.abs().amax(1).float()
-    exact = torch.where(most > 0, most / LARGEST, 1.0).contiguous()
-    return ((exact.view(torch.int32) + SPARE) & ~SPARE).view(torch.float32)
 
 
 def _taps(part: Part) -> int:

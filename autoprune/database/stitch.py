@@ -12,12 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from autoprune.database.entries import Entry
-from autoprune.database.rounding import Rounded, compensated, factors_at, nearest
+from autoprune.database.rounding import compensated, factors_at
 from autoprune.database.store import LevelDatabase
 from autoprune.matrices import output_dim
 from autoprune.policy import Policy
 from autoprune.structure import Group, Structure
 from autoprune.tracing.copies import copied
+from autoprune.tracing.rounding import Rounded, nearest
 from autoprune.tracing.sizes import set_sizes
 from autoprune.tracing.slim import absent, named_tensors, set_attributes
 from autoprune.tracing.stand_ins import leave_out, modules_of, put_back

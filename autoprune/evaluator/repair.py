@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from autoprune.database.rounding import by_channel, compensated, nearest
+from autoprune.database.rounding import by_channel, compensated
 from autoprune.database.stitch import Stitcher
 from autoprune.evaluator.dense_reference import (
     REFIT_POSITIONS,
@@ -48,6 +48,7 @@ from autoprune.tracing.calls import (
     undropped,
 )
 from autoprune.tracing.padding import real_rows
+from autoprune.tracing.rounding import nearest
 from autoprune.tracing.wiring import Site, batch_norms
 
 SILENT = 1e-6

@@ -17,7 +17,6 @@ from autoprune import plugins
 from autoprune.application.int8 import quantise
 from autoprune.application.plain import RECIPE
 from autoprune.database.build import build_database
-from autoprune.database.rounding import nearest
 from autoprune.database.stitch import Stitcher
 from autoprune.errors import InputError, RunError
 from autoprune.evaluation import Ask
@@ -28,6 +27,7 @@ from autoprune.files.policy_file import load_front, save_front
 from autoprune.front import Front
 from autoprune.policy import Policy
 from autoprune.space import Space
+from autoprune.tracing.rounding import nearest
 from tests.points import front_over
 from tests.small import World, world_of
 

@@ -8,7 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoprune.database.rounding import by_channel, compensated, nearest
+from autoprune.database.rounding import by_channel, compensated
+from autoprune.tracing.rounding import nearest
 
 SEEDS = st.integers(0, 1000)
 
