@@ -144,13 +144,18 @@ def _placed(
         warnings.warn(SAME, stacklevel=3)
         found = [Placed(p, said={KEY: {"approximate": False, "said": SAME}}) for p in points]
     else:
-        args = source.told["task"]["args"] if source.told.get("task") else {}
-        name = str(source.told.get("model") or args.get("model") or type(source.model).__name__)
-        sibling = sibling_of(points[0].base, source.model, source.inputs, name, own)
+        sibling = sibling_of(points[0].base, source.model, source.inputs, _named(source), own)
         found = [Placed(carried(p, sibling, costs[p.id], order.deploy), sibling) for p in points]
     if order.deploy is not None:
         _check_container([placed.point for placed in found], order.deploy)
     return found
+
+
+def _named(source: Source) -> str:
+    """What a policy file calls the model: as the user does, but a folder by its class."""
+    args = source.told["task"]["args"] if source.told.get("task") else {}
+    said = source.told.get("model") or args.get("model")
+    return type(source.model).__name__ if said is None or source.folder is not None else str(said)
 
 
 def _costs(front: Front, words: Sequence[str]) -> dict[str, str]:
