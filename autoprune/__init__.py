@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from autoprune.application.loader import load_applied as load_applied
     from autoprune.application.loader import save as save
     from autoprune.application.optimizer_state import transfer_optimizer as transfer_optimizer
+    from autoprune.application.transfer import transfer as transfer
     from autoprune.comparison.comparison import compare as compare
     from autoprune.families import analyze as analyze
     from autoprune.files.job import Job as Job
@@ -40,6 +41,7 @@ _HOMES = {
     "save": "application.loader",
     "search": "run.run",
     "task": "tasks._wrap",
+    "transfer": "application.transfer",
     "transfer_optimizer": "application.optimizer_state",
 }
 __all__ = [*_HOMES]

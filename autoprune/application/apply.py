@@ -19,11 +19,12 @@ from autoprune.application.match import matching
 from autoprune.application.plain import rebuild_facts
 from autoprune.application.repair import repaired, searched_settings
 from autoprune.application.training import Training, promised
+from autoprune.application.transfer import HINT, KEY
 from autoprune.criteria import Named, build_criterion
 from autoprune.errors import InputError
 from autoprune.evaluator.settings import Settings
 from autoprune.files.job import checked_task
-from autoprune.front import Point
+from autoprune.front import Base, Point
 from autoprune.protocols import Criterion, Task
 from autoprune.structure import Structure
 from autoprune.tracing.copies import check_module, copied
@@ -136,9 +137,10 @@ def applied_point(
         InputError: the model is another one, or its atoms cannot be ranked.
         RunError: the pruned model fails its verification.
     """
-    structure = matching(point, model, example, analysis)
+    structure = matching(point, model, example, analysis, HINT)
     weights = weights_fingerprint(model)
     replayed = weights == point.base.weights_fingerprint
+    moved = point.base.space.get(KEY)
     if task is None:
         keep = dict(point.keep) if replayed else _ranked(point, model, structure, criterion)
         small = _sliced(model, structure, keep)
@@ -153,7 +155,7 @@ def applied_point(
     for name, mine in small.named_parameters():
         mine.requires_grad_(lent[name].requires_grad)
     base = point.base if replayed else replace(point.base, weights_fingerprint=weights, order={})
-    facts = {
+    facts: dict[str, Any] = {
         "point": point.id,
         "macs_ratio": point.ratio("macs"),
         "params_ratio": point.ratio("params"),
@@ -161,14 +163,23 @@ def applied_point(
         "atoms": _atoms(point, keep, replayed),
         "test": None,
         "validation": validation,
-        "promised": promised(point, training),
+        "promised": None if moved else promised(point, training),
         "verification_error": error,
         "recipe": recipe or {"recipe": "none"},
         "rebuild": rebuild_facts(model, small),
         "versions": {"autoprune": __version__, "torch": torch.__version__, "python": platform.python_version()},
         "files": [],
+        **({KEY: dict(moved)} if moved else {}),
     }
-    return Applied(small.train(model.training), replace(point, keep=keep, base=base), facts)
+    return Applied(small.train(model.training), _kept(point, keep, base, validation if moved else None), facts)
+
+
+def _kept(point: Point, keep: Mapping[str, tuple[int, ...]], base: Base, found: Mapping[str, Any] | None) -> Point:
+    """The point with what it really keeps; the figures of another structure give way to those that were found here."""
+    kept = replace(point, keep=keep, base=base)
+    if found is None:
+        return kept
+    return replace(kept, losses={"validation": found["loss"]}, metrics={"validation": found["metrics"]}, finetuned={})
 
 
 def _costs(point: Point) -> dict[str, dict[str, int]]:
@@ -181,7 +192,7 @@ def _costs(point: Point) -> dict[str, dict[str, int]]:
 def _atoms(point: Point, keep: Mapping[str, tuple[int, ...]], replayed: bool) -> str:
     """How the kept atoms were chosen, in words."""
     if not replayed:
-        return "ranked anew (other weights)"
+        return f"ranked anew ({'another structure' if KEY in point.base.space else 'other weights'})"
     return "replayed" if keep == dict(point.keep) else "ranked anew (by the recovery)"
 
 

@@ -26,6 +26,7 @@ def card(facts: Mapping[str, Any], point: Point) -> str:
     parts = [
         f"# {point.base.model}, pruned to {facts['macs_ratio']:.1%} of its multiply-accumulates",
         _opening(facts, point),
+        *transferred(facts),
         "\n".join(["| | dense | pruned |", "|---|---|---|", *(f"| {' | '.join(row)} |" for row in rows(facts))]),
         *_latency(facts),
         *_failed(facts),
@@ -51,6 +52,17 @@ def _opening(facts: Mapping[str, Any], point: Point) -> str:
             "promises. Apply it with `--task` and a job to have all of that."
         )
     return said
+
+
+def transferred(facts: Mapping[str, Any]) -> Iterator[str]:
+    """What is to be known of a policy that was carried over from another structure."""
+    if told := facts.get("transfer"):
+        yield str(told["said"])
+        if losses := told.get("losses"):
+            words = {"transfer": "transferred", "uniform": "uniform", "search": "a search of its own"}
+            found = {words[k]: "failed" if v is None else f"{v:.4g}" for k, v in losses.items() if k in words}
+            values = ", ".join(f"{name} {value}" for name, value in found.items())
+            yield f"{losses['name']} on validation at this cost, repaired and not trained: {values}"
 
 
 def rows(facts: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:

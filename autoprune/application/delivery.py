@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import re
 import warnings
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 
 from autoprune import plugins
 from autoprune.application.apply import Applied, applied_point, trusted_criterion
+from autoprune.application.beside import losses_beside
 from autoprune.application.card import card
 from autoprune.application.extras import TestSplit, write_extras
 from autoprune.application.hugging_face import write_config
@@ -30,10 +31,12 @@ from autoprune.application.loader import (
     write_facts,
     write_model,
 )
-from autoprune.application.order import REQUEST, Order, request_of
+from autoprune.application.match import unlike
+from autoprune.application.order import REQUEST, Order, own_front, request_of
 from autoprune.application.repair import searched_settings
 from autoprune.application.sources import Source, source_of_job, source_of_name
 from autoprune.application.timed import latency_facts
+from autoprune.application.transfer import KEY, SAME, Sibling, carried, sibling_of
 from autoprune.deploy import misfits
 from autoprune.errors import InputError, RunError, did_you_mean
 from autoprune.evaluator.settings import Settings
@@ -70,7 +73,7 @@ def apply_file(
     front = load_front(policy_path)
     points = _selected(front, words)
     if order.deploy is not None:
-        _check_container(points, order.deploy)
+        _check_container([] if order.transfer else points, order.deploy)
     folders = {p.id: out if len(words) == 1 else out / _as_name(p.id) for p in points}
     for folder in folders.values():
         check_free(folder)
@@ -78,11 +81,13 @@ def apply_file(
     done = {i: found for i, folder in folders.items() if (found := _finished(folder, asked[i])) is not None}
     for kept in done:
         warnings.warn(f"{folders[kept]} was finished by the same command before, and is left as it is", stacklevel=2)
-    source, failed = None, list[str]()
-    for point in (p for p in points if p.id not in done):
-        source = source or _checked(_source(model, front, order.weights), order)
-        done[point.id], said = _delivered(point, source, order, policy_path, folders[point.id], asked[point.id])
-        failed += [f"{line}; {folders[point.id]} holds all else" for line in said]
+    failed = list[str]()
+    if to_do := [p for p in points if p.id not in done]:
+        source = _checked(_source(model, front, order.weights), order)
+        for placed in _placed(to_do, _costs(front, words), source, order, own_front(model)):
+            made, folder = placed.point.id, folders[placed.point.id]
+            done[made], said = _delivered(placed, source, order, policy_path, folder, asked[made])
+            failed += [f"{line}; {folder} holds all else" for line in said]
     if failed:
         raise RunError("; ".join(failed))
     return done[points[0].id] if len(words) == 1 else {"points": {p.id: done[p.id] for p in points}}
@@ -117,6 +122,48 @@ def _selected(front: Front, words: Sequence[str]) -> list[Point]:
     return list({p.id: p for p in (front.select(word) for word in words)}.values())
 
 
+@dataclass(frozen=True)
+class Placed:
+    """A point for the model that it goes onto; of a transfer the sibling that it was carried over to, and what is said.
+
+    `said` is what apply.json says where nothing had to be carried over.
+    """
+
+    point: Point
+    sibling: Sibling | None = None
+    said: Mapping[str, Any] = field(default_factory=dict)
+
+
+def _placed(
+    points: Sequence[Point], costs: Mapping[str, str], source: Source, order: Order, own: Path | None
+) -> list[Placed]:
+    """The points as they are, or, where they are to be transferred, carried over to the source's model."""
+    if not order.transfer:
+        return [Placed(p) for p in points]
+    if all(not unlike(p, source.model) for p in points):
+        warnings.warn(SAME, stacklevel=3)
+        found = [Placed(p, said={KEY: {"approximate": False, "said": SAME}}) for p in points]
+    else:
+        sibling = sibling_of(points[0].base, source.model, source.inputs, _named(source), own)
+        found = [Placed(carried(p, sibling, costs[p.id], order.deploy), sibling) for p in points]
+    if order.deploy is not None:
+        _check_container([placed.point for placed in found], order.deploy)
+    return found
+
+
+def _named(source: Source) -> str:
+    """What a policy file calls the model: as the user does, but a folder by its class."""
+    args = source.told["task"]["args"] if source.told.get("task") else {}
+    said = source.told.get("model") or args.get("model")
+    return type(source.model).__name__ if said is None or source.folder is not None else str(said)
+
+
+def _costs(front: Front, words: Sequence[str]) -> dict[str, str]:
+    """The cost by which each point was chosen, else that in which the front ascends."""
+    named = {front.select(word).id: re.match(r"\s*([\w.:]+)\s*=", word) for word in words}
+    return {i: front.cost if m is None or m[1] == "drop" else m[1] for i, m in named.items()}
+
+
 def _source(model: Job | str, front: Front, weights: Path | None) -> Source:
     return source_of_job(model, weights) if isinstance(model, Job) else source_of_name(model, front.base, weights)
 
@@ -140,20 +187,18 @@ def _as_name(point: str) -> str:
 
 
 def _delivered(
-    point: Point, source: Source, order: Order, policy_path: Path, out: Path, request: str
+    placed: Placed, source: Source, order: Order, policy_path: Path, out: Path, request: str
 ) -> tuple[dict[str, Any], list[str]]:
     """One point into its folder: apply.json, and what could not be written of all that was asked for."""
-    applied = applied_point(
-        point,
-        source.model,
-        source.inputs,
-        source.task,
-        searched_settings(point, source.settings or Settings()),
-        trusted_criterion(point, (order.criterion, source.criterion)),
-        order.training,
-        policy_path.parent / "database",
-    )
-    facts = {**applied.facts, **source.told, **_figures(source, applied, order)}
+    point, task = placed.point, source.task
+    settings = searched_settings(point, source.settings or Settings())
+    criterion = trusted_criterion(point, (order.criterion, source.criterion))
+    analysis = policy_path.parent / "database"
+    applied = applied_point(point, source.model, source.inputs, task, settings, criterion, order.training, analysis)
+    facts = {**applied.facts, **source.told, **placed.said, **_figures(source, applied, order)}
+    if placed.sibling is not None and task is not None:
+        beside = losses_beside(point, placed.sibling, source.model, task, settings, criterion)
+        facts[KEY] = {**facts[KEY], "losses": beside}
     remember(applied.model, applied.kept, facts, str(policy_path))
     with whole_folder(out) as draft:
         write_model(applied.model, origin_of(applied.model).policy, draft)

@@ -20,23 +20,20 @@ from autoprune.tracing.ops import with_groups
 from autoprune.tracing.slim import named_tensors, removed_positions
 
 
-def matching(point: Point, model: nn.Module, example: Any, analysis: Path | None = None) -> Structure:
+def matching(
+    point: Point, model: nn.Module, example: Any, analysis: Path | None = None, otherwise: str = ""
+) -> Structure:
     """The point's own groups on `model`, certified there, with two widths each: the point's and the dense one.
 
     What today's analysis would find does not matter, so that a policy file outlives changes of it. Where the folder
-    `analysis` keeps one of this very model that proved the same groups, they are not proved again.
+    `analysis` keeps one of this very model that proved the same groups, they are not proved again. `otherwise` says
+    what may be done with another structure.
 
     Raises:
         InputError: the model has another structure (says where), or the policy was applied to it before.
     """
-    said = difference(point.base, model)
-    if said:
-        if (inner := unwrapped(model)) is not model and not difference(point.base, inner):
-            way = "_orig_mod" if hasattr(model, "_orig_mod") else "module"
-            raise InputError(f"the model is wrapped in {type(model).__name__}: pass the model inside, its `.{way}`")
-        if _was_pruned(point, model):
-            raise InputError(f"policy {point.id} was applied to this model before; apply it to the dense model")
-        raise InputError(f"the policy is for another structure: {said}")
+    if said := unlike(point, model):
+        raise InputError(f"the policy is for another structure: {said}{f'; {otherwise}' if otherwise else ''}")
     _warn_of_inputs(point.base, example)
     widths = point.policy.as_dict()
     groups = tuple(replace(g, grid=tuple(sorted({widths[g.name], g.width}))) for g in point.base.groups)
@@ -44,6 +41,21 @@ def matching(point: Point, model: nn.Module, example: Any, analysis: Path | None
     if kept is not None and {_places(g) for g in groups if g.slices} <= {_places(g) for g in kept}:
         return Structure(groups, with_groups(kept.ops, groups))
     return declared(model, example, groups)
+
+
+def unlike(point: Point, model: nn.Module) -> str:
+    """What of the policy's dense model is not so in `model`, as `difference` has it.
+
+    Raises:
+        InputError: the dense model is wrapped in another module, or the policy was applied to it before.
+    """
+    said = difference(point.base, model)
+    if said and (inner := unwrapped(model)) is not model and not difference(point.base, inner):
+        way = "_orig_mod" if hasattr(model, "_orig_mod") else "module"
+        raise InputError(f"the model is wrapped in {type(model).__name__}: pass the model inside, its `.{way}`")
+    if said and _was_pruned(point, model):
+        raise InputError(f"policy {point.id} was applied to this model before; apply it to the dense model")
+    return said
 
 
 def _places(group: Group) -> tuple[Any, ...]:

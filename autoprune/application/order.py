@@ -21,7 +21,8 @@ REQUEST = "request"
 class Order:
     """What is wanted of every point: other weights, a training, a criterion of the user's own, exports.
 
-    `int8` quantises the ONNX export, which it implies; `deploy` names a container that every point must fit.
+    `int8` quantises the ONNX export, which it implies; `deploy` names a container that every point must fit;
+    `transfer` carries points over to a model of another structure.
     """
 
     weights: Path | None = None
@@ -30,6 +31,12 @@ class Order:
     export: tuple[str, ...] = ()
     int8: bool = False
     deploy: str | None = None
+    transfer: bool = field(default=False, repr=False)  # so that orders of before are still the same ones
+
+
+def own_front(model: Job | str) -> Path | None:
+    """Where a search of the job leaves its front, unless it is told another folder."""
+    return Path("runs") / model.name / "policy.json" if isinstance(model, Job) else None
 
 
 def request_of(policy_path: Path, model: Job | str, point: str, order: Order) -> str:
@@ -41,7 +48,10 @@ def request_of(policy_path: Path, model: Job | str, point: str, order: Order) ->
     sources = [plugins.source_digest(plugins.load_object(name)) for name in own]
     named = _values([*said, order.weights, dict(order.training.options)])
     files = sorted((str(value), _stamp(Path(value))) for value in named if _is_there(value))
-    told = (__version__, policy_path.read_bytes(), said, point, order, sources, files)
+    told: tuple[Any, ...] = (__version__, policy_path.read_bytes(), said, point, order, sources, files)
+    if order.transfer:
+        beside = own_front(model)
+        told = (*told, "transfer", None if beside is None else _stamp(beside))
     return f"sha256:{hashlib.sha256(repr(told).encode()).hexdigest()}"
 
 

@@ -68,12 +68,12 @@ def repaired(
         finetune_steps=recipe.steps if recipe is not None else settings.finetune_steps,
         seed=recipe.seed if recipe is not None else settings.seed,
         learning_rate=None if recipe is None else recipe.learning_rate,
-        precision=_precision(point, settings),
+        precision=precision_of(point, settings),
         costs=(),  # the point tells its own; a latency would want its table
     )
     evaluator = TieredEvaluator(task, structure, database, as_searched, dense, parts=parts)
     kept: Kept = {n: tuple(database.keep(n, w).tolist()) for n, w in point.policy.widths}
-    tier = _plain_tier(point)
+    tier = plain_tier(point)
     if training.kind == "full":
         bench = Bench(task, structure, as_searched, criterion, dense, parts, tier)
         kept, told = _recovered(evaluator, bench, point.policy, kept, training)
@@ -107,7 +107,7 @@ def searched_settings(point: Point, own: Settings) -> Settings:
     )
 
 
-def _plain_tier(point: Point) -> Tier:
+def plain_tier(point: Point) -> Tier:
     """How the search repaired, without its training."""
     tier: Tier = point.base.space.get("tier", "refit")
     return "refit" if tier == "tune" else tier
@@ -163,7 +163,7 @@ def _recovered(
     return kept, {**told, "helped": result.helped}
 
 
-def _precision(point: Point, settings: Settings) -> Literal["auto", "fp32", "bf16"]:
+def precision_of(point: Point, settings: Settings) -> Literal["auto", "fp32", "bf16"]:
     """That of the search where the settings leave it open: atoms and repairs were judged in it."""
     found = point.base.space.get("precision")  # older files do not say, newer ones may know more of them
     known = {name: name for name in get_args(Precision)}

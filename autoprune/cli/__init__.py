@@ -31,6 +31,7 @@ from autoprune.cli.options import (
     SetOption,
     TaskOption,
     TimeOption,
+    TransferFlag,
     WeightsOption,
     WorkersOption,
 )
@@ -297,6 +298,7 @@ def apply(  # noqa: PLR0913  # the options of the command line
     export: Annotated[str, typer.Option(help=EXPORT_HELP)] = "",
     int8: Int8Flag = False,
     deploy: DeployOption = None,
+    transfer: TransferFlag = False,
     json_: JsonFlag = False,
 ) -> dict[str, Any] | None:
     """Prune the model as a point of a front says, repair, train as the point was, verify and save it.
@@ -314,7 +316,7 @@ def apply(  # noqa: PLR0913  # the options of the command line
     from autoprune.application.delivery import apply_file
     from autoprune.application.order import Order
 
-    order = Order(weights, training, criterion, _words(export), int8, deploy)
+    order = Order(weights, training, criterion, _words(export), int8, deploy, transfer)
     report_ = apply_file(policy, source, at, out, order)
     return report_ if json_ else _shown(print_applied, report_)
 

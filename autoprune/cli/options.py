@@ -28,6 +28,10 @@ MODEL_HELP = (
 RECOVERY_HELP = (
     f"In place of the job's recovery: {', '.join(plugins.names('recovery'))}; or your own module:Class. Implies full."
 )
+TRANSFER_HELP = (
+    "Carry the points over to a deeper or wider sibling of their model, by stage and relative depth, at the same ratio "
+    "of the cost; approximate: the loss is shown beside the uniform policy's, and a search's in runs/<job's name>."
+)
 EXPORT_HELP = f"Also write, with commas: {', '.join(plugins.names('exports'))}; or your own module:Class."
 JobPath = Annotated[Path, typer.Argument(metavar="JOB.yaml", help="The job file.")]
 SetOption = Annotated[
@@ -61,6 +65,7 @@ CriterionOption = Annotated[
     str | None, typer.Option(metavar="MODULE:CLASS", help="Your own criterion, where atoms are ranked anew.")
 ]
 Int8Flag = Annotated[bool, typer.Option("--int8", help="Also write model.int8.onnx, and score and time it.")]
+TransferFlag = Annotated[bool, typer.Option("--transfer", help=TRANSFER_HELP)]
 DeployOption = Annotated[
     str | None, typer.Option(metavar="NAME", help=f"A container to fit: {', '.join(plugins.names('deploy'))}.")
 ]

@@ -224,7 +224,7 @@ def _spread(row: Mapping[str, Any], field: str, best: float | None) -> Text:
 
 def print_applied(report: Mapping[str, Any]) -> None:
     """What `apply` left for each point: dense beside pruned, how it was made, and where it lies."""
-    from autoprune.application.card import rows
+    from autoprune.application.card import rows, transferred
 
     out = console()
     for facts in report["points"].values() if "points" in report else [report]:
@@ -237,7 +237,7 @@ def print_applied(report: Mapping[str, Any]) -> None:
         out.print(table)
         recipe = ", ".join(f"{k} {short(v)}" for k, v in facts["recipe"].items() if k != "recipe")
         said = f"atoms {facts['atoms']}; training {facts['recipe']['recipe']}{f' ({recipe})' if recipe else ''}"
-        for line in (said, f"files: {', '.join(facts['files'])}"):
+        for line in (said, *transferred(facts), f"files: {', '.join(facts['files'])}"):
             out.print(line, markup=False, highlight=False, soft_wrap=True)
     folder = str(facts["files"][0]).rpartition("/")[0]
     out.print(f'load it: autoprune.load("{folder}")', markup=False, highlight=False, soft_wrap=True)
