@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,9 @@ from typing import Any
 import torch
 
 from autoprune import plugins
-from autoprune.application.apply import Applied, applied_point, trusted_criterion
+from autoprune.application.apply import Applied, applying, check_recovery, trusted_criterion
 from autoprune.application.card import card
+from autoprune.application.checkpoints import Place
 from autoprune.application.extras import TestSplit, write_extras
 from autoprune.application.hugging_face import write_config
 from autoprune.application.loader import (
@@ -31,7 +32,7 @@ from autoprune.application.loader import (
     write_model,
 )
 from autoprune.application.order import REQUEST, Order, request_of
-from autoprune.application.repair import searched_settings
+from autoprune.application.repair import Manner, searched_settings
 from autoprune.application.sources import Source, source_of_job, source_of_name
 from autoprune.application.timed import latency_facts
 from autoprune.deploy import misfits
@@ -42,6 +43,7 @@ from autoprune.files.job import Job
 from autoprune.files.policy_file import load_front
 from autoprune.files.whole import whole_folder
 from autoprune.front import Front, Point
+from autoprune.protocols import Step, finished
 from autoprune.recovery import build_recovery
 from autoprune.structure import Structure
 from autoprune.tracing.one_thread import one_thread
@@ -53,11 +55,18 @@ MOST_SAID = 3
 def apply_file(
     policy_path: Path, model: Job | str, at: str | Sequence[str], out: Path, order: Order | None = None
 ) -> dict[str, Any]:
+    """`delivering` to its end."""
+    return finished(delivering(policy_path, model, at, out, order))
+
+
+def delivering(
+    policy_path: Path, model: Job | str, at: str | Sequence[str], out: Path, order: Order | None = None
+) -> Generator[Step, None, dict[str, Any]]:
     """`autoprune apply`: select, apply, score on the test split, time, save; returns apply.json, which it also writes.
 
     `model` is a job, whose task has the data, or what `source_of_name` takes. A single point goes to `out`; of several
     each has a folder in it, and {"points": {id: apply.json}} is returned. A folder that the same command has finished
-    before is left as it is.
+    before is left as it is; a full recovery is kept beside its folder while it runs, and gone on with.
 
     Raises:
         InputError: whatever is wrong with the request, before anything is computed.
@@ -81,7 +90,8 @@ def apply_file(
     source, failed = None, list[str]()
     for point in (p for p in points if p.id not in done):
         source = source or _checked(_source(model, front, order.weights), order)
-        done[point.id], said = _delivered(point, source, order, policy_path, folders[point.id], asked[point.id])
+        steps = _delivered(point, source, order, policy_path, folders[point.id], asked[point.id])
+        done[point.id], said = yield from _named(steps, f"{point.id}: " if len(points) > 1 else "")
         failed += [f"{line}; {folders[point.id]} holds all else" for line in said]
     if failed:
         raise RunError("; ".join(failed))
@@ -94,7 +104,7 @@ def _resolved(order: Order, model: Job | str) -> Order:
     training = order.training
     if isinstance(model, Job):
         own = model.recovery.schedule
-        options = model.options("recovery") if training.schedule in (None, own) else {}
+        options = training.options or (model.options("recovery") if training.schedule in (None, own) else {})
         training = replace(training, schedule=training.schedule or own, options=options)
     return replace(order, export=formats, training=training)
 
@@ -127,9 +137,24 @@ def _checked(source: Source, order: Order) -> Source:
         raise InputError("--finetune full trains on data, and --model alone has none: give --task with a job")
     if source.task is None and order.int8:
         raise InputError("--int8 finds the ranges of activations on data, and --model alone has none: give --task")
+    check_recovery(order.training, source.model, source.task)
     if order.export:
         check_inputs(source.inputs)
     return source
+
+
+Told = tuple[dict[str, Any], list[str]]
+
+
+def _named(steps: Generator[Step, None, Told], prefix: str) -> Generator[Step, None, Told]:
+    """The same steps, of one of several points."""
+    while True:
+        try:
+            step = next(steps)
+        except StopIteration as end:
+            told: Told = end.value
+            return told
+        yield replace(step, stage=f"{prefix}{step.stage}")
 
 
 def _as_name(point: str) -> str:
@@ -141,20 +166,21 @@ def _as_name(point: str) -> str:
 
 def _delivered(
     point: Point, source: Source, order: Order, policy_path: Path, out: Path, request: str
-) -> tuple[dict[str, Any], list[str]]:
+) -> Generator[Step, None, Told]:
     """One point into its folder: apply.json, and what could not be written of all that was asked for."""
-    applied = applied_point(
-        point,
-        source.model,
-        source.inputs,
-        source.task,
+    place = Place.beside(out, request)
+    manner = Manner(
         searched_settings(point, source.settings or Settings()),
         trusted_criterion(point, (order.criterion, source.criterion)),
         order.training,
+        place,
         policy_path.parent / "database",
     )
+    applied = yield from applying(point, source.model, source.inputs, source.task, manner)
+    yield Step("test split and latency")
     facts = {**applied.facts, **source.told, **_figures(source, applied, order)}
     remember(applied.model, applied.kept, facts, str(policy_path))
+    yield Step("exports")
     with whole_folder(out) as draft:
         write_model(applied.model, origin_of(applied.model).policy, draft)
         write_config(applied.model, draft, source.folder)
@@ -165,6 +191,8 @@ def _delivered(
         facts["files"] = [str(out / name) for name in (WEIGHTS, POLICY, *others, FACTS, CARD)]
         write_facts(facts, draft)
         (draft / CARD).write_text(card(facts, applied.kept), encoding="utf-8")
+    if not failed:  # else the same command tries again, and need not train again for that
+        place.clear()
     return facts, failed
 
 

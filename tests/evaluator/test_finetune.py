@@ -16,7 +16,7 @@ from autoprune.database.drawn import Drawn
 from autoprune.errors import InputError
 from autoprune.evaluator.fidelity import Fidelity
 from autoprune.evaluator.finetune import Course, Lesson, Recipe, _loss
-from autoprune.evaluator.material import Repeated
+from autoprune.evaluator.material import Portion, Repeated
 from autoprune.losses.kl import kl
 from autoprune.tracing.wiring import find_sites
 from tests.small import World, world
@@ -131,7 +131,7 @@ def test_the_loss_is_the_weighted_sum_of_distillation_and_the_tasks_own() -> Non
     w = world("plain")
     lesson, student = replace(lesson_of(w), task_loss=w.task.loss), student_of(w)
     assert isinstance(lesson.material, Repeated)
-    given = lesson.material.samples.batches[0], lesson.material.teacher[0]
-    whole, none, part = (_loss(student, lesson, *given, share).item() for share in (1.0, 0.0, 0.2))
+    given = Portion(lesson.material.samples.batches[0], lesson.material.teacher[0], 1.0)
+    whole, none, part = (_loss(student, lesson, given, Recipe(None, share)).item() for share in (1.0, 0.0, 0.2))
     assert whole != pytest.approx(none)
     assert part == pytest.approx(0.2 * whole + 0.8 * none)

@@ -10,10 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from autoprune.evaluation import Ask
-from autoprune.evaluator.finetune import usual_rate
+from autoprune.evaluator.finetune import Course, Recipe, usual_rate
 from autoprune.evaluator.keep_best import checks, find_rate, keep_best, scorings
 from autoprune.protocols import Progress
-from autoprune.recovery import build_recovery
 from tests.evaluator.test_tiers import evaluator, narrow
 from tests.small import World, world, world_of
 
@@ -121,7 +120,13 @@ def test_a_training_that_diverges_leaves_the_repaired_model() -> None:
     evaluate = evaluator(w, calibration=256, finetune_steps=10, learning_rate=10.0)
     evaluate.repaired(Ask(narrow(w), "refit"))
     before = {k: v.clone() for k, v in evaluate.stitcher.model.state_dict().items()}
-    kept = evaluate.recovered(build_recovery("one_shot", {"learning_rate": 10.0}), 10)
+    model, course = (
+        evaluate.stitcher.model,
+        Course(evaluate.stitcher.model, evaluate.lesson(10), 10, 0, recipe=Recipe(10)),
+    )
+    kept = keep_best(model, course, lambda: evaluate.held_back(model), checks(10))
     assert (kept.helped, kept.loss) == (False, kept.start)
+    evaluate.stitcher.mark_dirty()
+    model.requires_grad_(False)
     assert all(torch.equal(before[k], v) for k, v in evaluate.stitcher.model.state_dict().items())
     assert evaluate(Ask(narrow(w), "tune", split="validation")).ok
