@@ -12,7 +12,7 @@ from torch import nn
 
 from autoprune import plugins
 from autoprune.application.bench import REPAIR, Bench, Kept
-from autoprune.application.checkpoints import Place
+from autoprune.application.checkpoints import Place, Saved
 from autoprune.application.courses import Attempt, Tuition, epoch_steps
 from autoprune.application.recovering import recovering
 from autoprune.application.training import Recipe, Training, figures, stored_recipe
@@ -93,7 +93,7 @@ def repairing(
         if before := course.get("before"):
             course["before"] = {**before, "loss": {"name": name, "loss": before["loss"]}}
     else:
-        told = yield from _trained(evaluator, point.policy, bench.tier, recipe)
+        told = yield from _trained(evaluator, point.policy, bench.tier, recipe, manner.place)
         trained, course = (
             evaluator.stitcher.model,
             {"before": figures(point, "validation")} if _tuned(point, told) else {},
@@ -147,7 +147,7 @@ def _plain_tier(point: Point) -> Tier:
 
 
 def _trained(
-    evaluator: TieredEvaluator, policy: Policy, tier: Tier, recipe: Recipe | None
+    evaluator: TieredEvaluator, policy: Policy, tier: Tier, recipe: Recipe | None, place: Place | None
 ) -> Generator[Step, None, Mapping[str, Any]]:
     """Repair the resident model and train it as the search did: what trained it, nothing where nothing did."""
     yield Step(REPAIR)
@@ -155,24 +155,31 @@ def _trained(
         evaluator.repaired(Ask(policy, tier))
         return {}
     if recipe.name == "course":
-        yield from _taken(evaluator, policy, recipe)
+        yield from _taken(evaluator, policy, recipe, place)
     else:
         yield Step("training")
         evaluator.repaired(Ask(policy, "tune"))
     return dict(recipe.facts)
 
 
-def _taken(evaluator: TieredEvaluator, policy: Policy, recipe: Recipe) -> Generator[Step, None, None]:
-    """As much of a course of the stage `finetune` as its point took."""
+def _taken(
+    evaluator: TieredEvaluator, policy: Policy, recipe: Recipe, place: Place | None
+) -> Generator[Step, None, None]:
+    """As much of a course of the stage `finetune` as its point took; kept in `place` after every epoch."""
     try:
         rate, weight = float(recipe.facts["learning_rate"]), float(recipe.facts["distillation"])
         attempt = Attempt("", int(recipe.facts["epochs"]), rate, weight)
     except (KeyError, TypeError, ValueError):
         raise InputError(f"a course needs epochs, learning_rate and distillation, not {dict(recipe.facts)}") from None
     course, each = Tuition(evaluator, policy, attempt), epoch_steps(evaluator)
+    if place is not None and (found := place.found()) is not None:
+        course.go_on(found.tensors["model"], found.state)
     while not course.done and course.epoch * each < recipe.steps:
         yield Step("training", course.epoch * each, recipe.steps, "steps", 0.0)
         course.advance()
+        if place is not None:
+            weights, state = course.held()
+            place.keep(Saved({"epoch": course.epoch}, {"model": weights}, state))
 
 
 def _precision(point: Point, settings: Settings) -> Literal["auto", "fp32", "bf16"]:

@@ -55,6 +55,7 @@ class Recipe:
 
     The rest of the loss is the task's own; `feature_weight` times that of the features comes on top. Gradients are
     clipped to the norm `max_norm` (None: not at all), `ema` is the decay of the weights' average (None: there is none).
+    With `running` batch norms go by each batch and gather their statistics anew, where nothing may be folded.
     """
 
     learning_rate: float | None = None
@@ -64,13 +65,14 @@ class Recipe:
     max_norm: float | None = MAX_NORM
     ema: float | None = None
     feature_weight: float = 0.0
+    running: bool = False
 
 
 class Course:
     """A fine-tune of `steps` optimizer steps, in as many parts as wanted; stopped and gone on with changes nothing.
 
     By default SGD with Nesterov momentum where there are batch norms, else AdamW; linear warm-up over a tenth, then
-    cosine. Batch norms train their scale and shift and keep their repaired statistics: those of a batch would undo the
+    cosine. Batch norms train their scale and shift and keep their repaired statistics: those of a batch undo the
     repair; so they can be folded into the weights before them, which saves a sixth of a step. The order of the samples
     and dropout depend on `seed` alone, so that all candidates learn alike. The forward runs in the lesson's precision,
     weights and loss are float32; a batch goes through in parts of `at_once` samples. `after_step` is told each step's
@@ -109,7 +111,7 @@ class Course:
         if self._source is None:
             self._source = self._lesson.material.steps(self.done, self._steps, self._seed, self._at_once)
         model.train().requires_grad_(True)
-        for norm in batch_norms(model).values():
+        for norm in () if self._recipe.running else batch_norms(model).values():
             norm.eval()
         precise = computing(model, self._lesson.precision)
         own = nullcontext() if self._average is None else self._average.training()

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
@@ -90,7 +90,8 @@ class Distilled:
     `optimizer` and `scheduler` are names or "module:factory" (`OptimizerChoice`, `ScheduleChoice`). A step takes
     `accumulate` batches of `batch_size`. `features` are globs over names of modules whose outputs are taught too. The
     train split is read anew at every epoch, and the dense model asked for each batch, where it gives others each time
-    or is large; `fresh` says that it must be. The caller scores `scorings` times, stops after `patience` of them
+    or is large; `fresh` says that it must be. Batch norms keep what the repair gave them, with `norm_statistics:
+    running` they go by each batch and gather anew. The caller scores `scorings` times, stops after `patience` of them
     without a better one, and keeps the course at each, and every `checkpoint_every` steps.
 
     Raises:
@@ -115,6 +116,7 @@ class Distilled:
     features: Sequence[str] = ()
     feature_weight: float = 1.0
     fresh: bool = False
+    norm_statistics: Literal["fixed", "running"] = "fixed"
     scorings: int = CHECKS
     patience: int | None = None
     checkpoint_every: int | None = None
@@ -125,9 +127,10 @@ class Distilled:
             value = getattr(self, name)
             if not (value is None and name in OPTIONAL) and not allowed.takes(value):
                 raise InputError(f"{WHERE}: {name} must {allowed.words}, not {value!r}")
-        if self.precision not in get_args(Wanted):
-            hint = did_you_mean(str(self.precision), get_args(Wanted))
-            raise InputError(f"{WHERE}: unknown precision {self.precision!r}; {hint}")
+        for name, words in (("precision", get_args(Wanted)), ("norm_statistics", ("fixed", "running"))):
+            if getattr(self, name) not in words:
+                hint = did_you_mean(str(getattr(self, name)), words)
+                raise InputError(f"{WHERE}: unknown {name} {getattr(self, name)!r}; {hint}")
         for name in ("optimizer_options", "scheduler_options"):
             if not isinstance(getattr(self, name), Mapping):
                 raise InputError(f"{WHERE}: {name} must be a mapping of options, not {getattr(self, name)!r}")
@@ -194,7 +197,12 @@ class Distilled:
             self.max_norm,
             self.ema,
             self.feature_weight,
+            self._running,
         )
+
+    @property
+    def _running(self) -> bool:
+        return self.norm_statistics == "running"
 
     def _begun(
         self,
@@ -226,7 +234,7 @@ class Distilled:
             material_for(task, dense, steps, seed, layout, reading),
             partial(faithful, task),
             measure,
-            {} if features is not None else find_sites(dense, task.example_inputs()),
+            {} if features is not None or self._running else find_sites(dense, task.example_inputs()),
             precision,
             task.loss,
             patterned_weights(dense),

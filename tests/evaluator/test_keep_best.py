@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from autoprune.evaluation import Ask
 from autoprune.evaluator.finetune import Course, Recipe, usual_rate
-from autoprune.evaluator.keep_best import checks, find_rate, keep_best, scorings
+from autoprune.evaluator.keep_best import Best, Kept, checks, find_rate, keep_best, scorings
 from autoprune.protocols import Progress
 from tests.evaluator.test_tiers import evaluator, narrow
 from tests.small import World, world, world_of
@@ -76,6 +76,24 @@ def test_only_the_asked_steps_are_scored() -> None:
     assert seen == [100.0, 90.0, 80.0, 70.0, 60.0]
     assert len(seen) == scorings(40)
     assert (checks(40), checks(3), checks(0), scorings(0)) == ((10, 20, 30, 40), (1, 2, 3), (), 0)
+
+
+def test_the_best_so_far_goes_on_elsewhere_and_knows_how_long_nothing_got_better() -> None:
+    model, score = nn.Linear(1, 1, bias=False), [0.0]
+    model.weight.data.fill_(2.0)
+    best = Best(model, lambda: score[0], checks(10, 5))
+    assert checks(10, 5) == (2, 4, 6, 8, 10)
+    for step, loss in ((2, 3.0), (4, -1.0), (6, 5.0)):
+        score[0] = loss
+        model.weight.data.fill_(float(step))
+        assert best.look(step - 1) is False, "not due"
+        assert best.look(step) is True
+    assert (best.idle, best.kept) == (1, Kept(0.0, -1.0, 4))
+    again = Best.of(model, lambda: 7.0, checks(10, 5), best.state_dict()["history"], best.weights)
+    assert again.look(6) is False
+    assert again.look(8) is True
+    assert (again.idle, again.finish()) == (2, Kept(0.0, -1.0, 4))
+    assert float(model.weight.detach()) == 4.0
 
 
 @pytest.mark.parametrize("peak", [3.0, 1.0, 1 / 3, 1 / 81])
