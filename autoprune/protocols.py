@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, cast, get_args, runtime_checkable
@@ -143,11 +143,28 @@ class Recovery(Protocol):
     """A way to train a pruned model back, built as R(**options).
 
     The model is trained in place, from its weights on; between two steps it is in eval mode, so that the caller can
-    score it, who keeps the best weights. Everything that is drawn follows from `seed`, and global chance stays.
+    score it, who keeps the best weights. Everything that is drawn follows from `seed`, and global chance stays. One
+    whose parameter is called `course` is given all options of a course that are not its own, as a
+    `autoprune.recovery.Distilled`, and keeps it under that name: the caller puts the peak rate that it has found there,
+    and learns when to score and when to stop. It may have `check(dense)`, which raises an InputError before any work.
     """
 
-    def __call__(self, model: nn.Module, dense: nn.Module, task: Task, steps: int, seed: int) -> Iterator[Progress]:
-        """Train for `steps` optimizer steps; `dense` may teach. The last Progress is that of the last step."""
+    def __call__(self, model: nn.Module, dense: nn.Module, task: Task, steps: int, seed: int) -> Iterable[Progress]:
+        """Train for `steps` optimizer steps; `dense` may teach. The last Progress is that of the last step.
+
+        What is returned may be `Resumable` too.
+        """
+
+
+@runtime_checkable
+class Resumable(Protocol):
+    """A training that can be stopped between two steps, kept, and gone on with elsewhere as if nothing had been."""
+
+    def state_dict(self) -> Mapping[str, Any]:
+        """All but the weights that the model holds: tensors and plain values."""
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where that of `state` stood, before the first step; the model has its weights of then."""
 
 
 @runtime_checkable
@@ -166,8 +183,11 @@ class SparseRecovery(Protocol):
 
     def before(
         self, model: nn.Module, dense: nn.Module, groups: Sequence[Group], task: Task, steps: int, seed: int
-    ) -> Iterator[Progress]:
-        """Train `model`, a copy of the dense one, in place, so that atoms of `groups` can go; `dense` may teach."""
+    ) -> Iterable[Progress]:
+        """Train `model`, a copy of the dense one, in place, so that atoms of `groups` can go; `dense` may teach.
+
+        What is returned may be `Resumable` too.
+        """
 
 
 @runtime_checkable

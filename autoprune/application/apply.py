@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import platform
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from autoprune import plugins
+from autoprune.application.checkpoints import Place
 from autoprune.application.loader import load_applied as load_applied
 from autoprune.application.loader import remember
 from autoprune.application.match import matching
 from autoprune.application.plain import rebuild_facts
-from autoprune.application.repair import repaired, searched_settings
+from autoprune.application.repair import Manner, repairing, searched_settings
 from autoprune.application.training import Training, promised
 from autoprune.application.transfer import HINT, KEY
 from autoprune.criteria import Named, build_criterion
@@ -25,7 +26,8 @@ from autoprune.errors import InputError
 from autoprune.evaluator.settings import Settings
 from autoprune.files.job import checked_task
 from autoprune.front import Base, Point
-from autoprune.protocols import Criterion, Task
+from autoprune.protocols import Criterion, Step, Task, finished
+from autoprune.recovery import build_recovery
 from autoprune.structure import Structure
 from autoprune.tracing.copies import check_module, copied
 from autoprune.tracing.fingerprint import weights_fingerprint
@@ -39,7 +41,7 @@ NO_DATA: Any = None
 """The task of a criterion that looks at weights alone."""
 
 
-def apply(
+def apply(  # noqa: PLR0913  # the words of the verb, as the command line has them
     point: Point,
     model: nn.Module,
     example_inputs: tuple[Tensor, ...],
@@ -49,6 +51,7 @@ def apply(
     finetune: str = "proxy",
     finetune_epochs: float | None = None,
     criterion: Named | None = None,
+    recovery: str | Mapping[str, Any] | None = None,
 ) -> nn.Module:
     """A smaller, plain copy of `model`, pruned as `point` says; the lent model is untouched.
 
@@ -60,8 +63,12 @@ def apply(
     as far as the point knows them. A criterion of your own that the point names must be named again, as `criterion`:
     a file is data, and nothing is imported because of it.
 
+    `recovery`, which implies `full`, is the name of one, or a mapping as in a job: `schedule`, `options`, and here also
+    `checkpoints`, a folder where its trainings are kept while they run: the same call goes on inside them after a kill.
+
     Raises:
-        InputError: the model has another structure (says where), or the policy was applied to it before.
+        InputError: the model has another structure (says where), the policy was applied to it before, or the recovery
+            does not take its options.
         RunError: the pruned model fails its verification.
     """
     if not isinstance(point, Point):
@@ -70,13 +77,35 @@ def apply(
     if task is not None:
         checked_task(task, "task is")
     # the default word gives way to epochs, which cannot be told from one that was said
-    training = Training.of(None if finetune == "proxy" else finetune, finetune_epochs)
+    training = Training.of(None if finetune == "proxy" else finetune, finetune_epochs, recovery)
+    check_recovery(training, model, task)
     trusted = trusted_criterion(point, () if criterion is None else (criterion,))
     own = settings or _searched(point, task)
-    applied = applied_point(point, model, example_inputs, task, own, trusted, training)
+    place = None
+    if training.checkpoints is not None:
+        told = (__version__, point.id, point.policy, weights_fingerprint(model), own, training, repr(criterion))
+        place = Place(training.checkpoints, f"sha256:{hashlib.sha256(repr(told).encode()).hexdigest()}")
+    manner = Manner(own, trusted, training, place)
+    with one_thread():
+        applied = finished(applying(point, model, example_inputs, task, manner))
+    if place is not None:
+        place.clear()
     facts = {**applied.facts, "task": point.base.task or None}
     remember(applied.model, applied.kept, facts, f"point {point.id}")
     return applied.model
+
+
+def check_recovery(training: Training, model: nn.Module, task: Task | None) -> None:
+    """What a full recovery refuses, before any work.
+
+    Raises:
+        InputError: there are no data to train on, no such recovery, or it does not take its options, or `model`.
+    """
+    if training.kind != "full":
+        return
+    if task is None:
+        raise InputError("a full recovery trains on data: give a task (--task with a job)")
+    build_recovery(training.recovery, training.options).check(model)
 
 
 def _searched(point: Point, task: Task | None) -> Settings:
@@ -120,36 +149,30 @@ class Applied:
     facts: dict[str, Any]
 
 
-@one_thread()
-def applied_point(
-    point: Point,
-    model: nn.Module,
-    example: tuple[Tensor, ...],
-    task: Task | None,
-    settings: Settings,
-    criterion: Criterion,
-    training: Training,
-    analysis: Path | None = None,
-) -> Applied:
-    """Cut, and where there is a task repair, train and score; `analysis` is a folder that may keep that of a search.
+def applying(
+    point: Point, model: nn.Module, example: tuple[Tensor, ...], task: Task | None, manner: Manner
+) -> Generator[Step, None, Applied]:
+    """Cut, and where there is a task repair, train and score; steps tell how far it is.
 
     Raises:
         InputError: the model is another one, or its atoms cannot be ranked.
         RunError: the pruned model fails its verification.
     """
-    structure = matching(point, model, example, analysis, HINT)
+    yield Step("analysis")
+    structure, training = matching(point, model, example, manner.analysis, HINT), manner.training
     weights = weights_fingerprint(model)
     replayed = weights == point.base.weights_fingerprint
     moved = point.base.space.get(KEY)
     if task is None:
-        keep = dict(point.keep) if replayed else _ranked(point, model, structure, criterion)
+        keep = dict(point.keep) if replayed else _ranked(point, model, structure, manner.criterion)
         small = _sliced(model, structure, keep)
-        validation, recipe = None, {}
+        validation, recipe, course = None, {}, {}
     else:
-        atoms = point.keep if replayed else None
-        made = repaired(point, model, structure, task, settings, criterion, keep=atoms, training=training)
+        made = yield from repairing(point, model, structure, task, manner, point.keep if replayed else None)
         small, keep, validation, recipe = made.model, dict(made.keep), dict(made.validation), dict(made.recipe)
+        course = dict(made.course)
     round_weights(small, structure, point.policy.as_dict())  # nothing changes unless it was cut by shapes alone
+    yield Step("verification")
     error = verify(small, model, structure, keep, example)
     lent = dict(model.named_parameters())
     for name, mine in small.named_parameters():
@@ -163,6 +186,7 @@ def applied_point(
         "atoms": _atoms(point, keep, replayed),
         "test": None,
         "validation": validation,
+        "course": course or None,
         "promised": None if moved else promised(point, training),
         "verification_error": error,
         "recipe": recipe or {"recipe": "none"},

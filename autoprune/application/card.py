@@ -116,7 +116,9 @@ def _made(facts: Mapping[str, Any], point: Point) -> Iterator[str]:
     yield f"- atoms {facts['atoms']}"
     words = ", ".join(f"{key} {value}" for key, value in told.items() if key != "recipe")
     yield f"- training after the cut: {told.get('recipe', 'none')}{f' ({words})' if words else ''}"
-    for split, promise in (("validation", facts.get("validation")), ("the front's promise", facts.get("promised"))):
+    before = (facts.get("course") or {}).get("before")
+    told_of = {"validation before training": before, "validation": facts.get("validation")}
+    for split, promise in {**told_of, "the front's promise": facts.get("promised")}.items():
         if promise:
             figures = {promise["loss"]["name"]: promise["loss"]["loss"], **promise["metrics"]}
             yield f"- {split}: {', '.join(f'{k} {v:.4g}' for k, v in figures.items())}"

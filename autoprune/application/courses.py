@@ -157,15 +157,24 @@ class Tuition:
 
     def save(self, folder: Path) -> None:
         """Weights, and the course as plain tensors and values."""
-        assert self._course is not None
-        save_file(_weights(self._evaluator), folder / WEIGHTS)
-        torch.save(self._course.state_dict(), folder / STATE)
+        weights, state = self.held()
+        save_file(weights, folder / WEIGHTS)
+        torch.save(state, folder / STATE)
 
     def load(self, folder: Path) -> None:
         """Go on where `save` stood."""
-        load_weights(self._evaluator, self._policy, folder)
+        self.go_on(load_file(folder / WEIGHTS), torch.load(folder / STATE, weights_only=True))
+
+    def held(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """The weights, and the state of the course, as they are now."""
+        assert self._course is not None
+        return _weights(self._evaluator), self._course.state_dict()
+
+    def go_on(self, weights: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+        """Go on where they were held."""
+        _fill(self._evaluator, self._policy, weights)
         self._course = self._made()
-        self._course.load_state_dict(torch.load(folder / STATE, weights_only=True))
+        self._course.load_state_dict(state)
 
     def _made(self) -> Course:
         e, steps = self._evaluator, self._attempt.epochs * self._per_epoch
@@ -191,9 +200,13 @@ def _n_train(evaluator: TieredEvaluator) -> int:
 
 def load_weights(evaluator: TieredEvaluator, policy: Policy, folder: Path) -> None:
     """The resident model at `policy` with the weights that a Tuition saved."""
+    _fill(evaluator, policy, load_file(folder / WEIGHTS))
+
+
+def _fill(evaluator: TieredEvaluator, policy: Policy, weights: Mapping[str, Tensor]) -> None:
     model = evaluator.stitcher.stitch(policy)
     evaluator.stitcher.mark_dirty()
-    model.load_state_dict(load_file(folder / WEIGHTS))
+    model.load_state_dict(weights)
 
 
 def keep_weights(evaluator: TieredEvaluator, path: Path) -> None:

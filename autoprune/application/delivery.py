@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,10 @@ from typing import Any
 import torch
 
 from autoprune import plugins
-from autoprune.application.apply import Applied, applied_point, trusted_criterion
+from autoprune.application.apply import Applied, applying, check_recovery, trusted_criterion
 from autoprune.application.beside import losses_beside
 from autoprune.application.card import card
+from autoprune.application.checkpoints import Place
 from autoprune.application.extras import TestSplit, write_extras
 from autoprune.application.hugging_face import write_config
 from autoprune.application.loader import (
@@ -33,7 +34,7 @@ from autoprune.application.loader import (
 )
 from autoprune.application.match import unlike
 from autoprune.application.order import REQUEST, Order, own_front, request_of
-from autoprune.application.repair import searched_settings
+from autoprune.application.repair import Manner, searched_settings
 from autoprune.application.sources import Source, source_of_job, source_of_name
 from autoprune.application.timed import latency_facts
 from autoprune.application.transfer import KEY, SAME, Sibling, carried, sibling_of
@@ -45,6 +46,7 @@ from autoprune.files.job import Job
 from autoprune.files.policy_file import load_front
 from autoprune.files.whole import whole_folder
 from autoprune.front import Front, Point
+from autoprune.protocols import Step, finished
 from autoprune.recovery import build_recovery
 from autoprune.structure import Structure
 from autoprune.tracing.one_thread import one_thread
@@ -56,11 +58,18 @@ MOST_SAID = 3
 def apply_file(
     policy_path: Path, model: Job | str, at: str | Sequence[str], out: Path, order: Order | None = None
 ) -> dict[str, Any]:
+    """`delivering` to its end."""
+    return finished(delivering(policy_path, model, at, out, order))
+
+
+def delivering(
+    policy_path: Path, model: Job | str, at: str | Sequence[str], out: Path, order: Order | None = None
+) -> Generator[Step, None, dict[str, Any]]:
     """`autoprune apply`: select, apply, score on the test split, time, save; returns apply.json, which it also writes.
 
     `model` is a job, whose task has the data, or what `source_of_name` takes. A single point goes to `out`; of several
     each has a folder in it, and {"points": {id: apply.json}} is returned. A folder that the same command has finished
-    before is left as it is.
+    before is left as it is; a full recovery is kept beside its folder while it runs, and gone on with.
 
     Raises:
         InputError: whatever is wrong with the request, before anything is computed.
@@ -86,7 +95,8 @@ def apply_file(
         source = _checked(_source(model, front, order.weights), order)
         for placed in _placed(to_do, _costs(front, words), source, order, own_front(model)):
             made, folder = placed.point.id, folders[placed.point.id]
-            done[made], said = _delivered(placed, source, order, policy_path, folder, asked[made])
+            steps = _delivered(placed, source, order, policy_path, folder, asked[made])
+            done[made], said = yield from _prefixed(steps, f"{made}: " if len(points) > 1 else "")
             failed += [f"{line}; {folder} holds all else" for line in said]
     if failed:
         raise RunError("; ".join(failed))
@@ -99,7 +109,7 @@ def _resolved(order: Order, model: Job | str) -> Order:
     training = order.training
     if isinstance(model, Job):
         own = model.recovery.schedule
-        options = model.options("recovery") if training.schedule in (None, own) else {}
+        options = training.options or (model.options("recovery") if training.schedule in (None, own) else {})
         training = replace(training, schedule=training.schedule or own, options=options)
     return replace(order, export=formats, training=training)
 
@@ -174,9 +184,24 @@ def _checked(source: Source, order: Order) -> Source:
         raise InputError("--finetune full trains on data, and --model alone has none: give --task with a job")
     if source.task is None and order.int8:
         raise InputError("--int8 finds the ranges of activations on data, and --model alone has none: give --task")
+    check_recovery(order.training, source.model, source.task)
     if order.export:
         check_inputs(source.inputs)
     return source
+
+
+Told = tuple[dict[str, Any], list[str]]
+
+
+def _prefixed(steps: Generator[Step, None, Told], prefix: str) -> Generator[Step, None, Told]:
+    """The same steps, of one of several points."""
+    while True:
+        try:
+            step = next(steps)
+        except StopIteration as end:
+            told: Told = end.value
+            return told
+        yield replace(step, stage=f"{prefix}{step.stage}")
 
 
 def _as_name(point: str) -> str:
@@ -188,18 +213,24 @@ def _as_name(point: str) -> str:
 
 def _delivered(
     placed: Placed, source: Source, order: Order, policy_path: Path, out: Path, request: str
-) -> tuple[dict[str, Any], list[str]]:
+) -> Generator[Step, None, Told]:
     """One point into its folder: apply.json, and what could not be written of all that was asked for."""
-    point, task = placed.point, source.task
-    settings = searched_settings(point, source.settings or Settings())
-    criterion = trusted_criterion(point, (order.criterion, source.criterion))
-    analysis = policy_path.parent / "database"
-    applied = applied_point(point, source.model, source.inputs, task, settings, criterion, order.training, analysis)
+    point, task, place = placed.point, source.task, Place.beside(out, request)
+    manner = Manner(
+        searched_settings(point, source.settings or Settings()),
+        trusted_criterion(point, (order.criterion, source.criterion)),
+        order.training,
+        place,
+        policy_path.parent / "database",
+    )
+    applied = yield from applying(point, source.model, source.inputs, task, manner)
+    yield Step("test split and latency")
     facts = {**applied.facts, **source.told, **placed.said, **_figures(source, applied, order)}
     if placed.sibling is not None and task is not None:
-        beside = losses_beside(point, placed.sibling, source.model, task, settings, criterion)
+        beside = losses_beside(point, placed.sibling, source.model, task, manner.settings, manner.criterion)
         facts[KEY] = {**facts[KEY], "losses": beside}
     remember(applied.model, applied.kept, facts, str(policy_path))
+    yield Step("exports")
     with whole_folder(out) as draft:
         write_model(applied.model, origin_of(applied.model).policy, draft)
         write_config(applied.model, draft, source.folder)
@@ -210,6 +241,8 @@ def _delivered(
         facts["files"] = [str(out / name) for name in (WEIGHTS, POLICY, *others, FACTS, CARD)]
         write_facts(facts, draft)
         (draft / CARD).write_text(card(facts, applied.kept), encoding="utf-8")
+    if not failed:  # else the same command tries again, and need not train again for that
+        place.clear()
     return facts, failed
 
 

@@ -42,7 +42,7 @@ def own_front(model: Job | str) -> Path | None:
 def request_of(policy_path: Path, model: Job | str, point: str, order: Order) -> str:
     """What decides the contents of a folder, as far as the command and the files that it names tell."""
     said: tuple[Any, ...] = (model,) if isinstance(model, str) else (model.sha256, model.plain()["task"])
-    own = [name for name in (order.criterion, order.training.schedule) if name and ":" in name]
+    own = [name for name in (order.criterion, order.training.schedule, *_named_code(order)) if name and ":" in name]
     if isinstance(model, str) and ":" in model and not model.startswith("timm:"):
         own.append(model)
     sources = [plugins.source_digest(plugins.load_object(name)) for name in own]
@@ -53,6 +53,12 @@ def request_of(policy_path: Path, model: Job | str, point: str, order: Order) ->
         beside = own_front(model)
         told = (*told, "transfer", None if beside is None else _stamp(beside))
     return f"sha256:{hashlib.sha256(repr(told).encode()).hexdigest()}"
+
+
+def _named_code(order: Order) -> list[str]:
+    """What a recovery's options name of a user's own code."""
+    options = order.training.options
+    return [str(options[key]) for key in ("optimizer", "scheduler", "loss") if options.get(key)]
 
 
 def _values(held: Any) -> Iterator[str | Path]:

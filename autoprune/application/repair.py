@@ -2,66 +2,76 @@
 
 from __future__ import annotations
 
-import inspect
-import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
 
 from autoprune import plugins
+from autoprune.application.bench import REPAIR, Bench, Kept
+from autoprune.application.checkpoints import Place, Saved
 from autoprune.application.courses import Attempt, Tuition, epoch_steps
-from autoprune.application.starting import Bench, Kept, started
-from autoprune.application.training import Recipe, Training, stored_recipe
-from autoprune.database.batches import StatisticsOnly, in_format
-from autoprune.database.build import build_database
-from autoprune.database.drawn import samples_in
+from autoprune.application.recovering import recovering
+from autoprune.application.training import Recipe, Training, figures, stored_recipe
+from autoprune.database.batches import in_format
 from autoprune.errors import InputError
 from autoprune.evaluation import Ask, Tier
-from autoprune.evaluator.keep_best import restore
-from autoprune.evaluator.material import BATCH_SIZE
 from autoprune.evaluator.precision import Precision
 from autoprune.evaluator.prepared import prepared_model, prepared_parts
 from autoprune.evaluator.settings import Repair, Settings
 from autoprune.evaluator.tiers import TieredEvaluator
 from autoprune.front import Point
 from autoprune.policy import Policy
-from autoprune.protocols import Criterion, Task, check_directions
+from autoprune.protocols import Criterion, Step, Task, check_directions
 from autoprune.recovery import build_recovery
 from autoprune.structure import Structure
 from autoprune.tracing.copies import copied
 
-FULL_EPOCHS = 10.0
-
 
 @dataclass(frozen=True)
 class Repaired:
-    """The model, its kept atoms, its figures on validation and what trained it (recipe, steps, seed)."""
+    """The model, its kept atoms, its figures on validation and what trained it (recipe, steps, seed).
+
+    `course` says how its training went: `before` are the figures that it started from.
+    """
 
     model: nn.Module
     keep: Mapping[str, tuple[int, ...]]
     validation: Mapping[str, Any]
     recipe: Mapping[str, Any]
+    course: Mapping[str, Any] = field(default_factory=dict)
 
 
-def repaired(
+@dataclass(frozen=True)
+class Manner:
+    """How a point is applied: with the settings of the search, the criterion that ranks anew, and which training.
+
+    A full recovery is kept in `place` while it runs; `analysis` is a folder that may keep the one of a search.
+    """
+
+    settings: Settings
+    criterion: Criterion
+    training: Training
+    place: Place | None = None
+    analysis: Path | None = None
+
+
+def repairing(
     point: Point,
     model: nn.Module,
     structure: Structure,
     task: Task,
-    settings: Settings,
-    criterion: Criterion,
-    *,
+    manner: Manner,
     keep: Mapping[str, Sequence[int]] | None,
-    training: Training,
-) -> Repaired:
+) -> Generator[Step, None, Repaired]:
     """Cut, compensate, repair and train a copy of `model`; `keep` are the atoms to replay, None ranks them anew."""
+    settings, training = manner.settings, manner.training
+    yield Step("data")
     dense = prepared_model(task, settings.torch_device, copied(model))
     parts = prepared_parts(task, settings, dense)
-    seen = StatisticsOnly(task, parts.statistics, min(settings.batch_size, parts.fits))
-    database = build_database(dense, structure, seen, criterion, keep)
     recipe = stored_recipe(point) if training.kind == "proxy" else None
     as_searched = replace(
         settings,
@@ -71,23 +81,46 @@ def repaired(
         precision=precision_of(point, settings),
         costs=(),  # the point tells its own; a latency would want its table
     )
-    evaluator = TieredEvaluator(task, structure, database, as_searched, dense, parts=parts)
-    kept: Kept = {n: tuple(database.keep(n, w).tolist()) for n, w in point.policy.widths}
-    tier = plain_tier(point)
+    bench = Bench(task, structure, as_searched, manner.criterion, dense, parts, plain_tier(point))
     if training.kind == "full":
-        bench = Bench(task, structure, as_searched, criterion, dense, parts, tier)
-        kept, told = _recovered(evaluator, bench, point.policy, kept, training)
+        _check_recovery(training, bench, point.policy)
+    evaluator = yield from bench.evaluator(dense, structure, keep)
+    kept: Kept = bench.kept(evaluator, point.policy)
+    name = point.losses.get("validation", {}).get("name", settings.objective)
+    if training.kind == "full":
+        found = yield from recovering(evaluator, bench, point.policy, kept, training, manner.place)
+        kept, told, trained, course = found.keep, found.recipe, found.model, dict(found.course)
+        if before := course.get("before"):
+            course["before"] = {**before, "loss": {"name": name, "loss": before["loss"]}}
     else:
-        told = _trained(evaluator, point.policy, tier, recipe)
-    score = evaluator.standing("validation")
-    small = in_format(copied(evaluator.stitcher.model), torch.contiguous_format)
-    loss = {"name": point.losses.get("validation", {}).get("name", settings.objective), "loss": score.loss}
+        told = yield from _trained(evaluator, point.policy, bench.tier, recipe, manner.place)
+        trained, course = (
+            evaluator.stitcher.model,
+            {"before": figures(point, "validation")} if _tuned(point, told) else {},
+        )
+    yield Step("scores")
+    score = evaluator.standing_of(trained, "validation")
     return Repaired(
-        small.to(next(model.parameters()).device),
+        in_format(copied(trained), torch.contiguous_format).to(next(model.parameters()).device),
         {name: tuple(atoms) for name, atoms in kept.items()},
-        {"loss": loss, "metrics": dict(score.metrics)},
+        {"loss": {"name": name, "loss": score.loss}, "metrics": dict(score.metrics)},
         told,
+        course,
     )
+
+
+def _check_recovery(training: Training, bench: Bench, policy: Policy) -> None:
+    """InputError where the recovery cannot do with this model what its options say, before any work."""
+    recovery = build_recovery(training.recovery, training.options)
+    recovery.check(bench.dense)
+    if recovery.course is not None:
+        small = bench.bare({name: range(width) for name, width in policy.widths})
+        recovery.course.check(bench.dense, small, bench.task)
+
+
+def _tuned(point: Point, told: Mapping[str, Any]) -> bool:
+    """Whether the front has the figures that its fine-tune started from: at the tier `tune` it has none."""
+    return bool(told) and point.base.space.get("tier") != "tune"
 
 
 def searched_settings(point: Point, own: Settings) -> Settings:
@@ -113,54 +146,40 @@ def plain_tier(point: Point) -> Tier:
     return "refit" if tier == "tune" else tier
 
 
-def _trained(evaluator: TieredEvaluator, policy: Policy, tier: Tier, recipe: Recipe | None) -> Mapping[str, Any]:
+def _trained(
+    evaluator: TieredEvaluator, policy: Policy, tier: Tier, recipe: Recipe | None, place: Place | None
+) -> Generator[Step, None, Mapping[str, Any]]:
     """Repair the resident model and train it as the search did: what trained it, nothing where nothing did."""
+    yield Step(REPAIR)
     if recipe is None:
         evaluator.repaired(Ask(policy, tier))
         return {}
     if recipe.name == "course":
-        _taken(evaluator, policy, recipe)
+        yield from _taken(evaluator, policy, recipe, place)
     else:
+        yield Step("training")
         evaluator.repaired(Ask(policy, "tune"))
     return dict(recipe.facts)
 
 
-def _taken(evaluator: TieredEvaluator, policy: Policy, recipe: Recipe) -> None:
-    """As much of a course of the stage `finetune` as its point took."""
+def _taken(
+    evaluator: TieredEvaluator, policy: Policy, recipe: Recipe, place: Place | None
+) -> Generator[Step, None, None]:
+    """As much of a course of the stage `finetune` as its point took; kept in `place` after every epoch."""
     try:
         rate, weight = float(recipe.facts["learning_rate"]), float(recipe.facts["distillation"])
         attempt = Attempt("", int(recipe.facts["epochs"]), rate, weight)
     except (KeyError, TypeError, ValueError):
         raise InputError(f"a course needs epochs, learning_rate and distillation, not {dict(recipe.facts)}") from None
-    course = Tuition(evaluator, policy, attempt)
-    while not course.done and course.epoch * epoch_steps(evaluator) < recipe.steps:
+    course, each = Tuition(evaluator, policy, attempt), epoch_steps(evaluator)
+    if place is not None and (found := place.found()) is not None:
+        course.go_on(found.tensors["model"], found.state)
+    while not course.done and course.epoch * each < recipe.steps:
+        yield Step("training", course.epoch * each, recipe.steps, "steps", 0.0)
         course.advance()
-
-
-def _recovered(
-    evaluator: TieredEvaluator, bench: Bench, policy: Policy, kept: Kept, training: Training
-) -> tuple[Kept, Mapping[str, Any]]:
-    """The full recovery on the resident model, the best weights of its last training: what is kept, what trained it."""
-    evaluator.repaired(Ask(policy, bench.tier))
-    epochs = FULL_EPOCHS if training.epochs is None else training.epochs
-    if epochs == 0.0:
-        return kept, {}
-    steps, seed = max(1, round(epochs * samples_in(evaluator.task.split("train")) / BATCH_SIZE)), bench.settings.seed
-    options = dict(training.options)
-    if "learning_rate" in inspect.signature(plugins.load("recovery", training.recovery)).parameters:
-        options.setdefault("learning_rate", evaluator.found_rate(steps))
-    recovery = build_recovery(training.recovery, options)
-    start = started(recovery, bench, policy, kept, steps, seed)
-    last = steps if start is None else start.steps
-    if start is not None:
-        kept = start.keep
-        restore(evaluator.repaired(Ask(policy, "stitch")), start.weights)
-    result = evaluator.recovered(recovery, last)
-    if not result.helped:
-        before = "as repaired" if start is None else f"as {training.recovery} left it before them"
-        warnings.warn(f"{last} steps of training did not make the model better, so it is {before}", stacklevel=5)
-    told = {"recipe": "full", "schedule": training.recovery, "steps": steps, "epochs": epochs, "seed": seed}
-    return kept, {**told, "helped": result.helped}
+        if place is not None:
+            weights, state = course.held()
+            place.keep(Saved({"epoch": course.epoch}, {"model": weights}, state))
 
 
 def precision_of(point: Point, settings: Settings) -> Literal["auto", "fp32", "bf16"]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 from autoprune.errors import InputError, did_you_mean
@@ -20,20 +21,25 @@ class Training:
     """Which training follows the repair; `epochs` are those of `full`, None for the recovery's own number.
 
     `schedule` and `options` name the recovery of `full`, a file of autoprune/recovery; None is the job's, or one_shot.
+    `checkpoints` is the folder where its trainings are kept, where no folder of a result stands beside which they could
+    be.
     """
 
     kind: Finetune = "proxy"
     epochs: float | None = None
     schedule: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    checkpoints: Path | None = field(default=None, repr=False)  # what a result depends on is told by the repr
 
     @staticmethod
-    def of(finetune: str | None, epochs: float | None, recovery: str | None = None) -> Training:
+    def of(finetune: str | None, epochs: float | None, recovery: str | Mapping[str, Any] | None = None) -> Training:
         """From what a user says; epochs and a recovery imply `full`.
 
         Raises:
-            InputError: an unknown word, or epochs or a recovery beside another word than `full`.
+            InputError: an unknown word or key, or epochs or a recovery beside another word than `full`.
         """
+        if isinstance(recovery, Mapping):
+            return _of_mapping(Training.of(finetune, epochs, recovery.get("schedule", "one_shot")), recovery)
         words: dict[str, Finetune] = {word: word for word in get_args(Finetune)}
         if finetune is not None and not isinstance(finetune, str):
             raise InputError(f"finetune is a word: {', '.join(words)}, not {finetune!r}; epochs are finetune_epochs")
@@ -57,6 +63,17 @@ class Training:
     def recovery(self) -> str:
         """The recovery's name."""
         return self.schedule or "one_shot"
+
+
+def _of_mapping(named: Training, recovery: Mapping[str, Any]) -> Training:
+    """`named` with all that a recovery's mapping says."""
+    known = ("schedule", "options", "checkpoints")
+    if foreign := [key for key in recovery if key not in known]:
+        raise InputError(f"recovery: unknown key {foreign[0]!r}; {did_you_mean(str(foreign[0]), known)}")
+    options, folder = recovery.get("options", {}), recovery.get("checkpoints")
+    if not isinstance(options, Mapping) or not isinstance(folder, str | Path | None):
+        raise InputError("recovery: options must be a mapping and checkpoints a folder")
+    return replace(named, options=dict(options), checkpoints=None if folder is None else Path(folder))
 
 
 @dataclass(frozen=True)

@@ -313,12 +313,13 @@ def apply(  # noqa: PLR0913  # the options of the command line
     source = model if task is None else _load(task, None)
     assert source is not None
 
-    from autoprune.application.delivery import apply_file
     from autoprune.application.order import Order
+    from autoprune.application.under_way import UnderWay
 
     order = Order(weights, training, criterion, _words(export), int8, deploy, transfer)
-    report_ = apply_file(policy, source, at, out, order)
-    return report_ if json_ else _shown(print_applied, report_)
+    call = UnderWay(policy, source, at, out, order)
+    follow(call, call, console(json_))
+    return call.report if json_ else _shown(print_applied, call.report)
 
 
 @app.command()

@@ -30,7 +30,7 @@ N_FRONT_ROWS = N_WORKER_ROWS = 8
 
 
 class _Run(Protocol):
-    """What the view needs of a Run. It may also have `counted`, `left_s` and `workers`."""
+    """What the view needs of a Run. It may also have `counted`, `left_s`, `workers`, and `of`: what `total` is of."""
 
     @property
     def stage(self) -> str: ...
@@ -59,8 +59,8 @@ def _follow_live(run: _Run, source: Iterable[Any], console: Console) -> None:
     view, note = _View(run), ""
     with Live(view, console=console, refresh_per_second=4, transient=True) as live:
         for item in source:
-            view.pace.tick(run)
             if hasattr(item, "ask"):
+                view.pace.tick(run)
                 view.front.add(item)
             note = _say_note(run, note, live.console)
     _say_note(run, note, console)  # what the end had to say
@@ -77,7 +77,8 @@ def _follow_plain(run: _Run, source: Iterable[Any], console: Console) -> None:
 
     with _looking_out(lambda: tell(at_once=False)):
         for item in source:
-            pace.tick(run)
+            if hasattr(item, "ask"):
+                pace.tick(run)
             note = _say_note(run, note, console)
             tell(at_once=hasattr(item, "ask"))
     _say_note(run, note, console)
@@ -143,7 +144,7 @@ class _Pace:
     """How fast a run is from its first evaluation on: what workers take to start is no rate."""
 
     def __init__(self) -> None:
-        self.seen, self._began, self._done = 0, 0.0, 0.0
+        self.seen, self._began, self._done = 0, time.monotonic(), 0.0
 
     def tick(self, run: _Run) -> None:
         """Count an evaluation."""
@@ -173,7 +174,7 @@ def span(seconds: float) -> str:
 def _words(run: _Run, pace: _Pace) -> str:
     """How far the stage and the whole run are."""
     left = _left_s(run, pace)
-    share = f"{run.done / run.total:.0%} of the run" if run.total else ""
+    share = f"{run.done / run.total:.0%} of the {getattr(run, 'of', 'run')}" if run.total else ""
     parts = [_counted(run), pace.rate if run.total else "", share, "" if left is None else f"about {span(left)} left"]
     return (", ".join(filter(None, parts)) or "under way") + _workers_line(run)
 

@@ -34,6 +34,8 @@ GRAM_SHARE = 4
 """Grams take one part in so many of the free memory, at most."""
 STATISTICS = "statistics"
 """What the pass over the samples is called while it runs."""
+LEVELS = "ranking"
+"""What making the levels in memory is called."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,17 @@ def build_database(
     criterion: Criterion,
     keep: Mapping[str, Sequence[int]] | None = None,
 ) -> LevelDatabase:
+    """`building` to its end."""
+    return finished(building(model, structure, task, criterion, keep))
+
+
+def building(
+    model: nn.Module,
+    structure: Structure,
+    task: StatisticsOnly,
+    criterion: Criterion,
+    keep: Mapping[str, Sequence[int]] | None = None,
+) -> Generator[Step, None, LevelDatabase]:
     """Score, rank and factorise every group (ALGORITHMS 2, 2a), in memory.
 
     With `keep` (kept atoms by group, from a policy file) those atoms are the last to go, so that their width holds
@@ -89,9 +102,12 @@ def build_database(
     """
     made = {}
     for part in collecting(model, structure, task, criterion):
-        if isinstance(part, Ingredients):
+        if isinstance(part, Step):
+            yield part
+        else:
             name = part.group.name
             made[name] = part.levels(criterion, None if keep is None else keep[name])
+            yield Step(LEVELS, len(made), len(structure), "groups")
     return LevelDatabase.of({name: made[name] for name in structure.names})
 
 

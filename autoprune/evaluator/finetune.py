@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
@@ -12,10 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from autoprune.errors import InputError
+from autoprune.evaluator.averaged import Average
+from autoprune.evaluator.features import Features, feature_loss, noted
 from autoprune.evaluator.fidelity import Fidelity
 from autoprune.evaluator.material import BATCH_SIZE, Material, Portion, Step
+from autoprune.evaluator.optimizers import OptimizerChoice
 from autoprune.evaluator.precision import Precision, computing
 from autoprune.evaluator.repair import Folded
+from autoprune.evaluator.schedules import ScheduleChoice
 from autoprune.protocols import Batch, Progress
 from autoprune.tracing.one_thread import one_thread
 from autoprune.tracing.sound_gradients import SoundGradients
@@ -30,7 +35,8 @@ class Lesson:
     """Training samples with the dense outputs, the loss between outputs; how to compute it fast.
 
     `sites` say which batch norm can be folded into which weight; `task_loss` is the task's own, for a recipe that does
-    not distil alone. The zeros of `patterned` weights stay.
+    not distil alone. The zeros of `patterned` weights stay. `features` are the modules that are taught as well; their
+    dense outputs come with the material, and nothing may be folded there.
     """
 
     material: Material
@@ -40,27 +46,37 @@ class Lesson:
     precision: Precision = "fp32"
     task_loss: Callable[[nn.Module, Batch], Tensor] | None = None
     patterned: frozenset[str] = frozenset()
+    features: Features | None = None
 
 
 @dataclass(frozen=True)
 class Recipe:
     """The peak learning rate (None: the optimizer's usual one) and the share of distillation in the loss.
 
-    The rest of the loss is the task's own.
+    The rest of the loss is the task's own; `feature_weight` times that of the features comes on top. Gradients are
+    clipped to the norm `max_norm` (None: not at all), `ema` is the decay of the weights' average (None: there is none).
+    With `running` batch norms go by each batch and gather their statistics anew, where nothing may be folded.
     """
 
     learning_rate: float | None = None
     distillation: float = 1.0
+    optimizer: OptimizerChoice = field(default_factory=OptimizerChoice)
+    schedule: ScheduleChoice = field(default_factory=ScheduleChoice)
+    max_norm: float | None = MAX_NORM
+    ema: float | None = None
+    feature_weight: float = 0.0
+    running: bool = False
 
 
 class Course:
     """A fine-tune of `steps` optimizer steps, in as many parts as wanted; stopped and gone on with changes nothing.
 
-    SGD with Nesterov momentum where there are batch norms, else AdamW; linear warm-up over a tenth, then cosine. Batch
-    norms train their scale and shift and keep their repaired statistics: those of a batch would undo the repair; so
-    they can be folded into the weights before them, which saves a sixth of a step. The order of the samples and dropout
-    depend on `seed` alone, so that all candidates learn alike. The forward runs in the lesson's precision, weights and
-    loss are float32; a batch goes through in parts of `at_once` samples. `after_step` is told each step's rate.
+    By default SGD with Nesterov momentum where there are batch norms, else AdamW; linear warm-up over a tenth, then
+    cosine. Batch norms train their scale and shift and keep their repaired statistics: those of a batch undo the
+    repair; so they can be folded into the weights before them, which saves a sixth of a step. The order of the samples
+    and dropout depend on `seed` alone, so that all candidates learn alike. The forward runs in the lesson's precision,
+    weights and loss are float32; a batch goes through in parts of `at_once` samples. `after_step` is told each step's
+    rate. With an average of the weights, that is what the model holds between two calls.
     """
 
     def __init__(
@@ -77,8 +93,10 @@ class Course:
         self._model, self._lesson, self._steps, self._seed, self._at_once = model, lesson, steps, seed, at_once
         self._recipe, self._after_step = recipe or Recipe(), after_step
         self._alive = [(p, p.detach() != 0) for name, p in model.named_parameters() if name in lesson.patterned]
-        self._optimizer = _optimizer(model, bool(batch_norms(model)), self._recipe.learning_rate)
-        self._peak = self._optimizer.defaults["lr"]
+        recipe = self._recipe
+        self._optimizer = recipe.optimizer.build(model, bool(batch_norms(model)), recipe.learning_rate)
+        self._schedule = recipe.schedule.build(self._optimizer, steps)
+        self._average = None if recipe.ema is None else Average(model, recipe.ema)
         self._source: Iterator[Step] | None = None
         self._chance: list[Tensor] = []  # states of the generators that dropout draws from; none before the first step
 
@@ -93,11 +111,12 @@ class Course:
         if self._source is None:
             self._source = self._lesson.material.steps(self.done, self._steps, self._seed, self._at_once)
         model.train().requires_grad_(True)
-        for norm in batch_norms(model).values():
+        for norm in () if self._recipe.running else batch_norms(model).values():
             norm.eval()
         precise = computing(model, self._lesson.precision)
+        own = nullcontext() if self._average is None else self._average.training()
         try:
-            with torch.enable_grad(), precise, torch.random.fork_rng(devices=[]):
+            with own, torch.enable_grad(), precise, torch.random.fork_rng(devices=[]):
                 self._seed_chance()
                 for samples, portions in islice(self._source, stop - self.done):
                     self._step(portions)
@@ -109,6 +128,10 @@ class Course:
             model.eval()
         return seen
 
+    def __iter__(self) -> Iterator[Progress]:
+        """Train to the end, with a word after every step."""
+        return self.run(range(self.done + 1, self._steps + 1))
+
     def run(self, stops: Iterable[int]) -> Iterator[Progress]:
         """Train to the end, with a word at each of `stops`."""
         for stop in stops:
@@ -116,29 +139,49 @@ class Course:
             yield Progress(self.done, self.loss, self.seen)
 
     def state_dict(self) -> dict[str, Any]:
-        """All but the weights: plain values and tensors, for `torch.load(weights_only=True)`."""
-        return {"done": self.done, "optimizer": self._optimizer.state_dict(), "chance": self._chance}
+        """All but the weights that the model holds: plain values and tensors, for `torch.load(weights_only=True)`."""
+        return {
+            "done": self.done,
+            "seen": self.seen,
+            "loss": self.loss,
+            "optimizer": self._optimizer.state_dict(),
+            "schedule": self._schedule.state_dict(),
+            "average": None if self._average is None else self._average.state_dict(),
+            "epoch": self._lesson.material.begun.get(self._seed),
+            "chance": self._chance,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where the course of `state` stood; the model must have its weights of then."""
         self.done, self._chance, self._source = int(state["done"]), list(state["chance"]), None
         self._optimizer.load_state_dict(state["optimizer"])
+        self.seen, self.loss = state.get("seen", 0), state.get("loss", math.nan)  # version 0.1.0 did not keep them
+        if "schedule" in state:
+            self._schedule.load_state_dict(state["schedule"])
+        if self._average is not None:
+            self._average.load_state_dict(state["average"])
+        if state.get("epoch") is not None:
+            epoch, first = state["epoch"]
+            self._lesson.material.begun[self._seed] = epoch, first
 
     def _step(self, portions: Iterable[Portion]) -> None:
         self._optimizer.zero_grad(set_to_none=True)
-        loss = _backward(self._model, self._lesson, portions, self._recipe.distillation)
+        loss = _backward(self._model, self._lesson, portions, self._recipe)
         if not math.isfinite(loss):
             raise ArithmeticError(f"the fine-tuning loss is {loss} at step {self.done}")
         self.loss = loss
-        nn.utils.clip_grad_norm_(self._model.parameters(), MAX_NORM)
-        for group in self._optimizer.param_groups:
-            group["lr"] = self._peak * _rate(self.done, max(1, self._steps // 10), self._steps)
+        if self._recipe.max_norm is not None:
+            nn.utils.clip_grad_norm_(self._model.parameters(), self._recipe.max_norm)
+        self._schedule.before(self.done)
         self._optimizer.step()
         with torch.no_grad():
             for parameter, alive in self._alive:
                 parameter.mul_(alive)
         if self._after_step is not None:
             self._after_step(self._optimizer.param_groups[0]["lr"])
+        self._schedule.after()
+        if self._average is not None:
+            self._average.update()
         self.done += 1
 
     def _seed_chance(self) -> None:
@@ -151,47 +194,40 @@ class Course:
             torch.cuda.set_rng_state(self._chance[1], self._lesson.material.device)
 
 
-def _backward(model: nn.Module, lesson: Lesson, portions: Iterable[Portion], distillation: float) -> float:
+def _backward(model: nn.Module, lesson: Lesson, portions: Iterable[Portion], recipe: Recipe) -> float:
     """Gradients of the samples of a step; returns their loss."""
     total = 0.0
     for portion in portions:
         with SoundGradients(), Folded(model, lesson.sites):
-            loss = _loss(model, lesson, portion.batch, portion.teacher, distillation) * portion.share
+            loss = _loss(model, lesson, portion, recipe) * portion.share
         loss.backward()
         total += loss.item()
     return total
 
 
-def _loss(model: nn.Module, lesson: Lesson, batch: Batch, teacher: Tensor, distillation: float) -> Tensor:
-    """Mean of w * fidelity + (1 - w) * the task's loss; a term without weight costs no forward pass."""
-    terms = list[Tensor]()
-    if distillation > 0.0:
-        faithful = lesson.fidelity(lesson.outputs(model, batch), teacher).mean()
-        terms.append(faithful if distillation == 1.0 else distillation * faithful)
+def _loss(model: nn.Module, lesson: Lesson, portion: Portion, recipe: Recipe) -> Tensor:
+    """Mean of w * fidelity + (1 - w) * the task's loss + the features'; what has no weight costs no forward pass."""
+    distillation, terms = recipe.distillation, list[Tensor]()
+    if distillation > 0.0 or lesson.features is not None:
+        with noted(model, () if lesson.features is None else lesson.features.names) as seen:
+            outputs = lesson.outputs(model, portion.batch)
+        if distillation > 0.0:
+            faithful = lesson.fidelity(outputs, portion.teacher).mean()
+            terms.append(faithful if distillation == 1.0 else distillation * faithful)
+        if lesson.features is not None:
+            terms.append(recipe.feature_weight * feature_loss(seen(), portion.features, portion.batch))
     if distillation < 1.0:
         if lesson.task_loss is None:
             raise InputError(f"a distillation weight of {distillation} needs the task's own loss")
-        terms.append((1.0 - distillation) * lesson.task_loss(model, batch))
+        terms.append((1.0 - distillation) * lesson.task_loss(model, portion.batch))
     return sum(terms[1:], terms[0])
 
 
 def usual_rate(convolutional: bool) -> float:
     """The peak learning rate where a recipe names none: of SGD for models with batch norms, of AdamW for others."""
-    return 0.02 if convolutional else 1e-3
-
-
-def _optimizer(model: nn.Module, convolutional: bool, rate: float | None) -> torch.optim.Optimizer:
-    parameters = list(model.parameters())
-    rate = usual_rate(convolutional) if rate is None else rate
-    if convolutional:
-        return torch.optim.SGD(parameters, rate, momentum=0.9, nesterov=True, weight_decay=1e-4)
-    return torch.optim.AdamW(parameters, rate, weight_decay=0.01)
+    return OptimizerChoice().usual_rate(convolutional)
 
 
 def _chance(device: torch.device) -> list[Tensor]:
     states = [torch.get_rng_state()]
     return [*states, torch.cuda.get_rng_state(device)] if device.type == "cuda" else states
-
-
-def _rate(step: int, warm: int, steps: int) -> float:
-    return (step + 1) / warm if step < warm else 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))

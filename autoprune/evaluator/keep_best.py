@@ -7,8 +7,9 @@ no repair has seen it, no sampler is told of it, and what is reported comes from
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -38,9 +39,9 @@ class Kept:
         return self.step > 0
 
 
-def checks(steps: int) -> tuple[int, ...]:
-    """The steps after which a course is scored; the last is its end."""
-    return tuple(sorted({max(1, round(steps * k / CHECKS)) for k in range(1, CHECKS + 1)})) if steps else ()
+def checks(steps: int, times: int = CHECKS) -> tuple[int, ...]:
+    """The steps after which a course is scored, `times` in all where it has as many; the last is its end."""
+    return tuple(sorted({max(1, round(steps * k / times)) for k in range(1, times + 1)})) if steps else ()
 
 
 def scorings(steps: int) -> int:
@@ -48,25 +49,83 @@ def scorings(steps: int) -> int:
     return len(checks(steps)) + 1 if steps else 0
 
 
+class Best:
+    """The weights of least `score` that `model` had, those of its start included; it is scored at once.
+
+    `history` holds every (step, score) so far, `weights` the best ones.
+    """
+
+    def __init__(self, model: nn.Module, score: Callable[[], float], stops: Iterable[int]) -> None:
+        self._model, self._score, self._left = model, score, sorted(stops)
+        self.history: list[tuple[int, float]] = [(0, score())]
+        self.weights = copied(model)
+        self._best = self.history[0]
+
+    @staticmethod
+    def of(
+        model: nn.Module,
+        score: Callable[[], float],
+        stops: Iterable[int],
+        history: Sequence[tuple[int, float]],
+        weights: Mapping[str, Tensor],
+    ) -> Best:
+        """One that goes on where another stood; nothing is scored."""
+        known = iter(history)
+        made = Best(model, lambda: next(known)[1], stops)
+        for step, loss in known:
+            made._take(step, loss)
+        made._score, made.weights = score, dict(weights)
+        return made
+
+    @property
+    def kept(self) -> Kept:
+        """What is best so far."""
+        return Kept(self.history[0][1], self._best[1], self._best[0])
+
+    @property
+    def idle(self) -> int:
+        """Scorings since the best one."""
+        return sum(step > self._best[0] for step, _ in self.history)
+
+    def look(self, step: int) -> bool:
+        """Score the model if that is due after `step` steps; whether it was."""
+        if not self._left or step < self._left[0]:
+            return False
+        if self._take(step, self._score()):
+            self.weights = copied(self._model)
+        return True
+
+    def finish(self) -> Kept:
+        """Leave the model with the best weights."""
+        restore(self._model, self.weights)
+        return self.kept
+
+    def state_dict(self) -> dict[str, Any]:
+        """All but the weights, for `of`: plain values."""
+        return {"history": [list(pair) for pair in self.history]}
+
+    def _take(self, step: int, loss: float) -> bool:
+        """A score was found; whether it is the best."""
+        self._left = [s for s in self._left if s > step]
+        self.history.append((step, loss))
+        if loss < self._best[1] or not math.isfinite(self._best[1]):
+            self._best = step, loss
+            return True
+        return False
+
+
 def keep_best(model: nn.Module, training: Iterable[Progress], score: Callable[[], float], stops: Iterable[int]) -> Kept:
     """Train `model` in place; it is left with the weights of least `score`, those of its start included.
 
     It is scored when a step of `stops` is done. A training whose loss is no longer finite ends there.
     """
-    start = best = score()
-    weights, step, left = copied(model), 0, sorted(stops)
+    best = Best(model, score, stops)
     try:
         for progress in training:
-            if not left or progress.step < left[0]:
-                continue
-            left = [s for s in left if s > progress.step]
-            found = score()
-            if found < best or not math.isfinite(best):
-                best, weights, step = found, copied(model), progress.step
+            best.look(progress.step)
     except ArithmeticError:  # a loss that is no number any more
         pass
-    restore(model, weights)
-    return Kept(start, best, step)
+    return best.finish()
 
 
 def find_rate(probe: Callable[[float], float], usual: float) -> float:

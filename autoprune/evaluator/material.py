@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import count as counted
 from itertools import islice
@@ -19,6 +19,7 @@ from autoprune.database.batches import Pool, bucketed, chunks, drawing
 from autoprune.database.drawn import Drawn, TooMuchError, bytes_of, draw, prepare
 from autoprune.database.rows import as_tensors, size, take_rows, tensors_of
 from autoprune.errors import InputError
+from autoprune.evaluator.features import noted
 from autoprune.evaluator.precision import Precision, computing
 from autoprune.protocols import Batch, Task
 from autoprune.tracing.outputs import faithful
@@ -32,19 +33,45 @@ SHUFFLED, SHUFFLED_BYTES = 8 * BATCH_SIZE, 256 << 20
 
 @dataclass(frozen=True)
 class Portion:
-    """Samples that go through together, the dense outputs for them, and their share of the step's samples."""
+    """Samples that go through together, the dense outputs for them, and their share of the step's samples.
+
+    `features` are what modules of the dense model gave for them, where they were asked for.
+    """
 
     batch: Batch
     teacher: Tensor
     share: float
+    features: tuple[Tensor, ...] = ()
 
 
 Step = tuple[int, Iterable[Portion]]
 """How many samples a step has, and they."""
 
 
+@dataclass(frozen=True)
+class Reading:
+    """How a train split is read: samples of a step, of the dense model at a time, and in which precision that runs.
+
+    A `fresh` one is read anew at every epoch, whatever it seems to give; so it is where `features`, modules of the
+    dense model by their names, are taught too, whose outputs nobody keeps.
+    """
+
+    batch_size: int = BATCH_SIZE
+    at_once: int = BATCH_SIZE
+    precision: Precision = "fp32"
+    fresh: bool = False
+    features: tuple[str, ...] = ()
+
+
 class Material(Protocol):
-    """Where a course takes its steps from."""
+    """Where a course takes its steps from.
+
+    `begun` tells by the seed which epoch was begun last, and at which step: who goes on behind it reads from there.
+    """
+
+    @property
+    def begun(self) -> dict[int, tuple[int, int]]:
+        """Seed -> (epoch, its first step)."""
 
     @property
     def device(self) -> torch.device:
@@ -60,13 +87,15 @@ class Repeated:
 
     samples: Pool
     teacher: tuple[Tensor, ...]
+    batch_size: int = BATCH_SIZE
+    begun: dict[int, tuple[int, int]] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def device(self) -> torch.device:
         return self.teacher[0].device
 
     def steps(self, start: int, stop: int, seed: int, at_once: int) -> Iterator[Step]:
-        for index in islice(_orders(len(self.samples), stop, seed), start, None):
+        for index in islice(_orders(len(self.samples), stop, seed, self.batch_size), start, None):
             yield len(index), self._portions(index, at_once)
 
     def _portions(self, index: Tensor, at_once: int) -> Iterator[Portion]:
@@ -83,7 +112,8 @@ class Streamed:
     """The train split read as it goes, epoch after epoch, and the dense model asked for each portion.
 
     What a loader shuffles or augments follows from the seed and the epoch; samples are mixed among those that are at
-    hand. A rest that makes no whole batch is left out of its epoch.
+    hand. A rest that makes no whole batch is left out of its epoch. `features` are modules of the dense model whose
+    outputs are noted.
     """
 
     task: Task
@@ -91,28 +121,38 @@ class Streamed:
     device: torch.device
     layout: torch.memory_format
     precision: Precision = "fp32"
+    batch_size: int = BATCH_SIZE
+    features: tuple[str, ...] = ()
+    begun: dict[int, tuple[int, int]] = field(default_factory=dict, repr=False, compare=False)
 
     def steps(self, start: int, stop: int, seed: int, at_once: int) -> Iterator[Step]:
         ready = getattr(self.task.split("train"), "ready", None)
-        for pieces in islice(self._read(seed), start, stop):
+        epoch, first = self.begun.get(seed, (0, 0))
+        if first > start:
+            epoch, first = 0, 0
+        for number, pieces in islice(self._read(seed, epoch, first), start - first, stop - first):
+            own = None if ready is None else _own_ready(ready, seed, number)
             total = sum(map(size, pieces))
-            yield total, self._portions(pieces, total, at_once, ready)
+            yield total, self._portions(pieces, total, at_once, own)
 
     def _portions(
         self, pieces: Sequence[Batch], total: int, at_once: int, ready: Callable[[Batch], Batch] | None
     ) -> Iterator[Portion]:
         for part in (part for piece in pieces for part in chunks(piece, at_once)):
             batch = prepare(part if ready is None else ready(part), self.device, self.layout)
-            with torch.no_grad(), computing(self.dense, self.precision):
+            with torch.no_grad(), computing(self.dense, self.precision), noted(self.dense, self.features) as seen:
                 teacher = faithful(self.task, self.dense, batch)
-            yield Portion(batch, teacher, size(batch) / total)
+            yield Portion(batch, teacher, size(batch) / total, tuple(seen()))
 
-    def _read(self, seed: int) -> Iterator[list[Batch]]:
-        """Steps without end."""
-        for epoch in counted():
-            chance = torch.Generator().manual_seed(seed + 1_000_003 * epoch)
+    def _read(self, seed: int, epoch: int, step: int) -> Iterator[tuple[int, list[Batch]]]:
+        """Numbered steps without end, from the first one of an epoch on."""
+        for number in counted(epoch):
+            self.begun[seed] = number, step
+            chance = torch.Generator().manual_seed(seed + 1_000_003 * number)
             own = int(torch.randint(2**31, (), generator=chance))
-            yield from _mixed(_Aside(partial(_source, self.task, own), own), chance)
+            for pieces in _mixed(_Aside(partial(_source, self.task, own), own), chance, self.batch_size):
+                yield step, pieces
+                step += 1
 
 
 def material_for(
@@ -121,24 +161,23 @@ def material_for(
     steps: int,
     seed: int,
     layout: torch.memory_format,
-    *,
-    at_once: int = BATCH_SIZE,
-    precision: Precision = "fp32",
+    reading: Reading | None = None,
 ) -> Material:
     """What a course of `steps` learns from.
 
     Where the train split gives the same samples at each pass, and they and their dense outputs are few enough, the
     first ones, as many as `steps` can use, are kept. Else the split is read as it goes.
     """
+    r = reading or Reading()
     device = next((p.device for p in dense.parameters()), torch.device("cpu"))
-    if _repeats(task, seed):
+    if not (r.fresh or r.features) and _repeats(task, seed):
         try:
             with drawing(seed):
-                samples = draw(task.split("train"), steps * BATCH_SIZE, most=MOST).on(device, layout)
-            return Repeated(Pool(samples), _taught(task, dense, samples, at_once, precision))
+                samples = draw(task.split("train"), steps * r.batch_size, most=MOST).on(device, layout)
+            return Repeated(Pool(samples), _taught(task, dense, samples, r.at_once, r.precision), r.batch_size)
         except TooMuchError:
             pass
-    return Streamed(task, dense, device, layout, precision)
+    return Streamed(task, dense, device, layout, r.precision, r.batch_size, r.features)
 
 
 def _taught(task: Task, dense: nn.Module, samples: Drawn, at_once: int, precision: Precision) -> tuple[Tensor, ...]:
@@ -181,27 +220,37 @@ def _source(task: Task, seed: int) -> Iterator[Batch]:
     return map(as_tensors, split if stored is None else stored())
 
 
-def _mixed(batches: Iterable[Batch], chance: torch.Generator) -> Iterator[list[Batch]]:
+def _own_ready(ready: Callable[[Batch], Batch], seed: int, step: int) -> Callable[[Batch], Batch]:
+    """`ready`, whatever it draws: from the seed and the step, and nobody else's chance."""
+
+    def made(batch: Batch) -> Batch:
+        with drawing((seed * 1_000_003 + step) % 2**31):
+            return ready(batch)
+
+    return made
+
+
+def _mixed(batches: Iterable[Batch], chance: torch.Generator, batch_size: int) -> Iterator[list[Batch]]:
     """Steps of an epoch: samples drawn from those at hand, by the batch of one length that they were in."""
     held: list[Batch] = []
     given = False
     for batch in batches:
         held.append(batch)
-        if _enough(held):
+        if _enough(held, batch_size):
             pool, order = _shuffled(held, chance)
-            whole = len(order) // BATCH_SIZE * BATCH_SIZE
-            yield from (_pieces(pool, index) for index in order[:whole].split(BATCH_SIZE))
+            whole = len(order) // batch_size * batch_size
+            yield from (_pieces(pool, index) for index in order[:whole].split(batch_size))
             held, given = _pieces(pool, order[whole:]), True
     if held:
         pool, order = _shuffled(held, chance)
-        whole = len(order) // BATCH_SIZE * BATCH_SIZE
+        whole = len(order) // batch_size * batch_size
         rest = order[: whole or (0 if given else len(order))]
-        yield from (_pieces(pool, index) for index in rest.split(BATCH_SIZE) if len(index))
+        yield from (_pieces(pool, index) for index in rest.split(batch_size) if len(index))
 
 
-def _enough(held: Sequence[Batch]) -> bool:
+def _enough(held: Sequence[Batch], batch_size: int) -> bool:
     n = sum(map(size, held))
-    return n >= SHUFFLED or (n >= BATCH_SIZE and bytes_of(held) >= SHUFFLED_BYTES)
+    return n >= batch_size and (n >= SHUFFLED or bytes_of(held) >= SHUFFLED_BYTES)
 
 
 def _shuffled(held: Sequence[Batch], chance: torch.Generator) -> tuple[Pool, Tensor]:
@@ -249,11 +298,11 @@ def _restore(states: tuple[Any, Any, Tensor]) -> None:
     torch.set_rng_state(states[2])
 
 
-def _orders(samples: int, steps: int, seed: int) -> Iterator[Tensor]:
+def _orders(samples: int, steps: int, seed: int, batch_size: int) -> Iterator[Tensor]:
     """Indices of each step's batch: whole batches of one random order after the other."""
     generator, order = torch.Generator().manual_seed(seed), torch.empty(0, dtype=torch.long)
     for _ in range(steps):
-        if len(order) < min(BATCH_SIZE, samples):
+        if len(order) < min(batch_size, samples):
             order = torch.randperm(samples, generator=generator)
-        yield order[:BATCH_SIZE]
-        order = order[BATCH_SIZE:]
+        yield order[:batch_size]
+        order = order[batch_size:]

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 Precision = Literal["fp32", "bf16"]
+Wanted = Literal["auto", "fp32", "bf16"]
 LARGEST_ERROR = 1e-3
 """Loss between the dense outputs in both precisions beyond which bfloat16 is not used."""
 SMALL_MACS = 2e6
@@ -18,7 +19,7 @@ SMALL_MACS = 2e6
 _CPU_FEATURES = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
 
 
-def choose_precision(wanted: Literal["auto", "fp32", "bf16"], device: torch.device, macs: float) -> Precision:
+def choose_precision(wanted: Wanted, device: torch.device, macs: float) -> Precision:
     """`wanted`; auto is bf16 for all but small models where the hardware has instructions for it (never by timing).
 
     `macs` are those of the dense model for one sample.

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from autoprune import plugins
 from autoprune.database.batches import Parts, cut, digest, in_format, prepare, size
@@ -17,10 +18,10 @@ from autoprune.errors import InputError
 from autoprune.evaluator.dense_reference import observe
 from autoprune.evaluator.fidelity import Fidelity, fidelity_for
 from autoprune.evaluator.memory import samples_at_once, with_room
-from autoprune.evaluator.precision import LARGEST_ERROR, Precision, choose_precision
+from autoprune.evaluator.precision import LARGEST_ERROR, Precision, Wanted, choose_precision, computing
 from autoprune.evaluator.samples import Samples
 from autoprune.evaluator.settings import Settings
-from autoprune.protocols import Task
+from autoprune.protocols import Batch, Task
 from autoprune.structure import Structure
 from autoprune.tracing.copies import copied
 from autoprune.tracing.inputs import call_model
@@ -138,12 +139,33 @@ def resolved_precision(
     error = with_room(looked, samples.halve)
     if error <= LARGEST_ERROR:
         return precision, error
-    warnings.warn(
-        f"in bfloat16 the dense model's outputs are off by {error:.2g} (at most {LARGEST_ERROR:g} is allowed), so "
-        "everything is computed in float32; evaluator.precision: fp32 says so from the start",
-        stacklevel=3,
-    )
+    warnings.warn(f"{_off(error)}; evaluator.precision: fp32 says so from the start", stacklevel=3)
     return "fp32", error
+
+
+def course_precision(wanted: Wanted, task: Task, dense: nn.Module, batch: Batch, fidelity: Fidelity) -> Precision:
+    """The precision to train in: `wanted`; auto is bfloat16 only where the dense model bears it on `batch`."""
+    if wanted != "auto":
+        return wanted
+    device = next((p.device for p in dense.parameters()), torch.device("cpu"))
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        exact = faithful(task, dense, batch)
+    precision = choose_precision("auto", device, counter.get_total_flops() / 2 / size(batch))
+    if precision == "fp32":
+        return precision
+    with torch.no_grad(), computing(dense, precision):
+        error = float(fidelity(faithful(task, dense, batch), exact).mean())
+    if error <= LARGEST_ERROR:
+        return precision
+    warnings.warn(f"{_off(error)}; recovery.options.precision: fp32 says so from the start", stacklevel=3)
+    return "fp32"
+
+
+def _off(error: float) -> str:
+    return (
+        f"in bfloat16 the dense model's outputs are off by {error:.2g} (at most {LARGEST_ERROR:g} is allowed), so "
+        "everything is computed in float32"
+    )
 
 
 def resolved_fidelity(task: Task, dense: nn.Module, settings: Settings, samples: Samples) -> Fidelity:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
 from functools import partial
 
 import torch
@@ -20,14 +19,14 @@ from autoprune.database.drawn import Drawn
 from autoprune.database.stitch import Stitcher
 from autoprune.database.store import LevelDatabase
 from autoprune.database.zeros import patterned_weights
-from autoprune.errors import InputError, did_you_mean, one_line
+from autoprune.errors import InputError, one_line
 from autoprune.evaluation import Ask, Evaluation, Split
 from autoprune.evaluator.dense_reference import Reference
 from autoprune.evaluator.fidelity import Tally
 from autoprune.evaluator.finetune import Course, Lesson, Recipe, usual_rate
+from autoprune.evaluator.judge import Judge, Score, Way
 from autoprune.evaluator.keep_best import (
     PROBE_STEPS,
-    Kept,
     checks,
     copied,
     find_rate,
@@ -36,7 +35,7 @@ from autoprune.evaluator.keep_best import (
     scorings,
 )
 from autoprune.evaluator.lock_step import Meet, OutOfStepError, in_step
-from autoprune.evaluator.material import material_for
+from autoprune.evaluator.material import Reading, material_for
 from autoprune.evaluator.memory import is_out_of_memory, trim_heap, with_room
 from autoprune.evaluator.one_pass import Once, repeating
 from autoprune.evaluator.precision import cast, computing, repeatable
@@ -46,12 +45,13 @@ from autoprune.evaluator.samples import Samples, Seen
 from autoprune.evaluator.settings import Settings
 from autoprune.evaluator.top_classes import joined_outputs
 from autoprune.policy import Policy
-from autoprune.protocols import Batch, Progress, Recovery, Task
+from autoprune.protocols import Batch, Task
 from autoprune.structure import Structure
 from autoprune.tracing.copies import sharing
 from autoprune.tracing.one_thread import one_thread
 from autoprune.tracing.outputs import faithful
 from autoprune.tracing.padding import real_tokens
+from autoprune.tracing.slim import named_tensors
 from autoprune.tracing.wiring import batch_norms, find_sites
 
 TRIM_EVERY = 50
@@ -103,6 +103,7 @@ class TieredEvaluator:
         )
         self.samples.precision, self.samples.measure = self.precision, self.measure
         self.samples.look(self.sites)
+        self.judge = Judge(task, settings, self.samples, self.measure)
         self._lesson: tuple[int, Lesson] | None = None
         self._rate = settings.learning_rate
         self._asked = 0
@@ -147,21 +148,24 @@ class TieredEvaluator:
     @one_thread()
     def standing(self, split: Split) -> Score:
         """The resident model as it stands, on a whole split, with metrics."""
-        batches = self.samples.batches(split)
-        count, metrics = float(batches.samples), self._metrics(batches, split)
-        if self.settings.metric is not None:
-            return Score(self._signed(metrics), count, metrics)
-        loss, single = self._losses(batches, split, direct=False)
-        return Score(loss, 2 * count, metrics, single)
+        return self.judge.standing(self.stitcher.model, split, self._forward_mode)
+
+    @one_thread()
+    def standing_of(self, model: nn.Module, split: Split) -> Score:
+        """The same of another pruned model of the dense one."""
+        return self.judge.standing(model, split, self._way_of(model))
+
+    @one_thread()
+    def held_back(self, model: nn.Module) -> float:
+        """What the search minimises, of a pruned model on the held-back samples; inf where that is no number."""
+        return self.judge.held_back(model, self._way_of(model))
 
     @one_thread()
     def lesson(self, steps: int) -> Lesson:
         """What a fine-tune of `steps` learns from; the last one is kept."""
         if self._lesson is None or self._lesson[0] != steps:
-            at_once, seed = self.samples.batch_size, self.settings.seed
-            material = material_for(
-                self.task, self.dense, steps, seed, self.parts.layout, at_once=at_once, precision=self.precision
-            )
+            reading = Reading(at_once=self.samples.batch_size, precision=self.precision)
+            material = material_for(self.task, self.dense, steps, self.settings.seed, self.parts.layout, reading)
             self._lesson = (
                 steps,
                 Lesson(
@@ -176,40 +180,37 @@ class TieredEvaluator:
             )
         return self._lesson[1]
 
-    @one_thread()
-    def recovered(self, recovery: Recovery, steps: int) -> Kept:
-        """Train the resident model from where it stands; it keeps the best weights of the way."""
-        self.stitcher.mark_dirty()  # before the first step: whatever happens in it
-        model = self.stitcher.model
-        return self._kept(recovery(model, self.dense, self.task, steps, self.settings.seed), steps)
-
     def _trained(self, steps: int) -> float:
         """The brief fine-tune of the resident model; samples that were trained on."""
-        course = self._course(steps, self.found_rate(steps))
-        self._kept(course.run(checks(steps)), steps)
-        return float(course.seen)
-
-    def _kept(self, training: Iterator[Progress], steps: int) -> Kept:
-        model = self.stitcher.model
+        model, course = self.stitcher.model, self._course(steps, self.found_rate(steps))
         try:
-            return keep_best(model, training, self._held_back, checks(steps))
+            keep_best(model, course.run(checks(steps)), self._held_back, checks(steps))
         finally:
             model.requires_grad_(False)
+        return float(course.seen)
 
     @one_thread()
     def found_rate(self, steps: int) -> float:
         """The peak learning rate of a fine-tune: that of the settings, or the best of a few probes, once."""
         if self._rate is None:
-            policy, model = self.stitcher.policy, self.stitcher.model
-            weights = copied(model)
-            try:
-                self._rate = with_room(lambda: self._probed(steps), self._make_room)
-            finally:
-                model.requires_grad_(False)
-            self.stitcher.stitch(policy)
-            self.stitcher.mark_dirty()
-            restore(model, weights)
+            short = min(PROBE_STEPS, steps)
+            usual = usual_rate(bool(batch_norms(self.stitcher.model)))
+            self._rate = self.probed_rate(lambda rate: self._course(steps, rate, short).advance(short), usual)
         return self._rate
+
+    @one_thread()
+    def probed_rate(self, train: Callable[[float], object], usual: float) -> float:
+        """The best peak rate for `train`, which gives the resident model a short course; it comes back as it was."""
+        policy, model = self.stitcher.policy, self.stitcher.model
+        weights = copied(model)
+        try:
+            found = with_room(lambda: self._probed(train, usual), self._make_room)
+        finally:
+            model.requires_grad_(False)
+        self.stitcher.stitch(policy)
+        self.stitcher.mark_dirty()
+        restore(model, weights)
+        return found
 
     def _score(self, ask: Ask) -> Score:
         """A backward pass counts as two passes forward."""
@@ -219,7 +220,7 @@ class TieredEvaluator:
         if self.settings.metric is not None:
             samples = self._repair(ask) + count
             metrics = self._metrics(batches, split)
-            return Score(self._signed(metrics), samples, metrics)
+            return Score(self.judge.signed(metrics), samples, metrics)
         whole = ask.fraction == 1.0 and self.settings.metrics_on_fitness
         watched = split == "heldback" or (split == "fitness" and whole)
         if direct:
@@ -252,16 +253,11 @@ class TieredEvaluator:
 
     def _losses(self, batches: Sequence[Batch], split: Split, direct: bool) -> tuple[float, tuple[float, ...]]:
         """The mean loss and, to 6 digits, that of each sample; none of these where outputs are not by sample."""
-        model, tally = self.stitcher.model, Tally()
+        if not direct:
+            return self.judge.losses(self.stitcher.model, batches, split, self._forward_mode)
+        tally = Tally()
         for i, batch in enumerate(batches):
-            if direct:
-                tally.add(self._loss_of_own(i, size(batch)), size(batch))
-                continue
-            reference = self.samples.reference(split, i, batch)
-            with torch.no_grad():
-                with computing(model, self.samples.precision_on(split)), self._forward_mode():
-                    outputs = faithful(self.task, model, batch)
-                tally.add(self.measure(outputs, reference.outputs), size(batch))
+            tally.add(self._loss_of_own(i, size(batch)), size(batch))
         return tally.loss, tally.by_sample
 
     def _loss_of_own(self, index: int, samples: int) -> Tensor:
@@ -284,20 +280,18 @@ class TieredEvaluator:
         with repeatable(model):
             return in_step([partial(forward, i) for i in range(len(seen.batches))])
 
-    def _signed(self, metrics: Mapping[str, float]) -> float:
-        """The loss where the search minimises a metric, or its negative."""
-        value = _metric(metrics, self.settings.objective)
-        return -value if self.settings.direction == "maximize" else value
-
     def _metrics(self, batches: Sequence[Batch], split: Split) -> Mapping[str, float]:
-        model, precision = self.stitcher.model, self.samples.precision_on(split)
-        mode = nullcontext() if split == "validation" else self._forward_mode()
-        with torch.no_grad(), computing(model, precision), mode:
-            return {k: float(v) for k, v in self.task.metrics(model, batches).items()}
+        return self.judge.metrics(self.stitcher.model, batches, split, self._forward_mode)
 
     def _forward_mode(self) -> AbstractContextManager[object]:
         """How a batch runs; a dense model as it is, so that it is exact."""
         return Folded(self.stitcher.model, self._all_sites) if self.stitcher.narrowed() else nullcontext()
+
+    def _way_of(self, model: nn.Module) -> Way:
+        """The same for another model."""
+        held = named_tensors(model)
+        whole = all(n in held and held[n].shape == t.shape for n, t in self.stitcher.dense.items())
+        return nullcontext if whole else lambda: Folded(model, self._all_sites)
 
     def _repair(self, ask: Ask) -> float:
         """Samples that went forward."""
@@ -317,17 +311,18 @@ class TieredEvaluator:
         self.stitcher.mark_dirty()  # before the first step: whatever happens in it
         return Course(self.stitcher.model, lesson, schedule or steps, self.settings.seed, at_once, Recipe(rate))
 
-    def _probed(self, steps: int) -> float:
+    def _probed(self, train: Callable[[float], object], usual: float) -> float:
         """The peak rate for a policy that depends on nothing but the structure, so that any ask finds the same."""
-        model, short = self.stitcher.model, min(PROBE_STEPS, steps)
+        model = self.stitcher.model
         middle = {g.name: min(g.grid, key=lambda w: (abs(w - PROBED_SHARE * g.width), -w)) for g in self.structure}
         self._settle(Ask(Policy.of(middle), "refit"))
         start = copied(model)
 
         def probe(rate: float) -> float:
             restore(model, start)
+            self.stitcher.mark_dirty()
             try:
-                self._course(steps, rate, schedule=short).advance(short)
+                train(rate)
             except (ArithmeticError, RuntimeError) as error:  # a model may run in eval mode alone once it is narrow
                 if is_out_of_memory(error):
                     raise
@@ -335,14 +330,11 @@ class TieredEvaluator:
             loss = self.fidelity(self.samples.batches("heldback"), "heldback")
             return loss if math.isfinite(loss) else math.inf
 
-        return find_rate(probe, usual_rate(bool(batch_norms(model))))
+        return find_rate(probe, usual)
 
     def _held_back(self) -> float:
         """What the search minimises, of the resident model on the held-back samples; inf where that is no number."""
-        batches = self.samples.batches("heldback")
-        metric = self.settings.metric is not None
-        loss = self._signed(self._metrics(batches, "heldback")) if metric else self.fidelity(batches, "heldback")
-        return loss if math.isfinite(loss) else math.inf
+        return self.judge.held_back(self.stitcher.model, self._forward_mode)
 
     def _settle(self, ask: Ask) -> None:
         """Stitch, and one pass over the statistics samples that repairs."""
@@ -374,22 +366,6 @@ class TieredEvaluator:
         return self.samples.halve_statistics()
 
 
-@dataclass(frozen=True)
-class Score:
-    """What an evaluation found, and the samples that went forward for it."""
-
-    loss: float
-    samples: float
-    metrics: Mapping[str, float] = field(default_factory=dict)
-    single: tuple[float, ...] = ()
-
-
 def _repairs_itself(ask: Ask) -> bool:
     """Whether each batch is repaired by its own statistics, so that the loss depends on which samples share one."""
     return ask.tier == "stitch" and ask.split == "fitness"
-
-
-def _metric(metrics: Mapping[str, float], name: str) -> float:
-    if name not in metrics:
-        raise InputError(f"objectives.loss.metric: the task has no metric {name!r}; {did_you_mean(name, metrics)}")
-    return metrics[name]

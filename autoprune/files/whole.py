@@ -23,7 +23,7 @@ def whole(path: Path) -> Iterator[Path]:
     Raises:
         RunError: the disk is full, or the folder cannot be written to.
     """
-    with _said(path):
+    with saying(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         draft = path.with_name(f"{path.name}.{os.getpid()}.part")
         try:
@@ -50,7 +50,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     except OSError as error:
         raise InputError(f"cannot write to --out {folder}: {error.strerror}") from None
     try:
-        with _said(folder):
+        with saying(folder):
             yield draft
             for path in (draft, *draft.rglob("*")):
                 path.chmod((0o777 if path.is_dir() else 0o666) & ~_umask())
@@ -74,7 +74,7 @@ def _swap(draft: Path, target: Path, before: Path) -> None:
 
 
 @contextmanager
-def _said(path: Path) -> Iterator[None]:
+def saying(path: Path) -> Iterator[None]:
     """What the system says about a file in one line: writers raise in many ways, safetensors and torch in their own."""
     try:
         yield

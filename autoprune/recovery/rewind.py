@@ -2,36 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 from torch import nn
 
 from autoprune.errors import InputError
-from autoprune.evaluator.fidelity import AUTO
 from autoprune.protocols import Progress, Task
 from autoprune.recovery._distilled import Distilled
 from autoprune.tasks._weights import fill, read_checkpoint
+from autoprune.tracing.copies import copied
 
 
 class Rewind:
-    """`weights` is the early checkpoint of the dense model; other options as in one_shot.
+    """`weights` is the early checkpoint of the dense model; `course` says how it is trained from there.
 
     The finished model tells which atoms are kept; their weights are those of the checkpoint, without a repair.
     """
 
-    def __init__(
-        self,
-        weights: Path | None = None,
-        learning_rate: float | None = None,
-        distillation: float = 1.0,
-        loss: str = AUTO,
-    ) -> None:
+    def __init__(self, weights: Path | None = None, course: Distilled | None = None) -> None:
         if weights is None:
             raise InputError("recovery.options: rewind needs weights, an early checkpoint of the dense model")
         if not Path(weights).is_file():
             raise InputError(f"recovery.options: rewind: no weights file {weights}")
-        self._weights, self._distilled = Path(weights), Distilled(learning_rate, distillation, loss)
+        self._weights, self.course = Path(weights), course or Distilled()
+
+    def check(self, dense: nn.Module) -> None:
+        """Read the checkpoint once, before any work.
+
+        Raises:
+            InputError: the file is damaged, or of another model than `dense`.
+        """
+        self.start(copied(dense))
 
     def start(self, model: nn.Module) -> None:
         """Give a copy of the dense model the weights of the checkpoint, in place.
@@ -41,10 +43,10 @@ class Rewind:
         """
         fill(model, read_checkpoint(self._weights), self._weights)
 
-    def __call__(self, model: nn.Module, dense: nn.Module, task: Task, steps: int, seed: int) -> Iterator[Progress]:
+    def __call__(self, model: nn.Module, dense: nn.Module, task: Task, steps: int, seed: int) -> Iterable[Progress]:
         """Train `model` in place, as one_shot does.
 
         Raises:
             ArithmeticError: the loss is not finite.
         """
-        return self._distilled.course(model, dense, task, steps, seed)
+        return self.course.course(model, dense, task, steps, seed)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from autoprune.errors import InputError, did_you_mean
-from autoprune.evaluator.fidelity import AUTO
 from autoprune.protocols import Progress, Task
 from autoprune.recovery._distilled import Distilled
 from autoprune.structure import Group
@@ -19,11 +19,12 @@ Penalty = Literal["group_lasso", "bn_l1"]
 
 
 class SparseFirst:
-    """`share` of the steps train the dense model under a penalty, the rest the pruned one; the rest as in one_shot.
+    """`share` of the steps train the dense model under a penalty, the rest the pruned one; `course` says how both.
 
     group_lasso: the norm of all that produces an atom (Wen et al. 2016, Learning Structured Sparsity); bn_l1: the size
     of the batch norm scale behind it (Liu et al. 2017, Network Slimming). Both act as their proximal step after each
     step of the optimizer: a norm falls by `strength` times the learning rate, and stays at zero once it is there.
+    Weights under the penalty are not averaged: in an average nothing would be zero.
     """
 
     def __init__(
@@ -31,9 +32,7 @@ class SparseFirst:
         penalty: str = "group_lasso",
         strength: float = 0.1,
         share: float = 0.5,
-        learning_rate: float | None = None,
-        distillation: float = 1.0,
-        loss: str = AUTO,
+        course: Distilled | None = None,
     ) -> None:
         if penalty not in get_args(Penalty):
             raise InputError(
@@ -44,11 +43,11 @@ class SparseFirst:
         if not 0.0 < share < 1.0:
             raise InputError(f"recovery.options: share must lie between 0 and 1, not {share}")
         self._penalty, self._strength, self.share = penalty, strength, share
-        self._distilled = Distilled(learning_rate, distillation, loss)
+        self.course = course or Distilled()
 
     def before(
         self, model: nn.Module, dense: nn.Module, groups: Sequence[Group], task: Task, steps: int, seed: int
-    ) -> Iterator[Progress]:
+    ) -> Iterable[Progress]:
         """Train `model`, a copy of the dense one, in place under the penalty on `groups`.
 
         Raises:
@@ -59,15 +58,16 @@ class SparseFirst:
         atoms = [found for g in groups if g.narrows and (found := _Atoms.of(model, g, role)) is not None]
         if not atoms:
             raise InputError("recovery.options: penalty bn_l1 needs batch norms behind the groups; take group_lasso")
-        return self._distilled.course(model, dense, task, steps, seed, _shrinking(atoms, self._strength))
+        own = replace(self.course, ema=None)
+        return own.course(model, dense, task, steps, seed, _shrinking(atoms, self._strength))
 
-    def __call__(self, model: nn.Module, dense: nn.Module, task: Task, steps: int, seed: int) -> Iterator[Progress]:
+    def __call__(self, model: nn.Module, dense: nn.Module, task: Task, steps: int, seed: int) -> Iterable[Progress]:
         """Train `model` in place, as one_shot does.
 
         Raises:
             ArithmeticError: the loss is not finite.
         """
-        return self._distilled.course(model, dense, task, steps, seed)
+        return self.course.course(model, dense, task, steps, seed)
 
 
 class _Atoms:

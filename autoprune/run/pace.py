@@ -16,14 +16,14 @@ class Pace:
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         self._now = now
-        self._step, self._began = Step("prepare"), now()
+        self._step, self._began, self._from = Step("prepare"), now(), 0.0
         self._slots, self._busy = 1, 1.0
         self._first: tuple[float, float] | None = None  # when the first answer came, and the work done by then
 
     def take(self, step: Step) -> None:
         """A step of the preparation."""
         if step.stage != self._step.stage:
-            self._began = self._now()
+            self._began, self._from = self._now(), step.done  # a stage that is gone on with begins part done
         self._step = step
 
     @property
@@ -40,8 +40,8 @@ class Pace:
         step = self._step
         if step.ahead_s is None:
             return None
-        took = self._now() - self._began
-        return step.ahead_s + (took * (step.total - step.done) / step.done if step.done else 0.0)
+        took, done = self._now() - self._began, step.done - self._from
+        return step.ahead_s + (took * (step.total - step.done) / done if done > 0 else 0.0)
 
     def begin(self, slots: int) -> None:
         """Evaluations begin, on so many workers."""

@@ -117,7 +117,7 @@ def test_the_precision_of_the_search_is_in_the_file_and_repairs_alike_unless_ano
             super().__init__(*given, **named)
             used.append(self.precision)
 
-    monkeypatch.setattr("autoprune.application.repair.TieredEvaluator", Spy)
+    monkeypatch.setattr("autoprune.application.bench.TieredEvaluator", Spy)
     plain, task = settings_of(job()), tiny()
     foreign = replace(front[0], base=replace(front.base, space={**front.base.space, "precision": "fp4"}))
     for point, wish in ((front[0], "auto"), (front[0], "fp32"), (foreign, "auto")):

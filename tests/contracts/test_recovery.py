@@ -1,10 +1,15 @@
-"""The contract of every recovery: it trains in place, to the last step, by its seed alone, and leaves chance alone."""
+"""The contract of every recovery: it trains in place, to the last step, by its seed alone, and leaves chance alone.
+
+One that trains by a `course` also keeps the zeros that a model brings; one with a state goes on from it to the bit.
+"""
 
 from __future__ import annotations
 
 import copy
+import io
 import itertools
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +18,7 @@ from torch import nn
 from autoprune import plugins
 from autoprune.errors import InputError
 from autoprune.policy import Policy
-from autoprune.protocols import PathRecovery, Progress, SparseRecovery
+from autoprune.protocols import PathRecovery, Progress, Resumable, SparseRecovery
 from autoprune.recovery import build_recovery
 from tests.small import World, world, world_of
 
@@ -21,6 +26,8 @@ STEPS = 4
 NAMES = plugins.names("recovery")
 OPTIONS = {"rewind": {"weights": __file__}}
 """What a recovery cannot do without; a file that is there will do here."""
+MORE = {name: {"ema": 0.9, "fresh": True} for name in ("one_shot", "iterative")}
+"""So that there is more than the weights to go on with."""
 
 
 def student_of(w: World) -> nn.Module:
@@ -75,6 +82,58 @@ def test_what_is_drawn_follows_from_the_seed_and_global_chance_is_left_alone(nam
     other, _ = trained(w, name, seed=1)
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))
     assert any(not torch.equal(a, b) for a, b in zip(first.parameters(), other.parameters(), strict=True))
+
+
+def two_of_four(w: World) -> World:
+    """The same with two zeros in every four weights of its matrices, in other places from row to row."""
+    model = copy.deepcopy(w.model)
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.dim() > 1:
+                rows, columns = (torch.arange(n) for n in p.shape)
+                p[(rows[:, None] + columns) % 2 == 0] = 0.0
+    return world_of(model, (6,), 256)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_zeros_that_a_model_brings_stay(name: str) -> None:
+    if build_recovery(name, OPTIONS.get(name, {})).course is None:
+        pytest.skip("it trains by a course of its own")
+    w = two_of_four(dropping())
+    student, _ = trained(w, name)
+    for key, value in student_of(w).named_parameters():
+        after = dict(student.named_parameters())[key]
+        if value.dim() > 1:
+            assert bool((after[value == 0] == 0).all()), key
+        assert not torch.equal(after, value)
+
+
+def begun(w: World, name: str, student: nn.Module) -> Any:
+    options = {**OPTIONS.get(name, {}), **MORE.get(name, {})}
+    return build_recovery(name, options).begun(student, w.model, w.task, STEPS, 0)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_one_with_a_state_goes_on_from_it_to_the_very_same_weights(name: str) -> None:
+    w = dropping()
+    whole, student = student_of(w), student_of(w)
+    for _ in begun(w, name, whole):
+        pass
+    first = begun(w, name, student)
+    if not isinstance(first, Resumable):
+        pytest.skip("it has no state: killed, it begins anew")
+    for progress in first:
+        if progress.step == 2:
+            break
+    file, other = io.BytesIO(), copy.deepcopy(student)
+    torch.save(first.state_dict(), file)
+    file.seek(0)
+    second = begun(w, name, other)
+    second.load_state_dict(torch.load(file, weights_only=True))
+    torch.rand(7)
+    assert [p.step for p in second] == [3, 4]
+    for key, value in whole.state_dict().items():
+        assert torch.equal(other.state_dict()[key], value), key
 
 
 def halved(w: World) -> Policy:

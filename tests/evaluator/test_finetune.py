@@ -14,9 +14,12 @@ from torch import nn
 from autoprune.database.batches import Pool
 from autoprune.database.drawn import Drawn
 from autoprune.errors import InputError
+from autoprune.evaluator.features import Features, feature_loss, noted
 from autoprune.evaluator.fidelity import Fidelity
 from autoprune.evaluator.finetune import Course, Lesson, Recipe, _loss
-from autoprune.evaluator.material import Repeated
+from autoprune.evaluator.material import Portion, Reading, Repeated, material_for
+from autoprune.evaluator.optimizers import OptimizerChoice
+from autoprune.evaluator.schedules import ScheduleChoice
 from autoprune.losses.kl import kl
 from autoprune.tracing.wiring import find_sites
 from tests.small import World, world
@@ -82,7 +85,17 @@ def test_a_loss_that_is_not_finite_stops_the_training() -> None:
         Course(student_of(w), broken, 2, 0).advance(2)
 
 
-@pytest.mark.parametrize("recipe", [Recipe(), Recipe(0.01, 0.4), Recipe(0.01, 0.0)])
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        Recipe(),
+        Recipe(0.01, 0.4),
+        Recipe(0.01, 0.0),
+        Recipe(0.01, ema=0.9, schedule=ScheduleChoice("onecyclelr"), running=True),
+        Recipe(None, optimizer=OptimizerChoice("radam"), schedule=ScheduleChoice("steplr", {"step_size": 2}, 3)),
+        Recipe(0.01, optimizer=OptimizerChoice("adadelta"), max_norm=None, schedule=ScheduleChoice("linear")),
+    ],
+)
 def test_a_course_stopped_and_gone_on_with_elsewhere_ends_as_one_without_a_break(
     recipe: Recipe, tmp_path: Path
 ) -> None:
@@ -100,6 +113,72 @@ def test_a_course_stopped_and_gone_on_with_elsewhere_ends_as_one_without_a_break
     assert second.advance(99) == 3 * 64
     for name, value in whole.state_dict().items():
         assert torch.equal(other.state_dict()[name], value), name
+
+
+def test_an_average_is_in_the_model_and_the_weights_that_train_go_on_by_themselves() -> None:
+    w = world("projection", samples=256)
+    lesson, plain, averaged = lesson_of(w), student_of(w), student_of(w)
+    Course(plain, lesson, 4, 0, recipe=Recipe(0.01)).advance(4)
+    course = Course(averaged, lesson, 4, 0, recipe=Recipe(0.01, ema=0.99))
+    course.advance(4)
+    state = course.state_dict()["average"]["weights"]
+    start = student_of(w)
+    for name, value in plain.named_parameters():
+        assert torch.equal(state[name], value), "what trains does not know of the average"
+        held, first = dict(averaged.named_parameters())[name], dict(start.named_parameters())[name]
+        assert (held - first).norm() < (value - first).norm()
+
+
+def test_gradients_are_clipped_to_the_norm_that_was_asked_for() -> None:
+    w = world("plain", samples=256)
+    lesson, moved = lesson_of(w), []
+    for norm in (1e-3, None):
+        student = student_of(w)
+        plain = OptimizerChoice("sgd", {"momentum": 0.0, "weight_decay": 0.0})
+        recipe = Recipe(0.5, optimizer=plain, max_norm=norm, schedule=ScheduleChoice("constant"))
+        Course(student, lesson, 1, 0, recipe=recipe).advance(1)
+        pairs = zip(student.parameters(), student_of(w).parameters(), strict=True)
+        moved.append(float(torch.cat([(a - b).detach().flatten() for a, b in pairs]).norm()))
+    assert moved[0] == pytest.approx(0.5e-3, rel=1e-3)
+    assert moved[1] > 2 * moved[0]
+
+
+def test_running_norms_gather_the_statistics_of_what_is_trained_on_and_fixed_ones_keep_theirs() -> None:
+    w = world("projection", samples=256)
+    lesson = replace(lesson_of(w), sites={})
+    kept, gathered = student_of(w), student_of(w)
+    Course(kept, lesson, 3, 0).advance(3)
+    Course(gathered, lesson, 3, 0, recipe=Recipe(running=True)).advance(3)
+    start = student_of(w).state_dict()
+    for name, value in kept.named_buffers():
+        assert torch.equal(value, start[name])
+    assert any(not torch.equal(value, start[name]) for name, value in gathered.named_buffers())
+    assert not gathered.training
+
+
+def test_features_are_taught_as_well_and_their_weight_counts() -> None:
+    w = world("projection", samples=256)
+    name = next(n for n, m in w.model.named_modules() if isinstance(m, nn.BatchNorm2d))
+    inputs = w.task.example_inputs()
+    features = Features.of([name], w.model, inputs)
+    layout = torch.channels_last
+    material = material_for(w.task, w.model, 8, 0, layout, Reading(features=features.names))
+    lesson = replace(lesson_of(w), sites={}, material=material, features=features)
+
+    def off(model: nn.Module) -> float:
+        with torch.no_grad(), noted(model, (name,)) as mine, noted(w.model, (name,)) as theirs:
+            model(w.statistics[0])
+            w.model(w.statistics[0])
+            return float(feature_loss(mine(), theirs(), None))
+
+    ends = []
+    for weight in (0.0, 10.0):
+        student = student_of(w)
+        start = off(student)
+        Course(student, lesson, 8, 0, recipe=Recipe(0.02, feature_weight=weight)).advance(8)
+        ends.append(off(student))
+    assert ends[1] < 0.9 * ends[0]
+    assert ends[1] < start
 
 
 def test_a_recipe_weighs_distillation_against_the_tasks_loss() -> None:
@@ -131,7 +210,7 @@ def test_the_loss_is_the_weighted_sum_of_distillation_and_the_tasks_own() -> Non
     w = world("plain")
     lesson, student = replace(lesson_of(w), task_loss=w.task.loss), student_of(w)
     assert isinstance(lesson.material, Repeated)
-    given = lesson.material.samples.batches[0], lesson.material.teacher[0]
-    whole, none, part = (_loss(student, lesson, *given, share).item() for share in (1.0, 0.0, 0.2))
+    given = Portion(lesson.material.samples.batches[0], lesson.material.teacher[0], 1.0)
+    whole, none, part = (_loss(student, lesson, given, Recipe(None, share)).item() for share in (1.0, 0.0, 0.2))
     assert whole != pytest.approx(none)
     assert part == pytest.approx(0.2 * whole + 0.8 * none)

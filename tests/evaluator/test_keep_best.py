@@ -10,10 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from autoprune.evaluation import Ask
-from autoprune.evaluator.finetune import usual_rate
-from autoprune.evaluator.keep_best import checks, find_rate, keep_best, scorings
+from autoprune.evaluator.finetune import Course, Recipe, usual_rate
+from autoprune.evaluator.keep_best import Best, Kept, checks, find_rate, keep_best, scorings
 from autoprune.protocols import Progress
-from autoprune.recovery import build_recovery
 from tests.evaluator.test_tiers import evaluator, narrow
 from tests.small import World, world, world_of
 
@@ -79,6 +78,24 @@ def test_only_the_asked_steps_are_scored() -> None:
     assert (checks(40), checks(3), checks(0), scorings(0)) == ((10, 20, 30, 40), (1, 2, 3), (), 0)
 
 
+def test_the_best_so_far_goes_on_elsewhere_and_knows_how_long_nothing_got_better() -> None:
+    model, score = nn.Linear(1, 1, bias=False), [0.0]
+    model.weight.data.fill_(2.0)
+    best = Best(model, lambda: score[0], checks(10, 5))
+    assert checks(10, 5) == (2, 4, 6, 8, 10)
+    for step, loss in ((2, 3.0), (4, -1.0), (6, 5.0)):
+        score[0] = loss
+        model.weight.data.fill_(float(step))
+        assert best.look(step - 1) is False, "not due"
+        assert best.look(step) is True
+    assert (best.idle, best.kept) == (1, Kept(0.0, -1.0, 4))
+    again = Best.of(model, lambda: 7.0, checks(10, 5), best.state_dict()["history"], best.weights)
+    assert again.look(6) is False
+    assert again.look(8) is True
+    assert (again.idle, again.finish()) == (2, Kept(0.0, -1.0, 4))
+    assert float(model.weight.detach()) == 4.0
+
+
 @pytest.mark.parametrize("peak", [3.0, 1.0, 1 / 3, 1 / 81])
 def test_the_rate_of_least_loss_is_found_in_few_probes(peak: float) -> None:
     asked: list[float] = []
@@ -121,7 +138,13 @@ def test_a_training_that_diverges_leaves_the_repaired_model() -> None:
     evaluate = evaluator(w, calibration=256, finetune_steps=10, learning_rate=10.0)
     evaluate.repaired(Ask(narrow(w), "refit"))
     before = {k: v.clone() for k, v in evaluate.stitcher.model.state_dict().items()}
-    kept = evaluate.recovered(build_recovery("one_shot", {"learning_rate": 10.0}), 10)
+    model, course = (
+        evaluate.stitcher.model,
+        Course(evaluate.stitcher.model, evaluate.lesson(10), 10, 0, recipe=Recipe(10)),
+    )
+    kept = keep_best(model, course, lambda: evaluate.held_back(model), checks(10))
     assert (kept.helped, kept.loss) == (False, kept.start)
+    evaluate.stitcher.mark_dirty()
+    model.requires_grad_(False)
     assert all(torch.equal(before[k], v) for k, v in evaluate.stitcher.model.state_dict().items())
     assert evaluate(Ask(narrow(w), "tune", split="validation")).ok

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from autoprune.database.drawn import samples_in
 from autoprune.evaluator import material
-from autoprune.evaluator.material import BATCH_SIZE, Material, Repeated, Streamed, material_for
+from autoprune.evaluator.material import BATCH_SIZE, Material, Reading, Repeated, Streamed, material_for
 from autoprune.tasks._wrap import Pairs
 from tests.small import RandomTask, World, world
 
@@ -46,9 +46,9 @@ class Split:
             yield x + shift, torch.arange(25 * i, 25 * i + len(x))
 
 
-def made(w: World, split: Any, steps: int = 10) -> Material:
+def made(w: World, split: Any, steps: int = 10, reading: Reading | None = None) -> Material:
     task = Learning(w.task.model, w.task.shape, train=split)
-    return material_for(task, w.model, steps, 3, torch.channels_last)
+    return material_for(task, w.model, steps, 3, torch.channels_last, reading)
 
 
 def taken(found: Material, start: int, stop: int, at_once: int = BATCH_SIZE) -> list[list[int]]:
@@ -165,3 +165,67 @@ def test_a_kept_split_is_learnt_in_the_order_of_its_seed() -> None:
     assert taken(found, 0, 2) == [order[:128], order[128:256]]
     assert isinstance(found, Repeated)
     assert taken(replace(found), 1, 2) == [order[128:256]]
+
+
+def test_a_split_that_repeats_is_read_anew_at_every_epoch_where_it_must_be_or_features_are_taught() -> None:
+    w = world("plain")
+    split = Split(w.task.shape, augments=False)
+    name, module = next((n, m) for n, m in w.model.named_modules() if isinstance(m, torch.nn.Conv2d))
+    for reading in (Reading(fresh=True), Reading(features=(name,))):
+        found = made(w, split, reading=reading)
+        assert isinstance(found, Streamed)
+        split.read = 0
+        taken(found, 0, 4)
+        assert split.read == 2 * N, "two epochs of two steps"
+    ((_, portions),) = found.steps(0, 1, 3, BATCH_SIZE)
+    for portion in portions:
+        with torch.no_grad():
+            torch.testing.assert_close(portion.features[0], module(portion.batch[0]))
+
+
+@pytest.mark.parametrize("augments", [True, False])
+def test_a_step_has_as_many_samples_as_asked_for(augments: bool) -> None:
+    w = world("plain")
+    found = made(w, Split(w.task.shape, augments), reading=Reading(batch_size=60))
+    rows = taken(found, 0, 7)
+    assert [len(row) for row in rows] == [60] * 7
+    assert len({i for row in rows[:5] for i in row}) == N
+
+
+def test_who_goes_on_reads_from_the_epoch_that_was_begun() -> None:
+    w = world("plain")
+    split = Split(w.task.shape, augments=True)
+    first = made(w, split)
+    whole = taken(first, 0, 7)
+    again = made(w, split)
+    again.begun[3] = first.begun[3]
+    assert first.begun[3] == (3, 6)
+    split.read = 0
+    assert taken(again, 6, 7) == whole[6:]
+    assert split.read == N
+    assert taken(again, 1, 3) == whole[1:3], "what lies before it is found from the start"
+
+
+class Noisy(Split):
+    """Kept as it is, and shifted by chance when it is made ready."""
+
+    def stored(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return super().__iter__()
+
+    def ready(self, batch: Any) -> Any:
+        return batch[0] + 0.1 * (random.random() + np.random.rand() + torch.rand(()).item()), batch[1]
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return map(self.ready, self.stored())
+
+
+def test_what_is_drawn_as_a_batch_is_made_ready_follows_from_the_seed_too() -> None:
+    w = world("plain")
+    found, split = made(w, Noisy(w.task.shape, augments=False)), Noisy(w.task.shape, augments=False)
+    assert isinstance(found, Streamed)
+    first = [p.batch[0].sum() for _, ps in found.steps(0, 3, 3, BATCH_SIZE) for p in ps]
+    random.random()
+    torch.rand(3)
+    again = [p.batch[0].sum() for _, ps in made(w, split).steps(0, 3, 3, BATCH_SIZE) for p in ps]
+    assert torch.equal(torch.stack(first), torch.stack(again))
+    assert first[0] != first[2]
