@@ -201,7 +201,11 @@ class RewoundRecovery(Protocol):
 class Container(Protocol):
     """What a deployment format can hold.
 
-    One that is also written has `write(model, structure, policy, folder)`, which leaves the pruned model there.
+    One that is picky about the model itself has `check(model)`, which raises InputError before anything is computed.
+    One that is written has `write(model, structure, policy, folder)`, which leaves the pruned model in a folder that
+    holds its tokenizer already, and `read_back(folder, model, inputs)`, which raises RunError where that is not what
+    the model is; without it transformers reads the folder. `together(structure, policy)` names groups whose widths fit
+    for what others have, though not each by itself.
     """
 
     def restrict(self, structure: Structure) -> Structure:

@@ -38,7 +38,7 @@ from autoprune.application.repair import Manner, searched_settings
 from autoprune.application.sources import Source, source_of_job, source_of_name
 from autoprune.application.timed import latency_facts
 from autoprune.application.transfer import KEY, SAME, Sibling, carried, sibling_of
-from autoprune.deploy import misfits
+from autoprune.deploy import check_model, misfits
 from autoprune.errors import InputError, RunError, did_you_mean
 from autoprune.evaluator.settings import Settings
 from autoprune.exports import check_formats, check_inputs
@@ -179,7 +179,7 @@ def _source(model: Job | str, front: Front, weights: Path | None) -> Source:
 
 
 def _checked(source: Source, order: Order) -> Source:
-    """InputError where the order wants data and there are none."""
+    """InputError where the order wants data and there are none, or its container holds no such model."""
     if source.task is None and order.training.kind == "full":
         raise InputError("--finetune full trains on data, and --model alone has none: give --task with a job")
     if source.task is None and order.int8:
@@ -187,6 +187,7 @@ def _checked(source: Source, order: Order) -> Source:
     check_recovery(order.training, source.model, source.task)
     if order.export:
         check_inputs(source.inputs)
+    check_model(source.model, order.deploy)
     return source
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ import torch
 from torch import nn
 
 from autoprune import plugins
-from autoprune.application.hugging_face import read_back
+from autoprune.application.hugging_face import copy_tokenizer, read_back
 from autoprune.application.int8 import OnnxModel, Quantised, quantise
 from autoprune.application.order import Order
 from autoprune.application.sources import Source
@@ -90,10 +91,19 @@ def _int8_figures(quantised: Quantised, exported: Path, source: Source, model: n
 
 
 def _contained(point: Point, source: Source, model: nn.Module, deploy: str, draft: Path) -> None:
-    """The folder of a container that is written, read back and compared; none where there is nothing to write."""
+    """The folder of a container that is written, read back and compared; none where there is nothing to write.
+
+    The tokenizer's files lie in it before. One that fails leaves nothing.
+    """
     container: Any = plugins.load("deploy", deploy)()
     if not hasattr(container, "write"):
         return
     folder = draft / deploy.replace(":", ".")
-    container.write(model, Structure(point.base.groups, ()), point.policy, folder)
-    read_back(folder, model, source.inputs)
+    folder.mkdir()
+    try:
+        copy_tokenizer(folder, source.folder)
+        container.write(model, Structure(point.base.groups, ()), point.policy, folder)
+        getattr(container, "read_back", read_back)(folder, model, source.inputs)
+    except AutopruneError:
+        shutil.rmtree(folder)
+        raise

@@ -30,7 +30,7 @@ FOREIGN = frozenset(
 """Keys by which a configuration may name code or kernels from elsewhere: a file is data."""
 TOKENIZER = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt", "vocab.json", "merges.txt"),
-    "preprocessor_config.json",
+    *("preprocessor_config.json", "tokenizer.model", "added_tokens.json", "chat_template.jinja"),
 )
 
 
@@ -47,10 +47,15 @@ def write_config(model: nn.Module, folder: Path, origin: Path | None = None) -> 
     pooled = any("pooler" in tensor for tensor, _ in model.named_parameters())
     told = {"class": name, "pooler": pooled, "policy": "policy.json"}
     (folder / CONFIG).write_text(json.dumps({**config.to_dict(), KEY: told}, indent=1) + "\n", encoding="utf-8")
+    return [CONFIG, *copy_tokenizer(folder, origin)]
+
+
+def copy_tokenizer(folder: Path, origin: Path | None) -> list[str]:
+    """The files of the tokenizer in `origin`, where there are any, into `folder`; their names."""
     names = [] if origin is None else [file for file in TOKENIZER if (origin / file).is_file()]
     for file in names:
         shutil.copyfile(Path(str(origin)) / file, folder / file)
-    return [CONFIG, *names]
+    return names
 
 
 def dense_from_config(folder: Path) -> nn.Module | None:

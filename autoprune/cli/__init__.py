@@ -125,7 +125,7 @@ def inspect(
     set_: SetOption = None,
 ) -> dict[str, Any] | None:
     """Show groups, widths, their share of the MACs, and what is frozen and why."""
-    from autoprune.deploy import searched
+    from autoprune.deploy import check_model, searched
     from autoprune.families import analysed
     from autoprune.run.inspection import inspect_facts
     from autoprune.run.setting import idle_words
@@ -135,7 +135,9 @@ def inspect(
         facts = _sensitivity(the_job, out, json_)
     else:
         task = the_job.build_task()
-        found = analysed(task.build(), task.example_inputs(), kinds=the_job.space.kinds)
+        model = task.build()
+        check_model(model, the_job.deploy)
+        found = analysed(model, task.example_inputs(), kinds=the_job.space.kinds)
         structure = searched(found.structure, the_job.search_space(), the_job.deploy)
         facts = inspect_facts(structure, task)
         facts["said"] = [*filter(None, (found.said, idle_words(the_job)))]

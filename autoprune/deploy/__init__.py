@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from typing import Any
+
+from torch import nn
 
 from autoprune import plugins
 from autoprune.errors import InputError
@@ -30,21 +33,53 @@ def searched(structure: Structure, space: Space, deploy: str | None = None) -> S
     with plugins.before_work(), plugins.calling("deploy", deploy, "while it restricts the space", (InputError,)):
         held: Structure = plugins.load("deploy", deploy)().restrict(found)
     if not held.groups:
-        said = "; ".join(f"{name}: {reason}" for name, reason in list(held.frozen.items())[:3])
+        new = [(name, reason) for name, reason in held.frozen.items() if name not in found.frozen]
+        said = "; ".join(f"{name}: {reason}" for name, reason in (new or list(held.frozen.items()))[:3])
         raise InputError(f"deploy: {deploy} can hold nothing of what the job searches ({said})")
     return held
 
 
+def check_model(model: nn.Module, deploy: str | None) -> None:
+    """InputError where the container called `deploy` says that it holds no such model at all."""
+    container: Any = None if deploy is None else plugins.load("deploy", deploy)()
+    if deploy is not None and hasattr(container, "check"):
+        with plugins.before_work(), plugins.calling("deploy", deploy, "while it looks at the model", (InputError,)):
+            container.check(model)
+
+
 def misfits(structure: Structure, policy: Policy, deploy: str) -> list[str]:
     """What of `policy` the container called `deploy` cannot hold, a line each, with the nearest width that it can."""
-    held: Structure = plugins.load("deploy", deploy)().restrict(structure)
-    grids, found = {g.name: g.grid for g in held}, []
+    container: Any = plugins.load("deploy", deploy)()
+    widths, found = policy.as_dict(), list[str]()
+    gone = {
+        structure.groups[i].name
+        for block, inner in structure.inside
+        for i in inner
+        if not widths[structure.groups[block].name]
+    }
+    grids = {g.name: g.grid for g in container.restrict(structure)}
+    spared = gone | set(container.together(structure, policy) if hasattr(container, "together") else ())
+    alike = _alike(structure, grids)
+    layers = {name: sorted(widths[n] for n in names if n not in gone) for name, names in alike.items()}
+    for group in (g for g in structure if g.name not in spared):
+        width, name = widths[group.name], LAYER.sub("*", group.name, count=1)
+        if group.name in grids or name not in layers:
+            fits, wish, end = grids.get(group.name, (group.width,)), width, ""
+        else:  # one width for all layers: that of the layer in the middle
+            fits, wish, end = grids[name], layers[name][len(layers[name]) // 2], " in all layers"
+        nearest = min(fits, key=lambda w: (abs(w - wish), -w))
+        if width != nearest or (end and len(set(layers[name])) > 1):
+            found.append(f"{group.name} is {width} of {group.width}, the nearest that fits is {nearest}{end}")
+    return found
+
+
+def _alike(structure: Structure, grids: Mapping[str, object]) -> dict[str, list[str]]:
+    """The groups that a container holds as one over all layers, by its name."""
+    found: dict[str, list[str]] = {}
     for group in structure:
-        width = policy.as_dict()[group.name]
-        fits = grids.get(group.name, (group.width,))
-        if width not in fits:
-            nearest = min(fits, key=lambda w: (abs(w - width), -w))
-            found.append(f"{group.name} is {width} of {group.width}, the nearest that fits is {nearest}")
+        name = LAYER.sub("*", group.name, count=1)
+        if group.name not in grids and name in grids:
+            found.setdefault(name, []).append(group.name)
     return found
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from autoprune.deploy import tied, without
-from autoprune.errors import InputError
+from autoprune.errors import InputError, one_line
 from autoprune.policy import Policy
 from autoprune.structure import Group, Structure
 
@@ -17,12 +18,19 @@ GATED = "mlp.gate_proj"
 """Layers of the Llama kind, whose configurations say how wide a head is, so that there may be fewer of them."""
 
 
+VALIDATING = "LlamaRMSNorm"
+"""Of a model whose configuration takes only numbers of heads that divide its width, whatever head_dim says."""
 NEURONS = ("intermediate_size", "ffn_dim", "n_inner", "d_ff", "encoder_ffn_dim", "hidden_dim")
 """What configurations call the width of a feed-forward layer."""
 
 
 class HfUniform:
     """Neurons and, where the configuration has a head_dim, key-value groups: one group over all layers each."""
+
+    def check(self, model: nn.Module) -> None:
+        """InputError where it is no model of transformers."""
+        if not hasattr(model, "save_pretrained") or getattr(model, "config", None) is None:
+            raise InputError(f"deploy: hf-uniform holds models of transformers, not a {type(model).__name__}")
 
     def restrict(self, structure: Structure) -> Structure:
         """Blocks, channels and other heads stay; the rest is tied over the layers."""
@@ -36,7 +44,7 @@ class HfUniform:
                 return "the configuration ties the number of heads to the width of the model"
             return f"a configuration cannot hold a {group.kind} of one layer"
 
-        held = without(structure, reason)
+        held = _dividing(without(structure, reason))
         return tied(held, held.groups)
 
     def write(self, model: nn.Module, structure: Structure, policy: Policy, folder: Path) -> None:
@@ -45,15 +53,20 @@ class HfUniform:
         Raises:
             InputError: it is none of transformers, or its configuration does not say how wide a group is.
         """
-        config: Any = copy.deepcopy(getattr(model, "config", None))
-        if not hasattr(model, "save_pretrained") or config is None:
-            raise InputError(f"deploy: hf-uniform holds models of transformers, not a {type(model).__name__}")
+        self.check(model)
+        held: Any = model
+        config = copy.deepcopy(held.config)
         for group in structure:
             if group.kind == "neuron":
-                _set_neurons(config, group, policy.as_dict()[group.name])
+                _set_neurons(config, held.config, group, policy.as_dict()[group.name])
             elif group.kind == "kv_group":
                 _set_heads(config, policy.as_dict()[group.name])
-        held: Any = model
+        try:
+            type(config).from_dict(config.to_dict())
+        except Exception as error:  # each configuration has rules of its own
+            raise InputError(
+                f"deploy: hf-uniform: a {type(config).__name__} refuses this point: {one_line(error, 240)}"
+            ) from error
         before, held.config = held.config, config
         try:
             held.save_pretrained(folder)
@@ -61,10 +74,27 @@ class HfUniform:
             held.config = before
 
 
-def _set_neurons(config: Any, group: Group, width: int) -> None:
+def _dividing(structure: Structure) -> Structure:
+    """The structure with the numbers of heads that the configuration takes, where that looks at them."""
+    shapes = {spec.name: spec.shape for op in structure.ops for spec in op.tensors}
+    if all(op.type != VALIDATING for op in structure.ops):
+        return structure
+    groups = []
+    for group in structure:
+        read = [s for s in group.slices if s.role == "consume"]
+        if group.kind == "kv_group" and read[0].tensor in shapes:
+            hidden, each = shapes[read[0].tensor][0], read[0].repeat // min(s.repeat for s in group.slices)
+            grid = tuple(w for w in group.grid if w == group.width or hidden % (w * each) == 0)
+            group = replace(group, grid=grid)
+        groups.append(group)
+    held = Structure(tuple(groups), structure.ops, structure.frozen, structure.fingerprint)
+    return without(held, lambda g: None if len(g.grid) > 1 else "no smaller number of heads divides the width")
+
+
+def _set_neurons(config: Any, dense: Any, group: Group, width: int) -> None:
     """Under whatever name the configuration has the width; GPT-2's says nothing where it is the usual one."""
-    named = [key for key in NEURONS if getattr(config, key, None) == group.width]
-    if not named and getattr(config, "n_inner", 0) is None:
+    named = [key for key in NEURONS if getattr(dense, key, None) == group.width]
+    if not named and getattr(dense, "n_inner", 0) is None:
         named = ["n_inner"]
     if not named:
         raise InputError(f"deploy: the configuration does not say that {group.name} is {group.width} wide")

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from ray import tune
 
-from autoprune.deploy import searched
+from autoprune.deploy import check_model, searched
 from autoprune.errors import InputError, RunError
 from autoprune.evaluation import Ask, Evaluation
 from autoprune.families import analyze
@@ -72,7 +72,9 @@ def param_space(job: AnyJob, at: float | None = None) -> dict[str, Any]:
     """
     job = as_job(job)
     task, budget = job.build_task(), job.budget.plain()
-    found = analyze(task.build(), task.example_inputs(), kinds=job.space.kinds)
+    model = task.build()
+    check_model(model, job.deploy)
+    found = analyze(model, task.example_inputs(), kinds=job.space.kinds)
     structure = searched(found, job.search_space(), job.deploy)
     if at is not None and not budget.low <= at <= budget.high:
         raise InputError(f"at must lie in the job's budget range [{budget.low:g}, {budget.high:g}], not {at}")

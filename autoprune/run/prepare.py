@@ -23,7 +23,7 @@ from autoprune.database.makers import Across, Beside, Here, Maker
 from autoprune.database.on_disk import building
 from autoprune.database.store import LevelDatabase, database_key
 from autoprune.database.zeros import said_of
-from autoprune.deploy import searched
+from autoprune.deploy import check_model, searched
 from autoprune.errors import InputError, did_you_mean
 from autoprune.evaluation import Tier
 from autoprune.evaluator.checks import check_data
@@ -113,6 +113,7 @@ def _preparing(
     criterion = build_criterion(job.criterion_named)
     constraints = parse_constraints(job.constraints, task.directions)
     model = prepared_model(task, settings.torch_device)
+    check_model(model, job.deploy)
     place = (shared or folder).resolve() / "database"  # workers may stand in other folders
     yield Step("analysis")
     kept = kept_analysis(task.build(), task.example_inputs(), job.space.kinds, place)

@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 
 from autoprune import plugins
-from autoprune.deploy import misfits, searched
-from autoprune.families import analyze
+from autoprune.allocation.polynomial import macs_polynomial
+from autoprune.application.hugging_face import read_back
+from autoprune.deploy import check_model, misfits, searched
 from autoprune.policy import Policy
 from autoprune.space import Space
 from autoprune.structure import Structure
-from tests.transformer_models import MODELS
+from autoprune.tracing.ops import count_macs
+from tests.deploy.decoders import INPUTS, analysed, cut, decoder
 
+KIND = "grouped queries"
 each = pytest.mark.parametrize("name", plugins.names("deploy"))
 
 
 @pytest.fixture(scope="module")
 def llama() -> Structure:
-    small = MODELS["llama"]
-    return analyze(small.build(), small.example())
+    return analysed(KIND)
 
 
 @each
 def test_what_it_holds_is_part_of_what_there_is_and_the_rest_says_why(name: str, llama: Structure) -> None:
+    check_model(decoder(KIND), name)
     held = searched(llama, Space(), name)
     assert held.fingerprint == llama.fingerprint
     before = {(s.tensor, s.dim) for g in llama for s in g.slices}
@@ -39,7 +45,23 @@ def test_what_it_holds_is_part_of_what_there_is_and_the_rest_says_why(name: str,
 def test_the_dense_model_fits_and_so_does_whatever_its_grids_allow(name: str, llama: Structure) -> None:
     held = searched(llama, Space(), name)
     rng = np.random.default_rng(0)
-    assert misfits(held, Policy.dense(held), name) == []
-    for _ in range(5):
-        policy = Policy.from_array(held, [int(rng.choice(g.grid)) for g in held])
-        assert misfits(held, policy, name) == []
+    bare = Structure(held.groups, ())  # as a policy file knows it
+    for structure in (held, bare):
+        assert misfits(structure, Policy.dense(held), name) == []
+        for _ in range(5):
+            policy = Policy.from_array(held, [int(rng.choice(g.grid)) for g in held])
+            assert misfits(structure, policy, name) == []
+
+
+@each
+@pytest.mark.filterwarnings("ignore:model.gguf has no vocabulary")
+def test_what_its_grids_allow_costs_what_is_counted_and_can_be_written_and_read_back(name: str, tmp_path: Path) -> None:
+    container: Any = plugins.load("deploy", name)()
+    for seed in (1, 2, 3):
+        made = cut(KIND, name, seed)
+        cost = macs_polynomial(made.structure)(made.policy.array(made.structure))
+        assert int(cost) == count_macs(made.model, INPUTS)
+        if hasattr(container, "write"):
+            folder = tmp_path / str(seed)
+            container.write(made.model, Structure(made.structure.groups, ()), made.policy, folder)
+            getattr(container, "read_back", read_back)(folder, made.model, INPUTS)

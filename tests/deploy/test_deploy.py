@@ -17,6 +17,7 @@ from autoprune.allocation.polynomial import macs_polynomial
 from autoprune.application.delivery import apply_file
 from autoprune.application.order import Order
 from autoprune.deploy import misfits, searched
+from autoprune.deploy.hf_uniform import HfUniform
 from autoprune.errors import InputError
 from autoprune.families import analyze
 from autoprune.files.job import Job
@@ -25,11 +26,13 @@ from autoprune.policy import Policy
 from autoprune.space import Space
 from autoprune.tracing.ops import count_macs
 from autoprune.tracing.verify import random_keep
+from tests.deploy.decoders import analysed, cut
 from tests.points import front_over
 from tests.text_folders import write_model
 from tests.transformer_models import MODELS
 
 pytestmark = pytest.mark.filterwarnings("ignore:without a task autoprune.apply only slices")
+HEADS = {"grouped queries": [(1, 2, 4)], "mistral": [(1, 2, 3, 4)]}
 IDS = torch.arange(4, 12).view(2, 4)
 INPUTS = ({"input_ids": IDS, "attention_mask": torch.ones_like(IDS)},)
 
@@ -66,6 +69,14 @@ def test_uniform_layers_are_read_by_transformers_alone(
     narrower = [key for key in keys if config[key] < before[key]]
     assert narrower
     assert "autoprune" not in config
+
+
+def test_a_llama_keeps_a_number_of_heads_that_its_configuration_takes() -> None:
+    grids = {n: [g.grid for g in searched(analysed(n), Space(), "hf-uniform") if g.kind == "kv_group"] for n in HEADS}
+    assert grids == HEADS  # of 32 channels, 6 heads of 4 are none of LlamaConfig's
+    made = cut("grouped queries", None, **{f"model.layers.{i}.self_attn.q_proj": 3 for i in range(4)})
+    with pytest.raises(InputError, match=r"a LlamaConfig refuses this point: .* is not a multiple of the num"):
+        HfUniform().write(made.model, made.structure, made.policy, Path("nowhere"))
 
 
 def test_the_cost_of_tied_layers_is_that_of_all_of_them(tmp_path: Path) -> None:
