@@ -46,6 +46,7 @@ from autoprune.files.job import Job
 from autoprune.files.policy_file import load_front
 from autoprune.files.whole import whole_folder
 from autoprune.front import Front, Point
+from autoprune.latency.runtime_here import check_threads
 from autoprune.protocols import Step, finished
 from autoprune.recovery import build_recovery
 from autoprune.structure import Structure
@@ -95,7 +96,7 @@ def delivering(
         source = _checked(_source(model, front, order.weights), order)
         for placed in _placed(to_do, _costs(front, words), source, order, own_front(model)):
             made, folder = placed.point.id, folders[placed.point.id]
-            steps = _delivered(placed, source, order, policy_path, folder, asked[made])
+            steps = _delivered(placed, source, order, front.measured_on, policy_path, folder, asked[made])
             done[made], said = yield from _prefixed(steps, f"{made}: " if len(points) > 1 else "")
             failed += [f"{line}; {folder} holds all else" for line in said]
     if failed:
@@ -185,6 +186,7 @@ def _checked(source: Source, order: Order) -> Source:
     if source.task is None and order.int8:
         raise InputError("--int8 finds the ranges of activations on data, and --model alone has none: give --task")
     check_recovery(order.training, source.model, source.task)
+    check_threads(source.threads)
     if order.export:
         check_inputs(source.inputs)
     check_model(source.model, order.deploy)
@@ -213,7 +215,13 @@ def _as_name(point: str) -> str:
 
 
 def _delivered(
-    placed: Placed, source: Source, order: Order, policy_path: Path, out: Path, request: str
+    placed: Placed,
+    source: Source,
+    order: Order,
+    measured_on: Mapping[str, Any],
+    policy_path: Path,
+    out: Path,
+    request: str,
 ) -> Generator[Step, None, Told]:
     """One point into its folder: apply.json, and what could not be written of all that was asked for."""
     point, task, place = placed.point, source.task, Place.beside(out, request)
@@ -226,7 +234,7 @@ def _delivered(
     )
     applied = yield from applying(point, source.model, source.inputs, task, manner)
     yield Step("test split and latency")
-    facts = {**applied.facts, **source.told, **placed.said, **_figures(source, applied, order)}
+    facts = {**applied.facts, **source.told, **placed.said, **_figures(source, applied, order, measured_on)}
     if placed.sibling is not None and task is not None:
         beside = losses_beside(point, placed.sibling, source.model, task, manner.settings, manner.criterion)
         facts[KEY] = {**facts[KEY], "losses": beside}
@@ -247,7 +255,7 @@ def _delivered(
     return facts, failed
 
 
-def _figures(source: Source, applied: Applied, order: Order) -> dict[str, Any]:
+def _figures(source: Source, applied: Applied, order: Order, measured_on: Mapping[str, Any]) -> dict[str, Any]:
     """Scores of both models on the test split, where there is one, and their latency."""
     found: dict[str, Any] = {}
     task, both = source.task, {"dense": source.model, "pruned": applied.model}
@@ -255,8 +263,20 @@ def _figures(source: Source, applied: Applied, order: Order) -> dict[str, Any]:
         found["test"] = {name: dict(task.metrics(model, TestSplit(task))) for name, model in both.items()}
     exported = "onnxruntime" if "onnx" in order.export else "eager"
     runtime = exported if source.runtime == "auto" else source.runtime
-    timed = latency_facts(source.model, applied.model, source.inputs, runtime, source.batch_size)
-    return {**found, **({"latency": None, "untimed": timed} if isinstance(timed, str) else {"latency": timed})}
+    clocked = (runtime, source.batch_size, source.threads)
+    timed = latency_facts(source.model, applied.model, source.inputs, *clocked)
+    if isinstance(timed, str):
+        return {**found, "latency": None, "untimed": timed}
+    return {**found, "latency": timed | _parts(applied.kept, measured_on, timed)}
+
+
+def _parts(point: Point, measured_on: Mapping[str, Any], timed: Mapping[str, Any]) -> dict[str, Any]:
+    """What the search's latency table says that the time is made of, where it was measured in the same way."""
+    dense, pruned = measured_on.get("latency"), point.costs.get("latency")
+    alike = all(measured_on.get(key) == timed[key] for key in ("runtime", "threads", "batch_size"))
+    if not alike or dense is None or pruned is None or not set(dense) <= set(pruned):
+        return {}
+    return {"parts": {"dense": dict(dense), "pruned": {name: pruned[name] for name in dense}}}
 
 
 def _bytes(source: Source) -> int:

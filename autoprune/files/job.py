@@ -23,7 +23,6 @@ from autoprune.files.job_parts import (
     EvaluatorPart,
     ExecutorPart,
     FinetunePart,
-    LatencyPart,
     MetricLoss,
     ObjectivesPart,
     RecoveryPart,
@@ -31,6 +30,7 @@ from autoprune.files.job_parts import (
     TaskPart,
     check_plugin,
 )
+from autoprune.files.latency_part import LatencyPart
 from autoprune.files.part import TAG, Part
 from autoprune.files.space_part import OverridePart, SpacePart
 from autoprune.protocols import Task
