@@ -14,19 +14,17 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
-from autoprune.application.int8_speed import has_vnni
 from autoprune.database.batches import prepare
 from autoprune.errors import InputError, RunError, root_line
 from autoprune.exports.onnx import session
 from autoprune.protocols import Task
 from autoprune.tracing.eval_mode import evaluating, without_cache
 from autoprune.tracing.inputs import arguments, call_model, first_samples
-from autoprune.tracing.rounding import nearest
+from autoprune.tracing.onnx_int8 import input_names, prepared, products, write_int8
 
 INT8 = "model.int8.onnx"
 SAMPLES = 128
 """Of the calibration split, from which the ranges of activations are found."""
-PRODUCTS = ("MatMul", "Gemm", "Conv", "ConvTranspose")
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d)
 
 
@@ -57,9 +55,14 @@ def quantise(exported: Path, model: nn.Module, task: Task, inputs: Any, *, chose
     try:
         with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
             warnings.simplefilter("ignore")
-            ready = _prepared(exported, Path(folder) / "prepared.onnx")
-            kept = _float_nodes(ready) if chosen else []
-            (_static if static else _dynamic)(ready, target, model, task, inputs, kept)
+            ready = prepared(exported, Path(folder) / "prepared.onnx")
+            kept = products(ready) if chosen else None
+            if kept is not None and not kept.in_8_bits:
+                raise RunError(
+                    "the point stores no weight in 8 bits, so there is nothing to quantise; leave --int8 out"
+                )
+            feeds = _feeds(input_names(ready), model, task, inputs) if static else None
+            write_int8(ready, target, feeds, () if kept is None else kept.in_float)
     except RunError:
         raise
     except Exception as error:  # the quantiser fails in many ways; each means: not this file
@@ -110,12 +113,12 @@ def in_order(model: nn.Module, inputs: Any, args: Sequence[Any], kwargs: Mapping
 
 def convolves(model: nn.Module, inputs: Any) -> bool:
     """Whether most products of weights are those of convolutions."""
-    products = {True: 0, False: 0}
+    counted = {True: 0, False: 0}
 
     def count(module: nn.Module, args: Any, out: Any) -> None:
         if isinstance(out, Tensor) and isinstance(module.weight, Tensor):
             rows = out.numel() // max(1, module.weight.shape[0])
-            products[isinstance(module, CONVOLUTIONS)] += rows * module.weight.numel()
+            counted[isinstance(module, CONVOLUTIONS)] += rows * module.weight.numel()
 
     hooks = [m.register_forward_hook(count) for m in model.modules() if isinstance(m, (*CONVOLUTIONS, nn.Linear))]
     try:
@@ -124,88 +127,7 @@ def convolves(model: nn.Module, inputs: Any) -> bool:
     finally:
         for hook in hooks:
             hook.remove()
-    return products[True] > products[False]
-
-
-def _prepared(path: Path, target: Path) -> Path:
-    """With shapes inferred and norms folded, as the quantiser wants it; as it is where that fails."""
-    from onnxruntime.quantization.shape_inference import quant_pre_process
-
-    try:
-        quant_pre_process(str(path), str(target), skip_symbolic_shape=True)
-    except Exception:  # it helps and is not needed
-        return path
-    return target
-
-
-def _float_nodes(path: Path) -> list[str]:
-    """Names of the products whose weights are no 8-bit integers with a scale an output.
-
-    It shows in the numbers: a search has rounded the others, and a norm that was folded into one only scales its rows.
-
-    Raises:
-        RunError: there is none to quantise.
-    """
-    import onnx
-    from onnx import numpy_helper
-
-    graph = onnx.load(path).graph
-    weights = {constant.name: constant for constant in graph.initializer}
-    nodes = [n for n in graph.node if n.op_type in PRODUCTS]
-    own = [n for n in nodes if n.input[1] in weights]
-    kept = [n for n in own if not _is_rounded(torch.tensor(numpy_helper.to_array(weights[n.input[1]])), _side(n))]
-    if len(kept) == len(own):
-        raise RunError("the point stores no weight in 8 bits, so there is nothing to quantise; leave --int8 out")
-    return [n.name for n in nodes if n not in own or n in kept]
-
-
-def _is_rounded(weight: Tensor, outputs: int) -> bool:
-    return weight.is_floating_point() and torch.allclose(nearest(weight, outputs).weight, weight, rtol=1e-4, atol=0.0)
-
-
-def _side(node: Any) -> int:
-    """The dimension of a product's weight that counts its outputs."""
-    if node.op_type == "Gemm":
-        return 0 if any(a.name == "transB" and a.i for a in node.attribute) else 1
-    return 0 if node.op_type == "Conv" else 1
-
-
-def _dynamic(path: Path, target: Path, model: nn.Module, task: Task, inputs: Any, kept: Sequence[str]) -> None:
-    from onnxruntime.quantization import QuantType, quantize_dynamic
-
-    kinds = {"per_channel": True, "reduce_range": not has_vnni(), "weight_type": QuantType.QInt8}
-    types = ["MatMul", "Gemm"]
-    quantize_dynamic(str(path), str(target), op_types_to_quantize=types, nodes_to_exclude=[*kept], **kinds)
-
-
-def _static(path: Path, target: Path, model: nn.Module, task: Task, inputs: Any, kept: Sequence[str]) -> None:
-    from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
-
-    names = _input_names(path)
-    kinds = {"per_channel": True, "reduce_range": not has_vnni(), "quant_format": QuantFormat.QDQ}
-    types = {"activation_type": QuantType.QUInt8, "weight_type": QuantType.QInt8}
-    quantize_static(
-        str(path), str(target), _reader(names, model, task, inputs), nodes_to_exclude=[*kept], **kinds, **types
-    )
-
-
-def _input_names(path: Path) -> list[str]:
-    import onnx
-
-    return [value.name for value in onnx.load(path, load_external_data=False).graph.input]
-
-
-def _reader(names: Sequence[str], model: nn.Module, task: Task, inputs: Any) -> Any:
-    from onnxruntime.quantization import CalibrationDataReader
-
-    class Reader(CalibrationDataReader):  # type: ignore[misc]
-        def __init__(self) -> None:
-            self._feeds = _feeds(names, model, task, inputs)
-
-        def get_next(self) -> Mapping[str, Any] | None:
-            return next(self._feeds, None)
-
-    return Reader()
+    return counted[True] > counted[False]
 
 
 def _feeds(names: Sequence[str], model: nn.Module, task: Task, inputs: Any) -> Iterator[Mapping[str, Any]]:

@@ -6,9 +6,7 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
-import torch
-
-from autoprune.files.machine import processor_flags
+from autoprune.tracing.onnx_int8 import has_vnni
 
 EIGHT_BIT = (
     "QLinearConv",
@@ -21,15 +19,6 @@ EIGHT_BIT = (
 )
 FLOAT = ("Conv", "FusedConv", "ConvTranspose", "MatMul", "FusedMatMul", "Gemm", "FusedGemm")
 ROUNDING = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear")
-VNNI = frozenset({"avx512_vnni", "avx_vnni"})
-
-
-def has_vnni() -> bool:
-    """Whether the processor multiplies 8-bit numbers into 32 bits at once: by its flags, else by what torch says."""
-    if flags := processor_flags():
-        return bool(flags & VNNI)
-    supported = getattr(torch.cpu, "_is_vnni_supported", None)
-    return bool(supported is not None and supported())
 
 
 def slow_words(path: Path) -> str:

@@ -15,8 +15,14 @@ from autoprune.policy import IntArray
 from autoprune.protocols import FloatArray
 from autoprune.structure import Group, Slice, Structure, TensorSpec
 
-FEATURES = ("ops", "elements", "macs")
-"""Summed times of single operations; elements that they write (norms, activations and sums go with it); MACs."""
+FEATURES = ("ops", "elements", "macs", "float_ops", "int8_ops")
+"""Summed times of single operations; elements that they write (norms, activations and sums go with it); MACs; and where
+weights may be stored in 8 bits, the times in float32 of those that are not, and of those that are, above the dense
+model's: what 8 bits save or cost is fitted to whole models that were measured with them."""
+
+
+FLOAT_BITS = 32
+BoolArray = npt.NDArray[np.bool_]
 
 
 class Features:
@@ -41,13 +47,18 @@ class Features:
         self._place, self._times = _lookup(uses, shapes)
         self._present = Present(structure, [weight for _, weight, _ in uses])
         self._elements = _Elements(structure)
+        self._precision = _precision_of(structure, [weight for _, weight, _ in uses])
         dense = np.array([g.width for g in structure.groups], dtype=np.int64)
+        self._dense_ms = self._op_ms(dense)
         self._functions: dict[str, Callable[[IntArray], FloatArray]] = {
             "ops": self._op_ms,
             "elements": self._elements,
             "macs": macs_polynomial(structure),
         }
-        self.names = tuple(name for name in names if self._functions[name](dense) > 0)
+        if (self._precision >= 0).any():
+            self._functions |= {"float_ops": self._float_ms, "int8_ops": self._int8_ms}
+        known = [name for name in names if name in self._functions]
+        self.names = tuple(name for name in known if self._functions[name](dense) > 0)
         self._dense = {name: self._functions[name](dense) for name in self.names}
         still = {"ops": self._untouched_ms, "macs": self._functions["macs"]}  # of no widths only that is left
         none = np.zeros_like(dense)
@@ -58,10 +69,25 @@ class Features:
         return {name: self._functions[name](widths) / self._dense[name] for name in self.names}
 
     def _op_ms(self, widths: IntArray) -> FloatArray:
+        return np.asarray(self._each_ms(widths).sum(axis=-1))
+
+    def _each_ms(self, widths: IntArray) -> FloatArray:
+        """[..., uses] in float32."""
         sizes = np.asarray(widths, dtype=np.float64) @ self._slope + self._base
         place = self._place[sizes.astype(np.int64)]
-        times = self._times[place[..., : self._half] + place[..., self._half :]]
-        return np.asarray(self._present(widths, times).sum(axis=-1))
+        return self._present(widths, self._times[place[..., : self._half] + place[..., self._half :]])
+
+    def _rounded(self, widths: IntArray) -> BoolArray:
+        """Which uses [..., uses] have a weight of 8 bits."""
+        bits = np.asarray(widths)[..., np.maximum(self._precision, 0)]
+        return np.asarray((bits < FLOAT_BITS) & (self._precision >= 0))
+
+    def _float_ms(self, widths: IntArray) -> FloatArray:
+        return np.asarray((self._each_ms(widths) * ~self._rounded(widths)).sum(axis=-1))
+
+    def _int8_ms(self, widths: IntArray) -> FloatArray:
+        eight = (self._each_ms(widths) * self._rounded(widths)).sum(axis=-1)
+        return np.asarray(eight + self._dense_ms)
 
     def _untouched_ms(self, none: IntArray) -> FloatArray:
         """Of the uses whose sides no group narrows, and which no block holds; their sizes are the dense ones."""
@@ -70,6 +96,12 @@ class Features:
         times = self._times[place[: self._half] + place[self._half :]]
         still = ~(moved[: self._half] | moved[self._half :])
         return np.asarray(self._present(none, times * still).sum(axis=-1))
+
+
+def _precision_of(structure: Structure, weights: Sequence[str]) -> IntArray:
+    """For each of some `weights` the index of its precision, -1 where it has none."""
+    known = {name: i for i, g in enumerate(structure.groups) for name in g.matrices}
+    return np.array([known.get(weight, -1) for weight in weights], dtype=np.int64)
 
 
 class Present:

@@ -46,7 +46,7 @@ class Latency:
         found, coefficients = self._features(widths), dict(self._coefficients)
         parts = {"fixed": 1.0 - sum(coefficients.values()), "untouched": 0.0, "written": 0.0, "narrowed": 0.0}
         for name, coefficient in coefficients.items():
-            still = self._features.untouched.get(name, 0.0)
-            parts["untouched"] += coefficient * still
+            still = 1.0 if name == "int8_ops" else self._features.untouched.get(name, 0.0)  # see FEATURES
+            parts["fixed" if name == "int8_ops" else "untouched"] += coefficient * still
             parts["written" if name == "elements" else "narrowed"] += coefficient * (float(found[name]) - still)
         return parts

@@ -32,6 +32,7 @@ from autoprune.protocols import Step, finished
 from autoprune.structure import Structure
 from autoprune.tracing.copies import copied
 from autoprune.tracing.one_thread import on_threads
+from autoprune.tracing.rounding import round_weights
 from autoprune.tracing.slim import slim
 
 TOGETHER = 8
@@ -227,6 +228,7 @@ class _Bench:
     def _slim(self, policy: Policy) -> nn.Module:
         small = copied(self.dense)
         slim(small, self.structure, {name: range(width) for name, width in policy.widths})
+        round_weights(small, self.structure, policy.as_dict())
         return small
 
     def _copy(self, model: nn.Module) -> nn.Module:

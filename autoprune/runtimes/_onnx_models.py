@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 from autoprune.tracing.copies import float_tensors
 from autoprune.tracing.eval_mode import without_cache
 from autoprune.tracing.inputs import arguments, batch_size, call_model
+from autoprune.tracing.onnx_int8 import as_stored
 from autoprune.tracing.quiet import quiet
 from autoprune.tracing.stand_ins import StandIn
 
@@ -41,7 +42,13 @@ class OnnxFamily:
         graph = exported(model, self.inputs)
         if model is self.dense:
             self._graph = graph
-        return session_runner(optimised(graph), self.inputs, threads)
+        return self._session(optimised(graph), threads)
+
+    def _session(self, graph: bytes, threads: int) -> Callable[[], list[Any]]:
+        """In which weights that 8 bits hold are 8-bit products, as in the file that `apply --int8` writes."""
+        names = [spec.name for spec in session_of(graph, threads).get_inputs()]
+        stored = as_stored(graph, dict(zip(names, feeds_of(self.inputs), strict=True)))
+        return session_runner(stored, self.inputs, threads)
 
     def _recut(self, model: nn.Module, graph: bytes, threads: int) -> Callable[[], list[Any]] | None:
         if any(isinstance(module, StandIn) for module in model.modules()):
@@ -49,12 +56,12 @@ class OnnxFamily:
         with torch.no_grad():
             wanted = float_tensors(call_model(model, tuple(self.inputs)))[0]
         try:
-            run = session_runner(optimised(recut(graph, model, batch_size(self.inputs))), self.inputs, threads)
-            got = torch.from_numpy(run()[0])
+            cut = optimised(recut(graph, model, batch_size(self.inputs)))
+            got = torch.from_numpy(session_runner(cut, self.inputs, threads)()[0])
         except Exception:  # a graph with a size baked in does not load or run, in many ways
             return None
         alike = got.shape == wanted.shape and bool((got - wanted).norm() <= TOLERANCE * wanted.norm())
-        return run if alike else None
+        return self._session(cut, threads) if alike else None
 
 
 def recut(graph: bytes, model: nn.Module, batch: int) -> bytes:
@@ -104,19 +111,28 @@ def optimised(graph: bytes) -> bytes:
 
 def session_runner(model: bytes, inputs: Sequence[Any], threads: int = 1) -> Callable[[], list[Any]]:
     """A session of so many threads and its feeds: the tensors in `inputs`, in order."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    options.log_severity_level = 4
-    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    tensors = [x for x in tree_leaves(tuple(inputs)) if isinstance(x, Tensor)]
-    feeds = {spec.name: x.contiguous().numpy() for spec, x in zip(session.get_inputs(), tensors, strict=True)}
+    session = session_of(model, threads)
+    feeds = {spec.name: x for spec, x in zip(session.get_inputs(), feeds_of(inputs), strict=True)}
 
     def run() -> list[Any]:
         return list(session.run(None, feeds))
 
     return run
+
+
+def session_of(model: bytes, threads: int) -> Any:
+    """A session of onnxruntime with so many threads."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.log_severity_level = 4
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def feeds_of(inputs: Sequence[Any]) -> list[Any]:
+    """The tensors in `inputs`, in order, as arrays."""
+    return [x.contiguous().numpy() for x in tree_leaves(tuple(inputs)) if isinstance(x, Tensor)]
 
 
 def operation(module: nn.Module, x: Tensor) -> bytes:
