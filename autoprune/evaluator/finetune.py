@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from autoprune.errors import InputError
 from autoprune.evaluator.averaged import Average
+from autoprune.evaluator.eight_bits import EightBits
 from autoprune.evaluator.features import Features, feature_loss, noted
 from autoprune.evaluator.fidelity import Fidelity
 from autoprune.evaluator.material import BATCH_SIZE, Material, Portion, Step
@@ -76,7 +77,8 @@ class Course:
     repair; so they can be folded into the weights before them, which saves a sixth of a step. The order of the samples
     and dropout depend on `seed` alone, so that all candidates learn alike. The forward runs in the lesson's precision,
     weights and loss are float32; a batch goes through in parts of `at_once` samples. `after_step` is told each step's
-    rate. With an average of the weights, that is what the model holds between two calls.
+    rate. With an average of the weights, that is what the model holds between two calls. Weights that 8 bits hold are
+    so at every step.
     """
 
     def __init__(
@@ -97,6 +99,7 @@ class Course:
         self._optimizer = recipe.optimizer.build(model, bool(batch_norms(model)), recipe.learning_rate)
         self._schedule = recipe.schedule.build(self._optimizer, steps)
         self._average = None if recipe.ema is None else Average(model, recipe.ema)
+        self._eight_bits = EightBits(model)
         self._source: Iterator[Step] | None = None
         self._chance: list[Tensor] = []  # states of the generators that dropout draws from; none before the first step
 
@@ -124,6 +127,7 @@ class Course:
                 self._chance = _chance(self._lesson.material.device)
         finally:
             self.seen += seen
+            self._eight_bits.round()  # what an average has left
             model.zero_grad(set_to_none=True)
             model.eval()
         return seen
@@ -147,6 +151,7 @@ class Course:
             "optimizer": self._optimizer.state_dict(),
             "schedule": self._schedule.state_dict(),
             "average": None if self._average is None else self._average.state_dict(),
+            "exact": self._eight_bits.state(),
             "epoch": self._lesson.material.begun.get(self._seed),
             "chance": self._chance,
         }
@@ -160,6 +165,8 @@ class Course:
             self._schedule.load_state_dict(state["schedule"])
         if self._average is not None:
             self._average.load_state_dict(state["average"])
+        if "exact" in state:
+            self._eight_bits.load_state(state["exact"])
         if state.get("epoch") is not None:
             epoch, first = state["epoch"]
             self._lesson.material.begun[self._seed] = epoch, first
@@ -173,7 +180,8 @@ class Course:
         if self._recipe.max_norm is not None:
             nn.utils.clip_grad_norm_(self._model.parameters(), self._recipe.max_norm)
         self._schedule.before(self.done)
-        self._optimizer.step()
+        with self._eight_bits.exact():
+            self._optimizer.step()
         with torch.no_grad():
             for parameter, alive in self._alive:
                 parameter.mul_(alive)

@@ -110,7 +110,7 @@ def test_every_tier_scores_a_model_of_rounded_weights(w: World) -> None:
     evaluator = TieredEvaluator(w.task, w.structure, database, settings)
     narrow = w.structure.group("stem").grid[1]
     policy = policy_of(w, **ALL, stem=narrow)
-    for tier in ("stitch", "refit"):
+    for tier in ("stitch", "refit", "tune"):
         assert evaluator(Ask(policy, tier)).ok
         model = evaluator.repaired(Ask(policy, tier))
         assert all(is_stored_in_8_bits(m.weight) for m in (model.stem, model.wide, model.head))
