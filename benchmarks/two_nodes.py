@@ -26,7 +26,7 @@ import ray
 import autoprune
 from autoprune.files.job import Job
 from autoprune.files.whole import write_whole
-from benchmarks.production import vgg11_job
+from benchmarks.large import vgg11_job
 from tests.ray_clusters import start_cluster, stop_cluster
 
 RESULTS = Path(__file__).resolve().parent / "results" / "two_nodes.json"
