@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import runpy
 import subprocess
@@ -113,6 +114,44 @@ def test_global_and_layerwise_pruning_are_compared_from_python(tmp_path: Path, s
     assert verdicts == [(at, name) for at in ("0.5", "0.3") for name in ("knapsack", "evolution")]
     assert "run/compare.csv has a row" in output
     assert len((tmp_path / "run" / "compare.csv").read_text(encoding="utf-8").splitlines()) == 1 + 4 * 2 * 2
+
+
+def needs(*packages: str) -> pytest.MarkDecorator:
+    """Skips where one of them is not installed."""
+    lacking = [name for name in packages if importlib.util.find_spec(name) is None]
+    return pytest.mark.skipif(bool(lacking), reason=f"not installed: {', '.join(lacking)}")
+
+
+def test_a_loop_of_ones_own_trains_what_was_cut(own_run: Path, script: Callable[..., str]) -> None:
+    output = script(own_run, ROOT / "examples" / "production_loop.py", "runs/digits", *SETTINGS)
+    before, after = map(float, re.findall(r"accuracy (0\.\d+) as cut, (0\.\d+) trained", output)[0])
+    assert after >= before - 0.02
+    assert (own_run / "runs" / "digits" / "trained" / "model.safetensors").exists()
+
+
+@needs("lightning")
+def test_lightning_trains_a_pruned_model(own_run: Path) -> None:
+    output = python(own_run, str(ROOT / "examples" / "lightning_finetune.py"), "runs/digits")
+    assert re.search(r"^p\d+: test accuracy 0\.\d+ after \d+ steps of Lightning$", output, re.MULTILINE)
+    assert (own_run / "runs" / "digits" / "trained" / "model.safetensors").exists()
+
+
+@needs("transformers", "accelerate")
+def test_the_trainer_of_transformers_trains_a_pruned_bert(tmp_path: Path) -> None:
+    example = tmp_path / "hf_trainer.py"
+    text = shorter_job((ROOT / "examples" / example.name).read_text(encoding="utf-8"))
+    example.write_text(text, encoding="utf-8")
+    output = python(tmp_path, str(example), "out")
+    before, after = map(float, re.findall(r"accuracy (0\.\d+) as cut, (\d\.\d+) after the Trainer", output)[0])
+    assert after > before
+    assert (tmp_path / "out" / "small" / "config.json").exists()
+
+
+def shorter_job(text: str) -> str:
+    """The same program, whose job has few trials."""
+    found, n = re.subn(r'"trials": \d+', '"trials": 4', text)
+    assert n == 1
+    return found
 
 
 @RAY

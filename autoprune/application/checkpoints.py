@@ -7,7 +7,7 @@ import pickle
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from autoprune.errors import InputError, one_line
 from autoprune.files.whole import read_mapping, saying, write_whole
 
 POINTER, WEIGHTS, STATE = "checkpoint.json", "weights.safetensors", "course.pt"
-TURNS = ("a", "b")
+TURNS = ("checkpoint-a", "checkpoint-b")
 """The folders that hold the last state and the one before, in turns; the pointer says which counts."""
 
 
@@ -89,9 +89,12 @@ class Place:
         return True
 
     def clear(self) -> None:
-        """Nothing is left of it."""
+        """Nothing is left of it; what else lies in the folder stays."""
         (self.folder / POINTER).unlink(missing_ok=True)  # first, so that half a folder is nobody's state
-        shutil.rmtree(self.folder, ignore_errors=True)
+        for turn in TURNS:
+            shutil.rmtree(self.folder / turn, ignore_errors=True)
+        with suppress(OSError):
+            self.folder.rmdir()
 
     def _pointer(self) -> Mapping[str, Any]:
         path = self.folder / POINTER

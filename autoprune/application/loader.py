@@ -82,7 +82,7 @@ def save(model: nn.Module, folder: str | Path) -> None:
     origin, out = origin_of(model), Path(folder)
     facts = {key: value for key, value in origin.facts.items() if key not in OF_APPLY}
     if weights_fingerprint(model) != origin.weights:
-        facts |= dict.fromkeys(("test", "validation", "promised", "verification_error", "latency"))
+        facts |= dict.fromkeys(("test", "validation", "course", "promised", "verification_error", "latency"))
         facts |= {"recipe": {"recipe": "your own"}}
     check_free(out)
     beside = Path(str(origin.facts.get("folder", ""))) if origin.facts.get("folder") else None

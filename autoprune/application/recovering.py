@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import time
 import warnings
 from collections.abc import Generator, Iterable, Mapping, Sequence
@@ -98,8 +100,11 @@ def recovering(
         warnings.warn(said, stacklevel=2)
     told = {"recipe": "full", "schedule": training.recovery, "steps": steps, "epochs": epochs, "seed": session.seed}
     rate = {} if session.rate is None else {RATE: session.rate}
-    course = {"before": state.before, "heldback": [list(pair) for pair in session.best.history], "kept_step": kept.step}
-    return Recovered(model, state.keep, {**told, **rate, "helped": kept.helped}, course)
+    more = {name: value for name, value in training.options.items() if name not in (RATE, "epochs")}
+    options = {"options": json.loads(json.dumps(more, default=str))} if more else {}
+    heldback = [[step, loss if math.isfinite(loss) else None] for step, loss in session.best.history]
+    course = {"before": state.before, "heldback": heldback, "kept_step": kept.step}
+    return Recovered(model, state.keep, {**told, **rate, **options, "helped": kept.helped}, course)
 
 
 class _Session:

@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import nn
 
+from autoprune import plugins
 from autoprune.database.batches import drawing
 from autoprune.database.drawn import draw
 from autoprune.database.zeros import patterned_weights
@@ -69,15 +70,16 @@ class _LastLesson:
     """The lesson that was made last, for who asks for it again: the probes of a rate and the training that follows."""
 
     def __init__(self) -> None:
-        self._of: tuple[Any, ...] = ()
+        self._of: tuple[nn.Module, Task, int, int] | None = None
         self._lesson: Lesson | None = None
 
-    def get(self, of: tuple[Any, ...], make: Callable[[], Lesson]) -> Lesson:
-        """The lesson `of` these very objects."""
-        same = len(of) == len(self._of) and all(a is b or a == b for a, b in zip(of, self._of, strict=True))
-        if self._lesson is None or not same:
-            self._of, self._lesson = (), None  # lest two of them lie in memory
-            self._of, self._lesson = of, make()
+    def get(self, dense: nn.Module, task: Task, steps: int, seed: int, make: Callable[[], Lesson]) -> Lesson:
+        """The lesson of this very model and task."""
+        known = self._of is not None and self._of[0] is dense and self._of[1] is task and self._of[2:] == (steps, seed)
+        if self._lesson is None or not known:
+            self._of, self._lesson = None, None  # lest two of them lie in memory
+            self._lesson = make()
+            self._of = dense, task, steps, seed
         return self._lesson
 
 
@@ -127,6 +129,14 @@ class Distilled:
             value = getattr(self, name)
             if not (value is None and name in OPTIONAL) and not allowed.takes(value):
                 raise InputError(f"{WHERE}: {name} must {allowed.words}, not {value!r}")
+        self._check_words()
+        with _in_options():
+            self._recipe()
+            if self.loss != AUTO:
+                plugins.load("losses", self.loss)
+
+    def _check_words(self) -> None:
+        """What is no number."""
         for name, words in (("precision", get_args(Wanted)), ("norm_statistics", ("fixed", "running"))):
             if getattr(self, name) not in words:
                 hint = did_you_mean(str(getattr(self, name)), words)
@@ -138,10 +148,9 @@ class Distilled:
             if not isinstance(getattr(self, name), kinds):
                 what = "true or false" if name == "fresh" else "a name, or module:attribute"
                 raise InputError(f"{WHERE}: {name} must be {what}, not {getattr(self, name)!r}")
-        if isinstance(self.features, str) or not all(isinstance(glob, str) for glob in self.features):
+        globs = self.features if isinstance(self.features, list | tuple) else [None]
+        if not all(isinstance(glob, str) for glob in globs):
             raise InputError(f"{WHERE}: features must be a list of names of modules, not {self.features!r}")
-        with _in_options():
-            self._recipe()
 
     @property
     def samples_a_step(self) -> int:
@@ -180,12 +189,18 @@ class Distilled:
 
     def lesson(self, dense: nn.Module, task: Task, steps: int, seed: int) -> Lesson:
         """What a course of `steps` learns from; the last one is kept."""
-        return self.last_lesson.get((dense, task, steps, seed), lambda: self._lesson(dense, task, steps, seed))
+        return self.last_lesson.get(dense, task, steps, seed, partial(self._lesson, dense, task, steps, seed))
 
     def check(self, dense: nn.Module, small: nn.Module, task: Task) -> None:
-        """InputError where `small`, cut as it will be, has not the modules of `features` as `dense` has them."""
-        if self.features:
-            with _in_options():
+        """Look at what can be known before any work of a model that is cut as `small` is.
+
+        Raises:
+            InputError: it has not the modules of `features` as `dense` has them, or its parameters are refused.
+        """
+        with _in_options():
+            recipe = self._recipe()
+            recipe.schedule.build(recipe.optimizer.build(small, bool(batch_norms(small)), self.learning_rate), 10)
+            if self.features:
                 Features.of(self.features, dense, task.example_inputs()).check(small)
 
     def _recipe(self) -> Recipe:

@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 import autoprune
+from autoprune.application.checkpoints import Place, Saved
 from autoprune.application.delivery import apply_file
 from autoprune.application.order import Order
 from autoprune.application.training import Training
@@ -230,6 +231,82 @@ def test_a_recipe_that_this_version_does_not_know_is_refused(run: Found, digits:
     damaged = replace(run.front[0], finetuned={"recipe": "proxy", "steps": "many", "seed": 0})
     with pytest.raises(InputError, match="needs whole steps and a seed"):
         autoprune.apply(damaged, digits.build(), digits.example_inputs(), task=digits)
+
+
+def test_a_recovery_from_python_is_the_one_of_the_job_and_goes_on_where_it_was_killed(
+    run: Found, the_job: Job, digits: Digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"learning_rate": 0.001, "optimizer": "adamw", "ema": 0.9, "checkpoint_every": 1, "epochs": 1}
+    job = Job.from_dict(the_job.plain() | {"recovery": {"schedule": "one_shot", "options": options}})
+    order = Order(training=Training.of("full", None))
+    report = apply_file(run.path / "policy.json", job, run.front[0].id, tmp_path / "job", order)
+    saved, keep, kept = load_file(tmp_path / "job" / "model.safetensors"), Place.keep, list[Saved]()
+    assert report["recipe"]["options"] == {k: v for k, v in options.items() if k not in ("learning_rate", "epochs")}
+    mine = tmp_path / "mine"
+    (mine / "checkpoint").mkdir(parents=True)
+    words = {"schedule": "one_shot", "options": options, "checkpoints": mine}
+
+    class KilledError(BaseException):
+        pass
+
+    def killed(self: Place, saved: Saved) -> bool:
+        kept.append(saved)
+        if len(kept) == 3:
+            raise KilledError
+        return keep(self, saved)
+
+    monkeypatch.setattr(Place, "keep", killed)
+    for _ in range(2):
+        try:
+            small = autoprune.apply(run.front[0], digits.build(), digits.example_inputs(), task=digits, recovery=words)
+        except KilledError:
+            assert (mine / "checkpoint.json").exists()
+    assert [s.state.get("done") for s in kept[:4]] == [1, 2, 3, 3], "the step that was not kept is done again"
+    assert all(torch.equal(value, saved[name]) for name, value in small.state_dict().items())
+    assert [p.name for p in mine.iterdir()] == ["checkpoint"], "what was there before stays"
+
+
+@pytest.mark.parametrize(
+    ("recovery", "said"),
+    [
+        ({"schedule": "one_shoot"}, "unknown recovery 'one_shoot'; did you mean 'one_shot'"),
+        ({"shedule": "one_shot"}, "recovery: unknown key 'shedule'; did you mean 'schedule'"),
+        ({"options": {"optimizer": "adamz"}}, r"recovery\.options: unknown optimizer 'adamz'; did you mean 'adamw?'"),
+        ({"options": ["sgd"]}, "options must be a mapping and checkpoints a folder"),
+        ({"options": {"features": ["nothing*"]}}, "matches no module of the model"),
+        ({"options": {"features": ["*"]}}, r"gives \[\d+, \d+, .* in the pruned model and .*its width stays in "),
+        ({"options": {"optimizer": "muon"}}, "optimizer muon fails: ValueError: Muon only supports 2D"),
+        ({"schedule": "rewind", "options": {"weights": __file__}}, "is not a whole safetensors file"),
+    ],
+)
+def test_what_a_recovery_cannot_do_is_said_before_any_work(
+    recovery: Any, said: str, run: Found, digits: Digits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def worked(*_: Any) -> None:
+        raise AssertionError("work was begun")
+
+    monkeypatch.setattr("autoprune.application.bench.building", worked)
+    narrow = min(run.front, key=lambda p: p.ratio("macs"))
+    with pytest.raises(InputError, match=said) as caught:
+        autoprune.apply(narrow, digits.build(), digits.example_inputs(), task=digits, recovery=recovery)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_early_checkpoint_of_another_model_is_refused_before_the_model_is_looked_at(
+    run: Found, the_job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def looked(*_: Any) -> None:
+        raise AssertionError("the model was analysed")
+
+    monkeypatch.setattr("autoprune.application.apply.matching", looked)
+    save_file({"other.weight": torch.zeros(2, 2)}, tmp_path / "early.safetensors")
+    recovery = {"schedule": "rewind", "options": {"weights": str(tmp_path / "early.safetensors")}}
+    job = Job.from_dict(the_job.plain() | {"recovery": recovery})
+    order = Order(training=Training.of("full", 1.0))
+    with pytest.raises(InputError, match=r"early.safetensors has no tensor .*\(another model's\?\)"):
+        apply_file(run.path / "policy.json", job, run.front[0].id, tmp_path / "small", order)
+    with pytest.raises(InputError, match="a full recovery trains on data"):
+        autoprune.apply(run.front[0], Digits().build(), Digits().example_inputs(), recovery="one_shot")
 
 
 def test_a_criterion_that_the_file_alone_names_is_not_imported(
