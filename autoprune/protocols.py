@@ -318,7 +318,7 @@ class Export(Protocol):
     """Writes a model as one format; a class without arguments. `packages`, where it has any, must be installed."""
 
     suffix: str
-    """The file is model.SUFFIX."""
+    """The file, or folder, is model.SUFFIX."""
 
     def __call__(self, model: nn.Module, inputs: tuple[Any, ...], path: Path) -> Any:
         """Write `path`, and return what the written file computes for `inputs`; None where nothing here can run it.

@@ -29,9 +29,8 @@ def slow_words(path: Path) -> str:
     if floats:
         left = ", ".join(f"{ran[name]} {name}" for name in FLOAT if ran[name])
         said.append(f"onnxruntime computes {floats} of its {floats + eight} products in float ({left})")
-    if rounding:
-        said.append(f"{rounding} operations round to 8 bits or back around {eight} products in 8 bits")
-    return "; ".join(said) or f"all {eight} products are in 8 bits: at these sizes they take no less time than in float"
+    both = f"{eight} products in 8 bits and {rounding} operations that round to 8 bits or back"
+    return "; ".join([*said, f"{both} take no less time at these sizes"])
 
 
 def operations(path: Path) -> Counter[str]:

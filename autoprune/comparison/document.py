@@ -165,4 +165,5 @@ def _facts(arm: Arm) -> dict[str, Any]:
 
 
 def _point(point: Scored) -> dict[str, Any]:
-    return {name: value for name, value in asdict(point).items() if name != "sample_losses"}
+    shown = {name: value for name, value in asdict(point).items() if name != "sample_losses"}
+    return {name: value for name, value in shown.items() if name != "latency" or value is not None}

@@ -24,8 +24,8 @@ class Onnxruntime:
     def step(self) -> int:
         """Channels of a block of its convolutions (MLAS, NCHWc): those of a vector.
 
-        With AVX-512 a 3x3 convolution of 36 or 40 of 64 channels took .67 of the dense time, like one of 48, one of 33
-        to 35 took .76 to .80, one of 32 took .40.
+        With AVX-512 3x3 convolutions of 33 to 48 of 64 channels all took .60 to .62 of the dense time, and one of 32
+        took .37.
         """
         return floats_a_vector()
 

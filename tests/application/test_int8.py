@@ -120,7 +120,7 @@ def test_one_that_is_slower_says_why_on_stdout_in_the_card_and_at_once(
     policy = finished_run / "runs" / "digits" / "policy.json"
     order = Order(training=Training.of("none", None), int8=True)
     with pytest.warns(
-        UserWarning, match="model.int8.onnx takes 1.31 of the float file's time here: .* round to 8 bits"
+        UserWarning, match="model.int8.onnx takes 1.31 of the float file's time here: .*that round to 8 bits"
     ):
         facts = apply_file(policy, Job.load(policy.parent / "job.yaml"), "macs=0.6", tmp_path / "small", order)
     print_applied(facts)
