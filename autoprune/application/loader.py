@@ -32,7 +32,9 @@ ORIGIN = "autoprune_origin"
 WEIGHTS, POLICY, FACTS, CARD = "model.safetensors", "policy.json", "apply.json", "README.md"
 OLD_FACTS = "report.json"
 EXPORTS = ("model.onnx", "model.onnx.data", "model.int8.onnx", "model.pt2", CARD, "masks.safetensors")
-OURS = frozenset({WEIGHTS, POLICY, FACTS, OLD_FACTS, CONFIG, *TOKENIZER, *EXPORTS, *plugins.names("deploy")})
+FOREIGN = ("model.xml", "model.bin", "model.mlpackage")
+"""Exports for OpenVINO and Core ML."""
+OURS = frozenset({WEIGHTS, POLICY, FACTS, OLD_FACTS, CONFIG, *TOKENIZER, *EXPORTS, *FOREIGN, *plugins.names("deploy")})
 OF_APPLY = ("request", "int8", "bytes", "failed", "folder")
 """Facts of the folder that `apply` wrote, which are not those of another one."""
 Factory = Callable[[], Any]

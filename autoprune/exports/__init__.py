@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
 import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
+from torch.utils._pytree import tree_leaves, tree_map
 
 from autoprune import plugins
 from autoprune.errors import InputError, RunError, root_line
@@ -129,27 +130,6 @@ def free_batch(model: nn.Module, inputs: Any) -> tuple[tuple[Any, ...], dict[str
     return positional, keywords, tree_map(shape, keywords) if keywords else tuple(tree_map(shape, positional))
 
 
-class TensorsOnly(nn.Module):
-    """A model that is called with the tensors among its inputs, in order; what else there is stays as it is here."""
-
-    def __init__(self, model: nn.Module, inputs: Any) -> None:
-        super().__init__()
-        self.model = model
-        self._leaves, self._tree = tree_flatten(arguments(model, inputs))
-
-    @property
-    def tensors(self) -> tuple[Tensor, ...]:
-        """Those of the inputs that it was made with."""
-        return tuple(x for x in self._leaves if isinstance(x, Tensor))
-
-    def forward(self, *tensors: Tensor) -> Any:
-        """What the model gives."""
-        given = iter(tensors)
-        leaves = [next(given) if isinstance(x, Tensor) else x for x in self._leaves]
-        positional, keywords = tree_unflatten(leaves, self._tree)
-        return self.model(*positional, **keywords)
-
-
 def _exporter(name: str) -> Export:
     found = plugins.load("exports", name)
     if not isinstance(found, type):
@@ -197,6 +177,10 @@ def _beside(target: Path) -> Iterator[Path]:
         mode = probe.stat().st_mode
         probe.unlink()
         yield Path(folder, target.name)
-        for file in Path(folder).iterdir():
-            file.chmod(mode)
-            os.replace(file, target.with_name(file.name))
+        for made in Path(folder).iterdir():
+            place = target.with_name(made.name)
+            for file in (made, *made.rglob("*")):
+                file.chmod(mode | (mode & 0o444) >> 2 if file.is_dir() else mode)  # who may read may enter
+            if place.is_dir():  # a format that is a folder, written before
+                shutil.rmtree(place)
+            os.replace(made, place)

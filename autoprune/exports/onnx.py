@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from autoprune.errors import root_line
-from autoprune.exports import TensorsOnly, compare, free_batch, other_samples
+from autoprune.exports import compare, free_batch, other_samples
 from autoprune.tracing.inputs import batch_size
 from autoprune.tracing.quiet import quiet
+from autoprune.tracing.tensors_only import TensorsOnly
 
 
 class Onnx:

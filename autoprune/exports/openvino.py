@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from autoprune.exports import TensorsOnly, compare, free_batch, other_samples
-from autoprune.tracing.quiet import quiet
+from autoprune.exports import compare, free_batch, other_samples
+from autoprune.tracing.tensors_only import TensorsOnly
+from autoprune.tracing.to_openvino import EXACT, to_openvino
 
 
 class Openvino:
@@ -24,12 +25,9 @@ class Openvino:
         import openvino
 
         plain = TensorsOnly(model, inputs).eval()
-        with quiet():
-            _, _, shapes = free_batch(plain, plain.tensors)
-            program = torch.export.export(plain, plain.tensors, dynamic_shapes=(shapes,))
-            converted = openvino.convert_model(program)
-        openvino.save_model(converted, path, compress_to_fp16=False)
-        compiled = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        _, _, shapes = free_batch(plain, plain.tensors)
+        openvino.save_model(to_openvino(plain, shapes), path, compress_to_fp16=False)
+        compiled = openvino.Core().compile_model(path, "CPU", EXACT)
 
         def run(given: tuple[Any, ...]) -> list[Tensor]:
             found = compiled([x.contiguous().numpy() for x in TensorsOnly(model, given).tensors])

@@ -63,7 +63,8 @@ def test_the_file_bears_its_suffix_and_the_model_is_untouched(name: str, tmp_pat
     state = copy.deepcopy(model.state_dict())
     (path,) = export(model, (X,), [name], tmp_path)
     assert path == tmp_path / f"model.{made.suffix.lstrip('.')}"
-    assert stat.S_IMODE(path.stat().st_mode) == 0o640
+    for written in (path, *path.rglob("*")):  # a format may be a folder
+        assert stat.S_IMODE(written.stat().st_mode) == (0o750 if written.is_dir() else 0o640)
     assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
     assert model.training
     assert all(torch.equal(tensor, state[key]) for key, tensor in model.state_dict().items())
