@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
+from autoprune.application.int8_speed import has_vnni
 from autoprune.database.batches import prepare
 from autoprune.errors import InputError, RunError, root_line
 from autoprune.exports.onnx import session
@@ -117,12 +118,6 @@ def convolves(model: nn.Module, inputs: Any) -> bool:
         for hook in hooks:
             hook.remove()
     return products[True] > products[False]
-
-
-def has_vnni() -> bool:
-    """Whether the processor multiplies 8-bit numbers into 32 bits at once."""
-    supported = getattr(torch.cpu, "_is_vnni_supported", None)
-    return bool(supported is not None and supported())
 
 
 def _prepared(path: Path, target: Path) -> Path:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 UNKNOWN = 8 << 30
 """Bytes that a machine is taken to have where the system does not say (Windows)."""
-STATUS, MEMINFO = Path("/proc/self/status"), Path("/proc/meminfo")
+STATUS, MEMINFO, CPUINFO = Path("/proc/self/status"), Path("/proc/meminfo"), Path("/proc/cpuinfo")
 CGROUPS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
@@ -19,6 +19,16 @@ def usable_cores() -> int:
         return len(os.sched_getaffinity(0))
     count: Callable[[], int | None] = getattr(os, "process_cpu_count", os.cpu_count)
     return count() or 1
+
+
+def processor_flags() -> frozenset[str]:
+    """What the processor can do, in the words of /proc/cpuinfo; none where the system does not say."""
+    with suppress(OSError):
+        for line in CPUINFO.read_text(encoding="utf-8", errors="replace").splitlines():
+            name, _, words = line.partition(":")
+            if name.strip() in ("flags", "Features"):
+                return frozenset(words.split())
+    return frozenset()
 
 
 def machine_memory() -> int:
