@@ -30,8 +30,8 @@ WAYS = "a Hugging Face folder, timm:NAME, or module:factory"
 class Source:
     """A dense model with its weights, its example inputs, and how apply.json names it.
 
-    Without a `task` there are no data: what is applied is cut by shapes alone. `runtime` and `batch_size` are what
-    its latency is measured with, `criterion` is what the job names,
+    Without a `task` there are no data: what is applied is cut by shapes alone. `runtime`, `batch_size` and `threads`
+    are what its latency is measured with, `criterion` is what the job names,
     `folder` the Hugging Face one that the model comes from.
     """
 
@@ -44,6 +44,7 @@ class Source:
     batch_size: int = 1
     criterion: Named | None = None
     folder: Path | None = None
+    threads: int = 1
 
 
 def source_of_job(job: Job, weights: Path | None = None) -> Source:
@@ -54,10 +55,11 @@ def source_of_job(job: Job, weights: Path | None = None) -> Source:
     """
     task = job.build_task()
     model = _weighted(task.build(), weights)
-    told, clocked = {"task": job.plain()["task"]}, (job.latency.runtime, job.latency.batch_size)
+    told, clocked = {"task": job.plain()["task"]}, job.latency
     named, folder = job.criterion_named, told["task"].get("args", {}).get("model")
     origin = Path(folder) if isinstance(folder, str) and Path(folder).is_dir() else None
-    return Source(model, task.example_inputs(), told, task, settings_of(job), *clocked, named, origin)
+    given = (model, task.example_inputs(), told, task, settings_of(job))
+    return Source(*given, clocked.runtime, clocked.batch_size, named, origin, clocked.threads)
 
 
 def source_of_name(name: str, base: Base, weights: Path | None = None) -> Source:

@@ -39,7 +39,7 @@ class OpTimes:
 class LatencyTable:
     """ratio = 1 + sum of coefficient * (feature - 1) over the features of `autoprune.latency.features`.
 
-    Fitted to `n_models` whole models measured on `runtime`, `batch_size` samples at a time, one thread.
+    Fitted to `n_models` whole models measured on `runtime`, `batch_size` samples at a time, on `threads`.
     `held_out_error` is the mean absolute relative error and `rank_correlation` Spearman's, each model predicted by a
     fit to the others; `macs_correlation` is what the MACs alone would have reached. `structure` is the fingerprint.
     """
@@ -55,6 +55,7 @@ class LatencyTable:
     rank_correlation: float
     macs_correlation: float
     ops: tuple[OpTimes, ...]
+    threads: int = 1
 
     def summary(self) -> dict[str, Any]:
         """What a report or a log prints: everything but the times of the operations."""
@@ -64,8 +65,9 @@ class LatencyTable:
         """One sentence: how well the table predicts models that it has not seen."""
         worse = self.rank_correlation < self.macs_correlation
         advice = "; raise latency.models, or leave latency out of objectives.costs: MACs rank better" if worse else ""
+        on = f"{self.runtime}, {self.batch_size} at a time{'' if self.threads == 1 else f', {self.threads} threads'}"
         return (
-            f"latency on {self.runtime}, {self.batch_size} at a time: predicted within {self.held_out_error:.1%} "
+            f"latency on {on}: predicted within {self.held_out_error:.1%} "
             f"(held out), rank correlation {self.rank_correlation:.2f} against {self.macs_correlation:.2f} of "
             f"MACs alone; dense {self.dense_ms:.3g} ms{advice}"
         )

@@ -23,7 +23,6 @@ from autoprune.files.job_parts import (
     EvaluatorPart,
     ExecutorPart,
     FinetunePart,
-    LatencyPart,
     MetricLoss,
     ObjectivesPart,
     OverridePart,
@@ -33,6 +32,7 @@ from autoprune.files.job_parts import (
     TaskPart,
     check_plugin,
 )
+from autoprune.files.latency_part import LatencyPart
 from autoprune.files.part import TAG, Part
 from autoprune.protocols import Task
 

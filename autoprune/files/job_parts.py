@@ -291,19 +291,6 @@ class ComparePart(Part):
         return self
 
 
-class LatencyPart(Part):
-    """How latency is measured: on which runtime, for how many samples at a time, on how many whole models."""
-
-    runtime: str = "auto"
-    batch_size: Count = 1
-    models: Annotated[int, Field(strict=True, ge=20)] = 24
-
-    @model_validator(mode="after")
-    def _known_runtime(self) -> LatencyPart:
-        check_plugin("runtimes", self.runtime, "auto")
-        return self
-
-
 class ExecutorPart(Part):
     """Where evaluations run; nothing here changes a result.
 

@@ -17,26 +17,33 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from autoprune import plugins
 from autoprune.errors import InputError, root_line
+from autoprune.files.machine import usable_cores
 from autoprune.latency.timing import Clock, Runner, clock_of
 from autoprune.protocols import Runtime
-
-THREADS = 1
-"""What the search and the front measure on."""
 
 
 @dataclass(frozen=True)
 class RuntimeHere:
-    """The runtime called `name`, which runs models on `device`; `make` has met the models that it was shown."""
+    """The runtime called `name`, which runs models on `threads` of `device`; `make` has met what it was shown."""
 
     name: str
     device: torch.device
     make: Runtime
-    threads: int = THREADS
+    threads: int = 1
 
     @property
     def clock(self) -> Clock:
         """What times a run."""
-        return clock_of(self.device.type)
+        return clock_of(self.device.type, self.threads)
+
+    @property
+    def step(self) -> int:
+        """Channels in which the time of a convolution grows here; 1 where the runtime says nothing."""
+        with plugins.before_work(), plugins.calling("runtimes", self.name, "asked for its step"):
+            step: object = getattr(self.make, "step", 1)
+        if isinstance(step, int) and not isinstance(step, bool) and step >= 1:
+            return step
+        raise InputError(f"latency.runtime: {self.name} has the step {step!r}; it must be a whole number from 1")
 
     @property
     def version(self) -> str:
@@ -69,22 +76,35 @@ class RuntimeHere:
         return load(module, x if hasattr(self.make, "operation") else (x,), self.threads)
 
 
-def resolve(name: str, device: torch.device) -> RuntimeHere:
-    """The runtime called `name`, a file of autoprune/runtimes or a user's "module:attribute".
+def resolve(name: str, device: torch.device, threads: int = 1) -> RuntimeHere:
+    """The runtime called `name`, a file of autoprune/runtimes or a user's "module:attribute", on so many threads.
 
     "auto" is onnxruntime on a CPU where its packages are installed, else eager.
 
     Raises:
-        InputError: an unknown name, or a package of it that is not installed.
+        InputError: an unknown name, a package or a device of it that is not here, or more threads than cores.
     """
+    check_threads(threads)
     if name == "auto":
         missing = _missing(_instance("onnxruntime"))
         name = "eager" if missing or device.type != "cpu" else "onnxruntime"
     made = _instance(name)
     if missing := _missing(made):
-        raise InputError(f"latency.runtime: {name} needs {', '.join(missing)}: pip install 'autoprune[onnx]'")
+        extra = getattr(made, "extra", "onnx")
+        raise InputError(f"latency.runtime: {name} needs {', '.join(missing)}: pip install 'autoprune[{extra}]'")
     own = getattr(made, "device", None)
-    return RuntimeHere(name, device if own is None else torch.device(own), made)
+    if own is not None and torch.device(own).type == "cuda" and not torch.cuda.is_available():
+        raise InputError(f"latency.runtime: {name} runs on a CUDA GPU, and there is none here; take another runtime")
+    return RuntimeHere(name, device if own is None else torch.device(own), made, threads)
+
+
+def check_threads(threads: int) -> None:
+    """InputError where there are fewer cores than `threads`."""
+    if threads > (cores := usable_cores()):
+        many = "1 core" if cores == 1 else f"{cores} cores"
+        raise InputError(
+            f"latency.threads: {threads} threads, but this process may use {many} here: take {cores} or fewer"
+        )
 
 
 def device_name(device: torch.device) -> str:

@@ -63,13 +63,13 @@ def summarise(seconds: FloatArray) -> list[Timing]:
     return [Timing(float(m), float(h - lo), len(seconds), dense_ms) for lo, m, h in zip(low, middle, high, strict=True)]
 
 
-def clock_of(device: str) -> Clock:
-    """The clock for a device ("cpu", "cuda", ..): on a CPU the time that this process computes.
+def clock_of(device: str, threads: int = 1) -> Clock:
+    """The clock for a device ("cpu", "cuda", ..): of one thread on a CPU the time that this process computes.
 
     One thread that never waits computes as long as its latency on a free core is; wall time would count the other
-    programs of a busy machine too.
+    programs of a busy machine too. Of several threads it is wall time: what they compute together is no latency.
     """
-    return time.process_time if device == "cpu" else time.perf_counter
+    return time.process_time if device == "cpu" and threads == 1 else time.perf_counter
 
 
 def seconds_of(run: Runner, clock: Clock) -> float:

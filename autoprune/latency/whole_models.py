@@ -31,7 +31,7 @@ from autoprune.policy import Policy
 from autoprune.protocols import Step, finished
 from autoprune.structure import Structure
 from autoprune.tracing.copies import copied
-from autoprune.tracing.one_thread import one_thread
+from autoprune.tracing.one_thread import on_threads
 from autoprune.tracing.slim import slim
 
 TOGETHER = 8
@@ -43,35 +43,32 @@ FIT_S, FINAL_S = 1.0, 2.0
 
 
 class Clocked(NamedTuple):
-    """What is measured: on which runtime, for how many samples at a time, on how many whole models."""
+    """How it is measured: on which runtime, samples at a time and threads; a table on how many whole models."""
 
-    runtime: str
-    batch_size: int
-    models: int
+    runtime: str = "auto"
+    batch_size: int = 1
+    models: int = 24
+    threads: int = 1
 
 
 def fit_latency(
     model: nn.Module,
     inputs: Sequence[Any],
     structure: Structure,
-    runtime: str = "auto",
-    batch_size: int = 1,
-    n_models: int = 24,
+    clocked: Clocked = Clocked(),  # noqa: B008  # it is frozen
     seed: int = 0,
     seconds: float = FIT_S,
 ) -> LatencyTable:
-    """Time the operations and `n_models` whole models; fit; say how well the fit predicts models that it has not seen.
+    """Time the operations and some whole models; fit; say how well the fit predicts models that it has not seen.
 
     `model` is the dense model, in eval mode, on the device to measure on; it is left untouched. `inputs` are example
-    inputs, repeated or cut to `batch_size`. Half of the models meet MACs budgets, half are drawn over the grids; each
+    inputs, repeated or cut to the batch size. Half of the models meet MACs budgets, half are drawn over the grids; each
     is measured for about `seconds`.
 
     Raises:
-        InputError: the runtime is not installed or does not take the model.
+        InputError: the runtime is not installed or does not take the model, or there are fewer cores than threads.
     """
-    return finished(
-        fitting_latency(model, inputs, structure, Clocked(runtime, batch_size, n_models), None, seed, seconds)
-    )
+    return finished(fitting_latency(model, inputs, structure, clocked, None, seed, seconds))
 
 
 def fitting_latency(
@@ -87,12 +84,11 @@ def fitting_latency(
 
     What is measured lies in the file `path` meanwhile, so that a call that was killed is gone on with.
     """
-    (runtime, batch_size, n_models), kept = clocked, Kept(path)
-    rng = np.random.default_rng(seed)
-    bench = _Bench(model, inputs, structure, batch_size, runtime)
-    with one_thread():
+    kept, rng = Kept(path), np.random.default_rng(seed)
+    bench = _Bench(model, inputs, structure, clocked)
+    with on_threads(clocked.threads):
         ops = yield from timing_operations(bench.dense, bench.inputs, structure, bench.runtime, rng, kept)
-        policies = sample_policies(structure, n_models, rng)
+        policies = sample_policies(structure, clocked.models, rng)
         timings = yield from bench.measuring(policies, seconds, rng, STAGE, kept)
     ratios = np.array([t.ratio for t in timings])
     widths = np.stack([p.array(structure) for p in policies])
@@ -102,7 +98,7 @@ def fitting_latency(
     return LatencyTable(
         structure=structure.fingerprint,
         runtime=bench.runtime.name,
-        batch_size=batch_size,
+        batch_size=clocked.batch_size,
         device=bench.device_name,
         dense_ms=float(np.median([t.dense_ms for t in timings])),
         n_models=len(policies),
@@ -111,6 +107,7 @@ def fitting_latency(
         rank_correlation=fitted.rank_correlation,
         macs_correlation=spearman(features.get("macs", np.ones(len(ratios))), ratios),
         ops=ops,
+        threads=clocked.threads,
     )
 
 
@@ -118,17 +115,15 @@ def table_key(
     model: nn.Module,
     inputs: Sequence[Any],
     structure: Structure,
-    runtime: str = "auto",
-    batch_size: int = 1,
-    n_models: int = 24,
+    clocked: Clocked = Clocked(),  # noqa: B008  # it is frozen
     seed: int = 0,
 ) -> str:
     """12 hex digits of all that decides what `fit_latency` finds for these arguments here."""
-    here = resolve(runtime, next((p.device for p in model.parameters()), torch.device("cpu")))
+    here = resolve(clocked.runtime, _device_of(model), clocked.threads)
     grids = [(g.name, g.grid) for g in structure]
     shapes = [(tuple(x.shape), str(x.dtype)) if isinstance(x, torch.Tensor) else repr(x) for x in tree_leaves(inputs)]
-    measured_on = (runtime, here.name, here.version, device_name(here.device), here.threads)
-    asked = (batch_size, n_models, seed)
+    measured_on = (clocked.runtime, here.name, here.version, device_name(here.device), here.threads)
+    asked = (clocked.batch_size, clocked.models, seed)
     what = repr((structure.fingerprint, grids, str(model), shapes, measured_on, asked))
     return hashlib.sha256(what.encode()).hexdigest()[:12]
 
@@ -138,8 +133,7 @@ def remeasure(
     inputs: Sequence[Any],
     structure: Structure,
     policies: Sequence[Policy],
-    runtime: str = "auto",
-    batch_size: int = 1,
+    clocked: Clocked = Clocked(),  # noqa: B008  # it is frozen
     seed: int = 0,
     seconds: float = FINAL_S,
 ) -> dict[Policy, Timing]:
@@ -147,7 +141,7 @@ def remeasure(
 
     Which atoms are kept does not matter to the clock, so the first ones are.
     """
-    return finished(remeasuring(model, inputs, structure, policies, runtime, batch_size, seed, seconds))
+    return finished(remeasuring(model, inputs, structure, policies, clocked, seed, seconds))
 
 
 def remeasuring(
@@ -155,15 +149,14 @@ def remeasuring(
     inputs: Sequence[Any],
     structure: Structure,
     policies: Sequence[Policy],
-    runtime: str = "auto",
-    batch_size: int = 1,
+    clocked: Clocked = Clocked(),  # noqa: B008  # it is frozen
     seed: int = 0,
     seconds: float = FINAL_S,
 ) -> Generator[Step, None, dict[Policy, Timing]]:
     """`remeasure`, some models at a time."""
-    bench = _Bench(model, inputs, structure, batch_size, runtime)
+    bench = _Bench(model, inputs, structure, clocked)
     different = list(dict.fromkeys(policies))
-    with one_thread():
+    with on_threads(clocked.threads):
         timings = yield from bench.measuring(different, seconds, np.random.default_rng(seed), AGAIN)
     return dict(zip(different, timings, strict=True))
 
@@ -183,25 +176,27 @@ def sample_policies(structure: Structure, n: int, rng: np.random.Generator) -> l
     return [p for p in dict.fromkeys(found) if p != Policy.dense(structure)]
 
 
+def _device_of(model: nn.Module) -> torch.device:
+    return next((p.device for p in model.parameters()), torch.device("cpu"))
+
+
 class _Bench:
     """A dense model on its runtime, and slim ones beside it."""
 
-    def __init__(
-        self, model: nn.Module, inputs: Sequence[Any], structure: Structure, batch_size: int, runtime: str
-    ) -> None:
-        device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    def __init__(self, model: nn.Module, inputs: Sequence[Any], structure: Structure, clocked: Clocked) -> None:
+        device, threads = _device_of(model), clocked.threads
         self.structure = structure
-        self.runtime = resolve(runtime, device)
+        self.runtime = resolve(clocked.runtime, device, threads)
         self.dense = self._copy(model)
-        self.inputs = batched(inputs, batch_size, self.runtime.device)
-        with one_thread():
+        self.inputs = batched(inputs, clocked.batch_size, self.runtime.device)
+        with on_threads(threads):
             try:
                 self._dense_run = self._load(self.dense)
             except InputError as error:
-                if runtime != "auto" or self.runtime.name == "eager":
+                if clocked.runtime != "auto" or self.runtime.name == "eager":
                     raise
                 warnings.warn(f"{error}; latency is measured in eager mode", stacklevel=3)
-                self.runtime = resolve("eager", device)
+                self.runtime = resolve("eager", device, threads)
                 self._dense_run = self._load(self.dense)
 
     @property

@@ -9,14 +9,21 @@ import torch
 
 
 @contextmanager
-def one_thread() -> Iterator[None]:
-    """Torch computes on one thread inside; the caller's number comes back. `@one_thread()` wraps a function."""
+def on_threads(wanted: int) -> Iterator[None]:
+    """Torch computes on so many threads inside; the caller's number comes back. It wraps a function, too."""
     threads = torch.get_num_threads()
-    if threads == 1:
+    if threads == wanted:
         yield
         return
-    torch.set_num_threads(1)
+    torch.set_num_threads(wanted)
     try:
         yield
     finally:
         torch.set_num_threads(threads)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Torch computes on one thread inside. `@one_thread()` wraps a function."""
+    with on_threads(1):
+        yield

@@ -94,7 +94,9 @@ def test_every_published_job_loads_and_survives_being_dumped(path: Path) -> None
         ("evaluator.device=cpuu", "evaluator.device"),
         ("latency.runtime=onnx", "unknown runtime 'onnx'; did you mean 'onnxruntime'"),
         ("latency.runtime=aut", "unknown runtime 'aut'; did you mean 'auto'"),
-        ("latency.runtime=tensorrt", "unknown runtime 'tensorrt'; allowed: auto, compile, eager, onnxruntime"),
+        ("latency.runtime=tensorrt", "unknown runtime 'tensorrt'; allowed: auto, compile, cuda_graphs, eager, onnx"),
+        ("latency.threads=0", "latency.threads: Input should be greater than or equal to 1, not 0"),
+        ("latency.threads=two", "latency.threads: Input should be a valid integer, not 'two'"),
         ("executor.kind=locl", "unknown executor 'locl'; did you mean 'local'"),
         ("evaluator.sensitivity=many", "sensitivity: must be auto or a whole number from 0, not 'many'"),
         ("executor.workers=0", "workers must be auto or a whole number from 1, not 0"),
@@ -159,6 +161,14 @@ def test_any_other_difference_between_calls_is_named() -> None:
     old = Job.from_dict(MINIMAL)
     new = Job.from_dict({**MINIMAL, "criterion": "l1_norm", "search": {"trials": 100, "seed": 1, "options": {"a": 1}}})
     assert changed_keys(old, new) == ("criterion", "search.options", "search.options.a", "search.seed", "search.trials")
+
+
+def test_a_job_of_one_thread_is_written_as_it_was_before_it_could_say_so() -> None:
+    old, two = Job.from_dict(MINIMAL), Job.from_dict({**MINIMAL, "latency": {"threads": 2}})
+    assert old.plain()["latency"] == {"runtime": "auto", "batch_size": 1, "models": 24}
+    assert Job.from_dict({**MINIMAL, "latency": {"threads": 1}}).sha256 == old.sha256 != two.sha256
+    assert Job.loads(two.dump()).latency.threads == 2
+    assert changed_keys(old, two) == ("latency.threads",)
 
 
 FACTORY = """

@@ -22,7 +22,7 @@ from autoprune.latency.fit import fit, solve
 from autoprune.latency.probes import combinations, filled, knots, load_operation, narrowed, probes
 from autoprune.latency.runtime_here import batched, resolve
 from autoprune.latency.timing import measure_ratios, summarise
-from autoprune.latency.whole_models import fit_latency, remeasure, sample_policies, table_key
+from autoprune.latency.whole_models import Clocked, fit_latency, remeasure, sample_policies, table_key
 from autoprune.policy import Policy
 from autoprune.runtimes._onnx_models import OnnxFamily
 from autoprune.space import Space, restrict
@@ -312,7 +312,7 @@ def test_a_fitted_table_ranks_models_as_the_clock_does_and_the_lent_model_comes_
     structure = structure_of(model, step=16)
     state, threads = {k: v.clone() for k, v in model.state_dict().items()}, torch.get_num_threads()
     random_state = torch.get_rng_state()
-    table = fit_latency(model, INPUTS, structure, runtime, batch_size=1, n_models=20, seconds=0.05)
+    table = fit_latency(model, INPUTS, structure, Clocked(runtime, models=20), seconds=0.05)
     assert torch.equal(torch.get_rng_state(), random_state)
     assert torch.get_num_threads() == threads
     assert model.training
@@ -326,7 +326,7 @@ def test_a_fitted_table_ranks_models_as_the_clock_does_and_the_lent_model_comes_
     policies.insert(0, Policy.of({g.name: g.grid[0] for g in structure}))
     predicted = cost(np.stack([p.array(structure) for p in policies]))
     assert list(np.argsort(predicted)) == list(range(len(shares)))
-    measured = remeasure(model, INPUTS, structure, [*policies, policies[0]], table.runtime, seconds=0.1)
+    measured = remeasure(model, INPUTS, structure, [*policies, policies[0]], Clocked(table.runtime), seconds=0.1)
     assert list(measured) == policies
     assert measured[policies[0]].ratio < measured[policies[2]].ratio
     assert 0.6 < measured[policies[2]].ratio < 1.6
@@ -347,22 +347,42 @@ def test_example_inputs_are_repeated_or_cut_to_the_batch() -> None:
 def test_a_table_is_kept_under_all_that_decides_it(monkeypatch: pytest.MonkeyPatch) -> None:
     model = wide()
     structure, finer = structure_of(model), structure_of(model, step=4)
-    first = table_key(model, INPUTS, structure, "eager")
-    assert first == table_key(wide(), INPUTS, structure, "eager")
+    asked = Clocked("eager")
+    first = table_key(model, INPUTS, structure, asked)
+    assert first == table_key(wide(), INPUTS, structure, asked)
     half = (torch.zeros(2, 3, 24, 24).half(),)
     others = {
-        table_key(model, INPUTS, finer, "eager"),
-        table_key(model, half, structure, "eager"),
-        table_key(model, INPUTS, structure, "compile"),
-        table_key(model, INPUTS, structure, "eager", batch_size=2),
-        table_key(model, INPUTS, structure, "eager", n_models=25),
-        table_key(model, INPUTS, structure, "eager", seed=1),
+        table_key(model, INPUTS, finer, asked),
+        table_key(model, half, structure, asked),
+        table_key(model, INPUTS, structure, asked._replace(runtime="compile")),
+        table_key(model, INPUTS, structure, asked._replace(batch_size=2)),
+        table_key(model, INPUTS, structure, asked._replace(models=25)),
+        table_key(model, INPUTS, structure, asked, seed=1),
     }
     monkeypatch.setattr("autoprune.latency.whole_models.device_name", lambda device: "another machine")
-    others.add(table_key(model, INPUTS, structure, "eager"))
+    others.add(table_key(model, INPUTS, structure, asked))
     monkeypatch.setattr("importlib.metadata.version", lambda package: "99")
-    others.add(table_key(model, INPUTS, structure, "eager"))
+    others.add(table_key(model, INPUTS, structure, asked))
     assert len(others - {first}) == 8
+
+
+def test_a_table_of_two_threads_is_another_one_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("autoprune.latency.runtime_here.usable_cores", lambda: 2)
+    model, asked = wide(), Clocked("eager", threads=2)
+    structure = structure_of(model)
+    one = asked._replace(threads=1)
+    assert table_key(model, INPUTS, structure, asked) != table_key(model, INPUTS, structure, one)
+    with pytest.raises(InputError, match=r"latency\.threads: 3 threads, but this process may use 2 cores here: take 2"):
+        table_key(model, INPUTS, structure, asked._replace(threads=3))
+    assert resolve("eager", torch.device("cpu"), 2).clock is time.perf_counter
+    assert resolve("eager", torch.device("cpu")).clock is time.process_time
+
+
+def test_an_extra_that_is_missing_is_called_by_its_own_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "openvino" else real(name))
+    with pytest.raises(InputError, match=r"openvino needs openvino: pip install 'autoprune\[openvino\]'"):
+        resolve("openvino", torch.device("cpu"))
 
 
 def test_runtimes_are_named_and_auto_says_which() -> None:
@@ -417,7 +437,7 @@ def test_a_model_that_cannot_be_exported_is_refused_in_one_line_and_auto_goes_ea
     structure = structure_of(model, step=16)
     policy = Policy.of({g.name: g.grid[0] for g in structure})
     with pytest.raises(InputError, match=r"onnxruntime cannot run this model.*set latency.runtime: eager") as caught:
-        remeasure(model, INPUTS, structure, [policy], "onnxruntime")
+        remeasure(model, INPUTS, structure, [policy], Clocked("onnxruntime"))
     assert "\n" not in str(caught.value)
     with pytest.warns(UserWarning, match="measured in eager mode"):
-        remeasure(model, INPUTS, structure, [policy], "auto", seconds=0.05)
+        remeasure(model, INPUTS, structure, [policy], seconds=0.05)
