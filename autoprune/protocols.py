@@ -294,7 +294,7 @@ class Export(Protocol):
     """Writes a model as one format; a class without arguments. `packages`, where it has any, must be installed."""
 
     suffix: str
-    """The file is model.SUFFIX."""
+    """The file, or folder, is model.SUFFIX."""
 
     def __call__(self, model: nn.Module, inputs: tuple[Any, ...], path: Path) -> Any:
         """Write `path`, and return what the written file computes for `inputs`; None where nothing here can run it.
@@ -308,8 +308,9 @@ class Runtime(Protocol):
 
     One instance meets one model and then slim copies of it, so that what it learns of the first may help with the
     others. Optional: `device` ("cpu") where it runs on one kind only, else it runs where the model lies; `packages`
-    that must be installed; `operation(module, x, threads)` where single operations are loaded in a quicker way (without
-    it they run eagerly).
+    that must be installed, and the `extra` that brings them; `operation(module, x, threads)` where single operations
+    are loaded in a quicker way (without it they run eagerly); `step`, the channels in which the time of a convolution
+    grows on this machine: a search for latency then leaves the widths between out (`space.multiple_of: auto`).
     """
 
     def __call__(self, model: nn.Module, inputs: tuple[Any, ...], threads: int) -> Callable[[], object]:

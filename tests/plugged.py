@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -100,3 +100,28 @@ def stopwatch(model: nn.Module, inputs: tuple[Any, ...], threads: int) -> Callab
             model(*inputs)
 
     return once
+
+
+def convolving() -> RandomTask:
+    """A task of two convolutions of 32 channels."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        inner = [nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Conv2d(32, 32, 3), nn.ReLU()]
+        return RandomTask(nn.Sequential(*inner, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 3)), (3, 8, 8), 32)
+
+
+class Stepped:
+    """A runtime that computes eight channels at a time, and notes on how many threads it was made."""
+
+    step: Any = 8
+    threads: ClassVar[set[int]] = set()
+
+    def __call__(self, model: nn.Module, inputs: tuple[Any, ...], threads: int) -> Callable[[], object]:
+        """As the stopwatch."""
+        self.threads.add(threads)
+        assert torch.get_num_threads() == threads
+        return stopwatch(model, inputs, threads)
+
+    def operation(self, module: nn.Module, x: Tensor, threads: int) -> Callable[[], object]:
+        """The same."""
+        return self(module, (x,), threads)

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from autoprune.runtimes._onnx_models import OnnxFamily, operation, session_runner
+from autoprune.runtimes._vectors import floats_a_vector
 
 
 class Onnxruntime:
@@ -18,6 +19,15 @@ class Onnxruntime:
 
     def __init__(self) -> None:
         self._family: OnnxFamily | None = None
+
+    @property
+    def step(self) -> int:
+        """Channels of a block of its convolutions (MLAS, NCHWc): those of a vector.
+
+        With AVX-512 3x3 convolutions of 33 to 48 of 64 channels all took .60 to .62 of the dense time, and one of 32
+        took .37.
+        """
+        return floats_a_vector()
 
     def __call__(self, model: nn.Module, inputs: tuple[Any, ...], threads: int) -> Callable[[], object]:
         """A session for `model`."""
