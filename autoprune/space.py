@@ -16,6 +16,8 @@ Step = int | Literal["auto"]
 AUTO = "auto"
 WIDTHS, WIDE, WIDE_STEP = 32, 128, 8
 """`auto` leaves so many widths at most; from so many atoms on a step has so many channels at least (ALGORITHMS 2a)."""
+STEPS = 4
+"""A step that is given from outside holds for groups of channels that are at least so many steps wide."""
 OVERRIDABLE = ("max_sparsity", "multiple_of")
 
 
@@ -58,8 +60,11 @@ class Space:
         return values.get("multiple_of", self.multiple_of), values.get("max_sparsity", self.max_sparsity)
 
 
-def restrict(structure: Structure, space: Space) -> Structure:
+def restrict(structure: Structure, space: Space, step: int = 1) -> Structure:
     """`structure` with the grids of `space`; what it leaves out moves to `frozen`. The fingerprint stays.
+
+    Where `space` leaves the step of the widths to us (auto), groups of channels that are wide enough have none below
+    `step` channels: what computes them takes as long for the widths between.
 
     Raises:
         InputError: a glob matches no group (the message lists the names), or no group is left to search.
@@ -71,9 +76,9 @@ def restrict(structure: Structure, space: Space) -> Structure:
     frozen = dict(structure.frozen)
     kept = _kept_blocks(structure, space)
     for group in structure.groups:
-        reason = _left_out(group, space) if group.name not in kept else "it holds what is to stay"
+        reason = _left_out(group, space, step) if group.name not in kept else "it holds what is to stay"
         if reason is None:
-            groups.append(replace(group, grid=_grid(group, *space.settings(group.name))))
+            groups.append(replace(group, grid=_grid(group, *space.settings(group.name), step)))
         elif group.kind != "block":  # what a block is made of is not frozen for that
             frozen[group.name] = reason
     if not groups:
@@ -95,7 +100,7 @@ def _kept_blocks(structure: Structure, space: Space) -> set[str]:
     return kept
 
 
-def _left_out(group: Group, space: Space) -> str | None:
+def _left_out(group: Group, space: Space, step: int) -> str | None:
     """Why the group is not searched, or None."""
     if group.kind not in space.granularity and space.granularity != (AUTO,):
         return f"its kind is {group.kind}, the job searches {', '.join(space.granularity)} (space.granularity)"
@@ -105,29 +110,36 @@ def _left_out(group: Group, space: Space) -> str | None:
         if fnmatchcase(group.name, glob):
             return f"excluded by {glob!r} (space.exclude)"
     multiple_of, max_sparsity = space.settings(group.name)
-    if len(_grid(group, multiple_of, max_sparsity)) < 2:
+    if len(_grid(group, multiple_of, max_sparsity, step)) < 2:
         return f"{group.width} wide: no smaller width with multiple_of {multiple_of} and max_sparsity {max_sparsity}"
     return None
 
 
-def _grid(group: Group, multiple_of: Step, max_sparsity: float) -> tuple[int, ...]:
+def _grid(group: Group, multiple_of: Step, max_sparsity: float, channels: int = 1) -> tuple[int, ...]:
     """Multiples from the floor up, the full width last; only widths that the structure itself allows."""
     if group.kind == "block":  # present or not: there is nothing between
         return group.grid
-    step = atoms_a_step(group, multiple_of)
+    step = atoms_a_step(group, multiple_of, channels)
     least = max(math.ceil((1 - max_sparsity) * group.width - 1e-9), step)  # 1 - 0.9 is a hair above 0.1
     return tuple(w for w in group.grid if w == group.width or (w >= least and w % step == 0))
 
 
-def atoms_a_step(group: Group, multiple_of: Step) -> int:
-    """How many atoms make a step of `multiple_of` channels."""
+def atoms_a_step(group: Group, multiple_of: Step, channels: int = 1) -> int:
+    """How many atoms make a step of `multiple_of` channels; of `channels` or more where that is auto."""
     each = _channels_an_atom(group)
     if multiple_of != "auto":
-        return multiple_of // math.gcd(multiple_of, each)
+        return _atoms(multiple_of, each)
     step = 1
     while group.width // step > WIDTHS:
         step *= 2
-    return max(step, math.ceil(WIDE_STEP / each)) if group.width >= WIDE else step
+    step = max(step, math.ceil(WIDE_STEP / each)) if group.width >= WIDE else step
+    wide = group.kind == "channel" and group.width * each >= STEPS * channels
+    return math.lcm(step, _atoms(channels, each)) if wide else step
+
+
+def _atoms(channels: int, each: int) -> int:
+    """The fewest atoms of `each` channels that make a multiple of `channels`."""
+    return channels // math.gcd(channels, each)
 
 
 def _channels_an_atom(group: Group) -> int:

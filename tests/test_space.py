@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 
 from autoprune.errors import InputError
@@ -59,6 +61,32 @@ def test_a_step_counts_channels_and_not_atoms() -> None:
     flattened = (Slice("conv.weight", 0, "produce"), Slice("fc.weight", 1, "consume", stride=49, repeat=49))
     wide = Structure((Group("only", "channel", 16, flattened, tuple(range(1, 17))),), ())
     assert restrict(wide, Space(multiple_of=8)).groups[0].grid == (8, 16)
+
+
+@pytest.mark.parametrize(
+    ("width", "space", "step", "grid"),
+    [
+        (256, Space(), 1, range(32, 257, 8)),
+        (256, Space(), 16, range(32, 257, 16)),
+        (64, Space(), 16, (16, 32, 48, 64)),
+        (48, Space(), 16, range(6, 49, 2)),
+        (100, Space(), 8, (16, 24, 32, 40, 48, 56, 64, 72, 80, 88, 96, 100)),
+        (48, Space(), 12, (12, 24, 36, 48)),
+        (256, Space(multiple_of=4), 16, range(28, 257, 4)),
+        (256, Space(overrides={"only": {"multiple_of": 4}}), 16, range(28, 257, 4)),
+    ],
+)
+def test_where_widths_are_left_to_us_wide_groups_have_the_steps_of_what_computes_them(
+    width: int, space: Space, step: int, grid: Sequence[int]
+) -> None:
+    assert restrict(one(width), space, step).groups[0].grid == tuple(grid)
+    neurons = Structure((Group("only", "neuron", width, (), tuple(range(1, width + 1))),), ())
+    assert restrict(neurons, space, step) == restrict(neurons, space)
+
+
+def test_a_step_from_outside_counts_channels_too() -> None:
+    assert restrict(grouped(16, 4), Space(), 8).groups[0].grid == tuple(range(2, 17, 2))
+    assert restrict(grouped(16, 32), Space(), 8) == restrict(grouped(16, 32), Space())
 
 
 def test_a_block_is_kept_or_dropped_whatever_the_step() -> None:

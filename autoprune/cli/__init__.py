@@ -127,7 +127,9 @@ def inspect(
     from autoprune.deploy import searched
     from autoprune.families import analysed
     from autoprune.run.inspection import inspect_facts
+    from autoprune.run.prepare import settings_of
     from autoprune.run.setting import idle_words
+    from autoprune.run.timed import runtime_step, step_words
 
     the_job = _load(job, set_)
     if sensitivity:
@@ -135,9 +137,10 @@ def inspect(
     else:
         task = the_job.build_task()
         found = analysed(task.build(), task.example_inputs(), kinds=the_job.space.kinds)
-        structure = searched(found.structure, the_job.search_space(), the_job.deploy)
+        step = runtime_step(the_job, settings_of(the_job).torch_device)
+        structure = searched(found.structure, the_job.search_space(), the_job.deploy, step)
         facts = inspect_facts(structure, task)
-        facts["said"] = [*filter(None, (found.said, idle_words(the_job)))]
+        facts["said"] = [*filter(None, (found.said, step_words(the_job, step), idle_words(the_job)))]
     return facts if json_ else _shown(print_inspect, facts)
 
 

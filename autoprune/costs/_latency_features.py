@@ -20,7 +20,10 @@ FEATURES = ("ops", "elements", "macs")
 
 
 class Features:
-    """Called with widths [..., groups]: the features [...] by name, each relative to the dense model, where it is 1."""
+    """Called with widths [..., groups]: the features [...] by name, each relative to the dense model, where it is 1.
+
+    `untouched` is the share of the dense model's `ops` and `macs` that no group narrows.
+    """
 
     def __init__(self, structure: Structure, ops: Sequence[OpTimes], names: Sequence[str] = FEATURES) -> None:
         uses = [(op, weight, calls) for op in ops for weight, calls in op.uses]
@@ -46,6 +49,9 @@ class Features:
         }
         self.names = tuple(name for name in names if self._functions[name](dense) > 0)
         self._dense = {name: self._functions[name](dense) for name in self.names}
+        still = {"ops": self._untouched_ms, "macs": self._functions["macs"]}  # of no widths only that is left
+        none = np.zeros_like(dense)
+        self.untouched = {name: float(still[name](none) / self._dense[name]) for name in self.names if name in still}
 
     def __call__(self, widths: IntArray) -> dict[str, FloatArray]:
         """Widths [..., groups] -> {name: relative to dense [...]}."""
@@ -56,6 +62,14 @@ class Features:
         place = self._place[sizes.astype(np.int64)]
         times = self._times[place[..., : self._half] + place[..., self._half :]]
         return np.asarray(self._present(widths, times).sum(axis=-1))
+
+    def _untouched_ms(self, none: IntArray) -> FloatArray:
+        """Of the uses whose sides no group narrows, and which no block holds; their sizes are the dense ones."""
+        moved = np.any(self._slope != 0, axis=0)
+        place = self._place[self._base.astype(np.int64)]
+        times = self._times[place[: self._half] + place[self._half :]]
+        still = ~(moved[: self._half] | moved[self._half :])
+        return np.asarray(self._present(none, times * still).sum(axis=-1))
 
 
 class Present:

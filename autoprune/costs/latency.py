@@ -35,3 +35,18 @@ class Latency:
         for name, coefficient in self._coefficients:
             ratio = ratio + coefficient * (features[name] - 1.0)
         return ratio
+
+    def parts(self, widths: IntArray) -> dict[str, float]:
+        """Where the predicted time goes at widths [groups], in shares of the dense model's; the ratio is their sum.
+
+        `fixed`: what no width changes, such as starting operations; `untouched`: operations that no group narrows;
+        `written`: what goes with the values that are written (norms, activations, sums); `narrowed`: operations that
+        groups narrow.
+        """
+        found, coefficients = self._features(widths), dict(self._coefficients)
+        parts = {"fixed": 1.0 - sum(coefficients.values()), "untouched": 0.0, "written": 0.0, "narrowed": 0.0}
+        for name, coefficient in coefficients.items():
+            still = self._features.untouched.get(name, 0.0)
+            parts["untouched"] += coefficient * still
+            parts["written" if name == "elements" else "narrowed"] += coefficient * (float(found[name]) - still)
+        return parts

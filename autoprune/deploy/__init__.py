@@ -16,15 +16,15 @@ LAYER = re.compile(r"(?<=\.)\d+(?=\.)")
 """The number of a layer in the name of a group or a tensor."""
 
 
-def searched(structure: Structure, space: Space, deploy: str | None = None) -> Structure:
+def searched(structure: Structure, space: Space, deploy: str | None = None, step: int = 1) -> Structure:
     """`structure` with the grids of `space`, and of that what the container called `deploy` can hold.
 
-    What it cannot hold moves to `frozen`. The fingerprint stays.
+    What it cannot hold moves to `frozen`. The fingerprint stays. `step` is that of `restrict`.
 
     Raises:
         InputError: as `restrict`, or the container holds nothing of what is left.
     """
-    found = restrict(structure, space)
+    found = restrict(structure, space, step)
     if deploy is None:
         return found
     with plugins.before_work(), plugins.calling("deploy", deploy, "while it restricts the space", (InputError,)):

@@ -30,7 +30,8 @@ from autoprune.files.job import Job
 from autoprune.policy import Policy
 from autoprune.protocols import EvaluatorFactory, Problem
 from autoprune.record.folder import make_folder
-from autoprune.run.prepare import prepare
+from autoprune.run.prepare import prepare, settings_of
+from autoprune.run.timed import runtime_step
 from autoprune.samplers.optuna_bridge import TARGET, Knobs, knob
 
 AnyJob = Job | str | Path | Mapping[str, Any]
@@ -73,7 +74,7 @@ def param_space(job: AnyJob, at: float | None = None) -> dict[str, Any]:
     job = as_job(job)
     task, budget = job.build_task(), job.budget.plain()
     found = analyze(task.build(), task.example_inputs(), kinds=job.space.kinds)
-    structure = searched(found, job.search_space(), job.deploy)
+    structure = searched(found, job.search_space(), job.deploy, runtime_step(job, settings_of(job).torch_device))
     if at is not None and not budget.low <= at <= budget.high:
         raise InputError(f"at must lie in the job's budget range [{budget.low:g}, {budget.high:g}], not {at}")
     space: dict[str, Any] = {knob(group.name): tune.randint(0, len(group.grid)) for group in structure.groups}

@@ -109,13 +109,17 @@ def ranking(database: LevelDatabase, group: Group) -> tuple[int, ...]:
     return tuple(order)
 
 
-def measured_on(settings: Settings, latency: LatencyTable | None) -> dict[str, Any]:
-    """What policy.json says of where a run was measured."""
+def measured_on(
+    settings: Settings, latency: LatencyTable | None, parts: Mapping[str, float] | None = None
+) -> dict[str, Any]:
+    """What policy.json says of where a run was measured; of a latency the batch and the dense model's parts, too."""
     versions = {"python": platform.python_version(), "torch": torch.__version__}
     on_gpu = settings.torch_device.type == "cuda"
     device = torch.cuda.get_device_name() if on_gpu else platform.processor() or platform.machine()
-    runtime = latency.runtime if latency is not None else "eager"
-    return {"device": device, "threads": 1, "runtime": runtime, "versions": versions}
+    if latency is None:
+        return {"device": device, "threads": 1, "runtime": "eager", "versions": versions}
+    clocked = {"threads": latency.threads, "runtime": latency.runtime, "batch_size": latency.batch_size}
+    return {"device": device, **clocked, "versions": versions, **({} if parts is None else {"latency": dict(parts)})}
 
 
 def volume_facts(points: Sequence[Point], problem: Problem) -> dict[str, Any]:

@@ -9,12 +9,9 @@ from typing import Any
 
 from autoprune.errors import OutOfTimeError
 from autoprune.evaluation import Ask, Evaluation, Labelled
-from autoprune.evaluator.prepared import prepared_model
 from autoprune.files.policy_file import save_csv, save_front
 from autoprune.front import Front
-from autoprune.latency.whole_models import remeasuring
 from autoprune.policy import Policy
-from autoprune.protocols import Step
 from autoprune.record.folder import write_event
 from autoprune.run import after
 from autoprune.run.before import control_policies
@@ -23,6 +20,7 @@ from autoprune.run.exported import Finding, measured_on, points_of, provenance, 
 from autoprune.run.plan import Plan
 from autoprune.run.setting import Setting
 from autoprune.run.summary import Told, summarise
+from autoprune.run.timed import time_parts
 
 Evaluated = Callable[[str, Labelled], Generator[Evaluation, None, list[Evaluation]]]
 """Evaluates the asks of a stage; fewer come back where the time is over."""
@@ -87,14 +85,16 @@ def front_of(
     chosen = after.exported(known, found.tuned, found.winners, found.controls, s.problem, s.constraints)
     trained = [e for e in chosen if e.ask.tier == "tune"]  # where that is the fitness, the front itself is tuned
     fine = {e.ask.policy: e for e in (*trained, *found.tuned) if e.ok}
-    latencies = remeasured([e.ask.policy for e in chosen])
+    latencies = remeasured([*(e.ask.policy for e in chosen), *found.controls.values()])
     findings = [Finding(e, fine.get(p), trials[p], latencies.get(p)) for e in chosen for p in [e.ask.policy]]
     base = scored_base(s.base, found.scored[0], s.database)
     points = points_of(findings, base, s.database, s.settings)
     facts = provenance(s.job) | volume_facts(points, s.problem)
-    front = Front(points, base, measured_on(s.settings, s.latency), facts)
+    parts = time_parts(s.problem)
+    front = Front(points, base, measured_on(s.settings, s.latency, parts), facts)
     evaluations = (*told, *found.held, *found.scored, *found.tuned)
-    return front, summarise(Told(front, found.winners, found.controls, evaluations, s.tier), s.problem.budget.at)
+    seen = Told(front, found.winners, found.controls, evaluations, s.tier, latencies, parts)
+    return front, summarise(seen, s.problem.budget.at)
 
 
 def export(folder: Path, front: Front, rows: Rows, spent: Mapping[str, float]) -> None:
@@ -105,13 +105,3 @@ def export(folder: Path, front: Front, rows: Rows, spent: Mapping[str, float]) -
     save_csv(front, folder / "front.csv")
     write_event(folder, "summary", {"rows": rows, "spent": spent})
     build_report(folder)
-
-
-def latencies(s: Setting, policies: list[Policy]) -> Generator[Step, None, dict[Policy, dict[str, float]]]:
-    """The policies' latencies, measured anew as ratios to the dense model (a search predicts them), where asked."""
-    if s.latency is None:
-        return {}
-    model, inputs, table = prepared_model(s.task, s.settings.torch_device), s.task.example_inputs(), s.latency
-    measuring = remeasuring(model, inputs, s.structure, policies, table.runtime, table.batch_size, s.job.search.seed)
-    timings = yield from measuring
-    return {policy: {"ratio": t.ratio, "iqr": t.iqr} for policy, t in timings.items()}

@@ -20,6 +20,7 @@ from autoprune.record.folder import new_folder
 from autoprune.record.lock import locked
 from autoprune.record.record import Record
 from autoprune.run.before import measured_table
+from autoprune.run.folder_checks import recorded_identity
 from autoprune.run.loop import evaluate_all
 from autoprune.run.pace import Pace
 from autoprune.run.prepare import preparing
@@ -70,7 +71,8 @@ class Inspection:
         if self._made is not None:
             return
         with new_folder(self.folder), locked(self.folder):
-            steps = preparing(self._job, self.folder, self._task)
+            recorded = recorded_identity(self._job, self.folder)
+            steps = preparing(self._job, self.folder, self._task, recorded=recorded)
             while self._made is None:
                 try:
                     step = next(steps)

@@ -36,9 +36,7 @@ from autoprune.evaluator.settings import COSTS, Settings
 from autoprune.evaluator.tiers import TieredEvaluator
 from autoprune.files.job import Job
 from autoprune.files.machine import free_memory, own_memory
-from autoprune.files.whole import write_whole
 from autoprune.front import Base
-from autoprune.latency.whole_models import Clocked, fitting_latency, table_key
 from autoprune.protocols import Criterion, Problem, Step, Task, check_directions, finished
 from autoprune.run.before import needs_table, usable
 from autoprune.run.constraints import parse_constraints
@@ -48,6 +46,7 @@ from autoprune.run.needs import Needs, check_room, database_bytes, drop_work, en
 from autoprune.run.plan import Plan, expected
 from autoprune.run.rehearsal import rehearse_executor
 from autoprune.run.setting import Setting, idle_words
+from autoprune.run.timed import LATENCY, clocked_of, latency_table, runtime_step, step_words
 from autoprune.run.worker_rehearsal import rehearsed
 from autoprune.structure import Structure
 from autoprune.tracing.inputs import described
@@ -112,14 +111,17 @@ def _preparing(
     settings = with_direction(as_recorded(settings_of(job), recorded or {}, job.executor.kind), task)
     criterion = build_criterion(job.criterion_named)
     constraints = parse_constraints(job.constraints, task.directions)
+    clocked_of(job)  # more threads than cores are told before minutes of work
     model = prepared_model(task, settings.torch_device)
     place = (shared or folder).resolve() / "database"  # workers may stand in other folders
     yield Step("analysis")
     kept = kept_analysis(task.build(), task.example_inputs(), job.space.kinds, place)
     found = kept.analysis
-    structure = searched(found.structure, job.search_space(), job.deploy)
+    step = runtime_step(job, settings.torch_device, recorded)
+    structure = searched(found.structure, job.search_space(), job.deploy, step)
     check_room(structure, task.example_inputs(), settings)
-    latency = (yield from _latency(job, structure, model, task, place)) if "latency" in settings.costs else None
+    timing = latency_table(job, structure, model, task, place, bool(recorded))
+    latency = (yield from timing) if LATENCY in settings.costs else None
     problem = _problem(job, structure, latency)
     yield Step("data")
     parts, data, samples_path = drawn_once(task, settings, model, place)
@@ -156,13 +158,16 @@ def _preparing(
         constraints=constraints,
         controls=controls,
         latency=latency,
+        step=step,
         built_s=built_s,
         fidelity=fidelity,
         parts=parts,
         samples_path=samples_path,
         pace_s=pace_s,
         needs=needs,
-        said=tuple(filter(None, [found.said, *said, *database.said(), said_of(model), idle_words(job)])),
+        said=tuple(
+            filter(None, [found.said, *said, *database.said(), said_of(model), step_words(job, step), idle_words(job)])
+        ),
     )
 
 
@@ -342,24 +347,6 @@ def settings_of(job: Job) -> Settings:
         memory=e.memory_bytes,
         repair=e.repair,
     )
-
-
-def _latency(
-    job: Job, structure: Structure, model: nn.Module, task: Task, folder: Path
-) -> Generator[Step, None, LatencyTable]:
-    """The latency table of the job's runtime, from its file or measured now.
-
-    The job's seed has no part in it: searches that differ by chance alone are compared by one clock.
-    """
-    part = job.latency
-    clocked = Clocked(part.runtime, part.batch_size, part.models)
-    inputs = task.example_inputs()
-    path = folder / f"latency-{table_key(model, inputs, structure, *clocked)}.json"
-    if path.exists():
-        return LatencyTable.from_json(path.read_text(encoding="utf-8"))
-    table = yield from fitting_latency(model, inputs, structure, clocked, path.with_suffix(".parts"))
-    write_whole(path, table.to_json())
-    return table
 
 
 def _problem(job: Job, structure: Structure, latency: LatencyTable | None) -> Problem:

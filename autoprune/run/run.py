@@ -27,7 +27,7 @@ from autoprune.record.storage import find_home, load_study
 from autoprune.run.before import chosen_tier, measured_table, needs_table, seed_asks
 from autoprune.run.clock import Clock
 from autoprune.run.constraints import Constrained, penalised
-from autoprune.run.finals import export, finals, fitting, front_of, latencies
+from autoprune.run.finals import export, finals, fitting, front_of
 from autoprune.run.folder_checks import refuse_other
 from autoprune.run.ledger import Ledger, Plateau
 from autoprune.run.loop import evaluate_all, search_loop
@@ -36,6 +36,7 @@ from autoprune.run.pace import Pace
 from autoprune.run.plan import Plan, planned
 from autoprune.run.setting import Setting
 from autoprune.run.telling import LOOKED_AGAIN, check_telling, dense_misses
+from autoprune.run.timed import latencies
 from autoprune.samplers import build_sampler, needs
 
 STAGES = {"table": "sensitivity table", "proxy": "choice of the tier", "seed": "control arms and seeds"}

@@ -37,7 +37,7 @@ class Setting:
     `settings` are the evaluator's, with the precision that `auto` came to on this machine and the loss that it came to
     for these outputs (`fidelity` says why): workers compute in it too. `said` is what the user ought to know of it,
     `controls` are the control arms that the space can take. `parts` are the calibration data, `samples_path` is the
-    folder of their files, where they are many.
+    folder of their files, where they are many. `step` is that of the runtime whose latency is searched for.
     """
 
     job: Job
@@ -56,6 +56,7 @@ class Setting:
     controls: tuple[str, ...] = ()
     constraints: tuple[Constraint, ...] = ()
     latency: LatencyTable | None = None
+    step: int = 1
     built_s: float = 0.0
     pace_s: float | None = None
     needs: Needs | None = None
@@ -67,11 +68,13 @@ class Setting:
         b, s = self.base, self.settings
         computed = {"precision": s.precision, "device": device_type(self.job, s)}
         rate = {} if s.learning_rate is None else {"learning_rate": repr(s.learning_rate)}
+        grids = {} if self.step == 1 else {"step": str(self.step)}
         return {
             **self._users_code(),
             **{"structure": b.structure_fingerprint, "weights": b.weights_fingerprint, "data": b.data},
             **computed,
             **rate,
+            **grids,
             "loss": self.fidelity.identity,
         }
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from autoprune.costs._latency_words import time_words
 from autoprune.evaluation import Ask, Evaluation, Split, Tier
 from autoprune.front import Front
 from autoprune.policy import Policy
@@ -16,13 +17,18 @@ GAP: tuple[tuple[str, Split], ...] = (("fitness", "fitness"), ("held back", "hel
 
 @dataclass(frozen=True)
 class Told:
-    """What the table is made of: the front, the winner at each asked budget, the arms, all evaluations, their tier."""
+    """What the table is made of: the front, the winner at each asked budget, the arms, all evaluations, their tier.
+
+    `latencies` were measured, with the parts that the table gives them; `parts` are those of the dense model.
+    """
 
     front: Front
     winners: Mapping[float, Policy]
     controls: Controls
     evaluations: Sequence[Evaluation]
     tier: Tier
+    latencies: Mapping[Policy, Mapping[str, float]] = field(default_factory=dict)
+    parts: Mapping[str, float] | None = None
 
     def find(self, policy: Policy | None, split: Split, tier: Tier) -> Evaluation | None:
         """The full evaluation of `policy` at `tier` on `split`, if it succeeded."""
@@ -33,7 +39,8 @@ class Told:
 def summarise(told: Told, budgets: Sequence[float]) -> tuple[Mapping[str, Any], ...]:
     """Rows of the result table: at each asked budget the winner and the control arms, and a plain word on them.
 
-    `beat` says whether the search beat the arms there, `note` is that in words.
+    `beat` says whether the search beat the arms there, `note` is that in words. `latency` is the measured one, `rest`
+    says where the time goes; None where it was not measured.
     """
     rows = []
     ids = {p.policy: p.id for p in told.front}
@@ -44,7 +51,9 @@ def summarise(told: Told, budgets: Sequence[float]) -> tuple[Mapping[str, Any], 
         for arm, policy in arms.items():
             plain, fine = told.find(policy, "validation", told.tier), told.find(policy, "validation", "tune")
             point = ids.get(policy) if arm == "search" else None
-            rows.append({"budget": at, "arm": arm, "point": point, **_row(plain, fine), "beat": beat, "note": note})
+            named = {"budget": at, "arm": arm, "point": point}
+            timed = _timed(plain, told.latencies.get(policy), told.parts)
+            rows.append({**named, **_row(plain, fine), **timed, "beat": beat, "note": note})
     return tuple(rows)
 
 
@@ -85,6 +94,14 @@ def _idle(told: Told, arms: Mapping[str, Policy]) -> str:
     both = {arm: (told.find(p, "validation", told.tier), told.find(p, "validation", "tune")) for arm, p in arms.items()}
     idle = [arm for arm, (plain, fine) in both.items() if plain and fine and fine.loss >= plain.loss]
     return f"; the brief fine-tune made {' and '.join(idle)} no better" if idle and told.tier != "tune" else ""
+
+
+def _timed(
+    plain: Evaluation | None, latency: Mapping[str, float] | None, parts: Mapping[str, float] | None
+) -> dict[str, Any]:
+    if plain is None or latency is None:
+        return {"latency": None, "rest": None}
+    return {"latency": dict(latency), "rest": time_words(plain.costs["macs"], latency, parts)}
 
 
 def _row(plain: Evaluation | None, fine: Evaluation | None) -> dict[str, Any]:
