@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from autoprune.application.plain import RECIPE
+from autoprune.costs._latency_words import rest_words
 from autoprune.front import Point
 
 FILES = {
@@ -16,6 +17,9 @@ FILES = {
     "hf-uniform": "a folder of transformers' own, for `from_pretrained`",
     "model.onnx": "ONNX, for onnxruntime and others; the batch is free",
     "model.int8.onnx": "ONNX with 8-bit weights and activations",
+    "model.xml": "OpenVINO, with its weights in `model.bin`; the batch is free",
+    "model.bin": "the weights of `model.xml`",
+    "model.mlpackage": "Core ML; converted only: nothing but macOS runs it, so its outputs are not checked",
     "model.pt2": "read by `torch.export.load`, without the model's code",
 }
 
@@ -24,16 +28,23 @@ def card(facts: Mapping[str, Any], point: Point) -> str:
     """README.md of the folder that holds `point`, applied; `facts` are those of apply.json, as many as there are."""
     facts = {"macs_ratio": point.ratio("macs"), "atoms": "as the policy says", "recipe": {}, "files": [], **facts}
     parts = [
-        f"# {point.base.model}, pruned to {facts['macs_ratio']:.1%} of its multiply-accumulates",
+        f"# {point.base.model}, pruned to {extent(facts)}",
         _opening(facts, point),
         "\n".join(["| | dense | pruned |", "|---|---|---|", *(f"| {' | '.join(row)} |" for row in rows(facts))]),
-        *_latency(facts),
+        *timing(facts),
         *_failed(facts),
         "\n".join(_made(facts, point)),
         "\n".join(_loading(facts)),
         "\n".join(_files(facts)),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def extent(facts: Mapping[str, Any]) -> str:
+    """How much is left: of the multiply-accumulates, and of the time where that was measured."""
+    said = f"{facts['macs_ratio']:.1%} of its multiply-accumulates"
+    found = facts.get("latency")
+    return said if not found else f"{said}, {found['ratio']:.0%} of its latency"
 
 
 def _opening(facts: Mapping[str, Any], point: Point) -> str:
@@ -75,24 +86,31 @@ def rows(facts: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
 
 
 def _where(found: Mapping[str, Any]) -> str:
-    return f"{found['runtime']}, batch {found['batch_size']}, {found['threads']} thread"
+    return f"{found['runtime']}, batch {found['batch_size']}, {_threads(found['threads'])}"
 
 
-def _latency(facts: Mapping[str, Any]) -> Iterator[str]:
+def _threads(number: int) -> str:
+    return "1 thread" if number == 1 else f"{number} threads"
+
+
+def timing(facts: Mapping[str, Any]) -> Iterator[str]:
+    """Sentences on the measured latency, if there is one: how much is left and where the rest goes; the 8-bit file."""
     if found := facts.get("latency"):
+        parts = found.get("parts") or {}
         yield (
             f"Latency is {found['ratio']:.2f} of dense (interquartile range {found['iqr']:.2f}, {found['rounds']} "
-            f"rounds in turns, {found['device']}) at {facts['macs_ratio']:.2f} of the multiply-accumulates; what does "
-            "not shrink with them, such as reading activations and starting operations, makes the difference."
+            f"rounds in turns, {found['device']}) at {facts['macs_ratio']:.2f} of the multiply-accumulates; "
+            f"{rest_words(parts.get('pruned'), parts.get('dense'))}."
         )
-        if eight := facts.get("int8"):
-            timed = eight["latency"]
-            yield (
-                f"`model.int8.onnx` ({eight['way']} ranges) takes {timed['ratio']:.2f} of the time of `model.onnx` "
-                f"(interquartile range {timed['iqr']:.2f}), on one thread of this machine."
-            )
         if "instead_of" in found:
             yield f"It was measured in this way, for another did not go: {found['instead_of']}"
+    if eight := facts.get("int8"):
+        timed = eight["latency"]
+        why = f". It is not faster here: {eight['reason']}" if "reason" in eight else ""
+        yield (
+            f"`model.int8.onnx` ({eight['way']} ranges) takes {timed['ratio']:.2f} of the time of `model.onnx` "
+            f"(interquartile range {timed['iqr']:.2f}), on {_threads(timed.get('threads', 1))} of this machine{why}."
+        )
 
 
 def _made(facts: Mapping[str, Any], point: Point) -> Iterator[str]:

@@ -226,6 +226,7 @@ def conclusion(
     return {
         "point": point.id,
         "macs_ratio": point.ratio("macs"),
+        "latency": point.ratio("latency") if "latency" in point.costs else None,
         "recipe": dict(recipe),
         "heldback_loss": heldback,
         "losses": {"before": dict(point.losses[before]), "validation": dict(loss)},

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,7 @@ from autoprune.files.job import Job
 from autoprune.files.policy_file import load_front
 from autoprune.files.whole import whole_folder
 from autoprune.front import Front, Point
+from autoprune.latency.runtime_here import check_threads
 from autoprune.recovery import build_recovery
 from autoprune.structure import Structure
 from autoprune.tracing.one_thread import one_thread
@@ -81,7 +82,8 @@ def apply_file(
     source, failed = None, list[str]()
     for point in (p for p in points if p.id not in done):
         source = source or _checked(_source(model, front, order.weights), order)
-        done[point.id], said = _delivered(point, source, order, policy_path, folders[point.id], asked[point.id])
+        place = (policy_path, folders[point.id], asked[point.id])
+        done[point.id], said = _delivered(point, source, order, front.measured_on, *place)
         failed += [f"{line}; {folders[point.id]} holds all else" for line in said]
     if failed:
         raise RunError("; ".join(failed))
@@ -127,6 +129,7 @@ def _checked(source: Source, order: Order) -> Source:
         raise InputError("--finetune full trains on data, and --model alone has none: give --task with a job")
     if source.task is None and order.int8:
         raise InputError("--int8 finds the ranges of activations on data, and --model alone has none: give --task")
+    check_threads(source.threads)
     if order.export:
         check_inputs(source.inputs)
     return source
@@ -140,7 +143,13 @@ def _as_name(point: str) -> str:
 
 
 def _delivered(
-    point: Point, source: Source, order: Order, policy_path: Path, out: Path, request: str
+    point: Point,
+    source: Source,
+    order: Order,
+    measured_on: Mapping[str, Any],
+    policy_path: Path,
+    out: Path,
+    request: str,
 ) -> tuple[dict[str, Any], list[str]]:
     """One point into its folder: apply.json, and what could not be written of all that was asked for."""
     applied = applied_point(
@@ -153,7 +162,7 @@ def _delivered(
         order.training,
         policy_path.parent / "database",
     )
-    facts = {**applied.facts, **source.told, **_figures(source, applied, order)}
+    facts = {**applied.facts, **source.told, **_figures(source, applied, order, measured_on)}
     remember(applied.model, applied.kept, facts, str(policy_path))
     with whole_folder(out) as draft:
         write_model(applied.model, origin_of(applied.model).policy, draft)
@@ -168,7 +177,7 @@ def _delivered(
     return facts, failed
 
 
-def _figures(source: Source, applied: Applied, order: Order) -> dict[str, Any]:
+def _figures(source: Source, applied: Applied, order: Order, measured_on: Mapping[str, Any]) -> dict[str, Any]:
     """Scores of both models on the test split, where there is one, and their latency."""
     found: dict[str, Any] = {}
     task, both = source.task, {"dense": source.model, "pruned": applied.model}
@@ -176,8 +185,20 @@ def _figures(source: Source, applied: Applied, order: Order) -> dict[str, Any]:
         found["test"] = {name: dict(task.metrics(model, TestSplit(task))) for name, model in both.items()}
     exported = "onnxruntime" if "onnx" in order.export else "eager"
     runtime = exported if source.runtime == "auto" else source.runtime
-    timed = latency_facts(source.model, applied.model, source.inputs, runtime, source.batch_size)
-    return {**found, **({"latency": None, "untimed": timed} if isinstance(timed, str) else {"latency": timed})}
+    clocked = (runtime, source.batch_size, source.threads)
+    timed = latency_facts(source.model, applied.model, source.inputs, *clocked)
+    if isinstance(timed, str):
+        return {**found, "latency": None, "untimed": timed}
+    return {**found, "latency": timed | _parts(applied.kept, measured_on, timed)}
+
+
+def _parts(point: Point, measured_on: Mapping[str, Any], timed: Mapping[str, Any]) -> dict[str, Any]:
+    """What the search's latency table says that the time is made of, where it was measured in the same way."""
+    dense, pruned = measured_on.get("latency"), point.costs.get("latency")
+    alike = all(measured_on.get(key) == timed[key] for key in ("runtime", "threads", "batch_size"))
+    if not alike or dense is None or pruned is None or not set(dense) <= set(pruned):
+        return {}
+    return {"parts": {"dense": dict(dense), "pruned": {name: pruned[name] for name in dense}}}
 
 
 def _bytes(source: Source) -> int:

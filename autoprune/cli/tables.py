@@ -120,26 +120,35 @@ def _print_sensitivity(facts: Mapping[str, Any]) -> None:
 def print_summary(rows: Sequence[Mapping[str, Any]], costs: Sequence[str] = ()) -> None:
     """The table of the asked budgets, search beside uniform and global, and what the run says about them.
 
-    `costs` have a column of their own beside the MACs, as ratios to dense (latencies as predicted).
+    `costs` have a column of their own beside the MACs, as ratios to dense; latencies as measured, where they were.
     """
     metrics = list(dict.fromkeys(name for row in rows for name in row.get("metrics") or {}))
     table = Table(title="best point at each asked budget (validation)", title_justify="left")
-    more = [cost for cost in dict.fromkeys(costs) if cost != "macs"]
-    headings = ["budget", "arm", "point", "MACs", *more, "loss", *metrics, *(f"{m} tuned" for m in metrics)]
+    timed = any(row.get("latency") for row in rows)
+    more = [cost for cost in dict.fromkeys(costs) if cost != "macs" and not (timed and cost == "latency")]
+    clock = ["latency"] if timed else []
+    headings = ["budget", "arm", "point", "MACs", *clock, *more, "loss", *metrics, *(f"{m} tuned" for m in metrics)]
     for heading in headings:  # a long name of a metric may break where its words do
         table.add_column(heading.replace("_", " "), justify="left" if heading in ("arm", "point") else "right")
     for row in rows:
         ours = row["arm"] == "search"
         plain, tuned = row.get("metrics") or {}, row.get("finetuned") or {}
         cells = [short(row["budget"]), row["arm"], row.get("point") or "", short(row.get("macs_ratio"))]
+        cells += [short((row.get("latency") or {}).get("ratio"))] if timed else []
         cells += [*(short(row["costs"].get(cost)) for cost in more), short(row.get("loss"))]
         cells += [short(plain.get(m)) for m in metrics]
         cells += [short(tuned.get(m)) for m in metrics]
         table.add_row(*(str(cell) for cell in cells), style="bold" if ours else "")
     out = console()
     out.print(table)
-    for note in dict.fromkeys(row["note"] for row in rows if row.get("note")):
+    for note in (*dict.fromkeys(row["note"] for row in rows if row.get("note")), *time_notes(rows)):
         out.print(note, markup=False, highlight=False, soft_wrap=True)
+
+
+def time_notes(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Where the time goes that the MACs do not account for, of the search's point nearest to half of them."""
+    told = [row for row in rows if row.get("arm") == "search" and row.get("rest")]
+    return [min(told, key=lambda row: abs(row["macs_ratio"] - 0.5))["rest"]] if told else []
 
 
 def print_spent(spent: Mapping[str, float], database_s: float) -> None:
@@ -153,12 +162,15 @@ def print_finetune(rows: Sequence[Mapping[str, Any]]) -> None:
     """Each fine-tuned point with its best recipe, its scores on validation and what it had before."""
     metrics = list(dict.fromkeys(m for row in rows for m in row["metrics"]["validation"]))
     table = Table(title="best recipe of each point (validation)", title_justify="left")
-    headings = ("point", "MACs", "epochs", "rate", "distillation", "loss before", "loss", *metrics)
+    timed = any(row.get("latency") is not None for row in rows)
+    clock = ["latency"] if timed else []
+    headings = ("point", "MACs", *clock, "epochs", "rate", "distillation", "loss before", "loss", *metrics)
     for heading in headings:
         table.add_column(heading, justify="left" if heading == "point" else "right")
     for row in rows:
         recipe, scores, losses = row["recipe"], row["metrics"]["validation"], row["losses"]
-        cells = [row["macs_ratio"], recipe["epochs"], recipe["learning_rate"], recipe["distillation"]]
+        cells = [row["macs_ratio"], *([row.get("latency")] if timed else [])]
+        cells += [recipe["epochs"], recipe["learning_rate"], recipe["distillation"]]
         cells += [losses["before"]["loss"], losses["validation"]["loss"], *(scores.get(m) for m in metrics)]
         table.add_row(row["point"], *(short(cell) for cell in cells), style="bold" if row["better"] else "")
     console().print(table)
@@ -168,8 +180,10 @@ def print_comparison(document: Mapping[str, Any]) -> None:
     """Mean and spread of each strategy at each budget, the best in bold, and the verdicts."""
     rows = document["summary"]
     measured = any(row["value"] is not None for row in rows)
-    fields = ["cost_ratio", "loss", *(["value"] if measured else []), "hypervolume"]
+    timed = ["latency_ratio"] if any(row.get("latency_ratio") is not None for row in rows) else []
+    fields = ["cost_ratio", *timed, "loss", *(["value"] if measured else []), "hypervolume"]
     titles = {"cost_ratio": document["cost"].replace("macs", "MACs"), "value": document["metric"] or ""}
+    titles |= {"latency_ratio": "latency"}
     n_seeds = max(row["seeds"] for row in rows)
     title = f"compare, on validation: mean ± sd over {n_seeds} seed{'s' * (n_seeds > 1)}"
     table = Table(title=title, title_justify="left")
@@ -188,8 +202,8 @@ def print_comparison(document: Mapping[str, Any]) -> None:
     out.print(f"hypervolume: of the front on validation, {reference_words(end)}", highlight=False)
     if (table := document["table"]) is not None:
         out.print(f"sensitivity table, shared and on nobody's ledger: {short(table['passes'])} passes", highlight=False)
-    for verdict in document["verdicts"]:
-        out.print(verdict["text"], markup=False, highlight=False, soft_wrap=True)
+    for line in (*filter(None, [document.get("rest")]), *(verdict["text"] for verdict in document["verdicts"])):
+        out.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def reference_words(point: Mapping[str, float]) -> str:
@@ -204,7 +218,7 @@ def _side(heading: str) -> Literal["left", "right"]:
 def _best(rows: Sequence[Mapping[str, Any]], field: str, direction: str) -> float | None:
     """The best mean of a column; less is better for the loss, no cost is best, the metric has its `direction`."""
     values = [row[field] for row in rows if row[field] is not None]
-    if not values or field == "cost_ratio":
+    if not values or field in ("cost_ratio", "latency_ratio"):
         return None
     least = field == "loss" or (field == "value" and direction == "minimize")
     return float(min(values) if least else max(values))
@@ -220,12 +234,11 @@ def _spread(row: Mapping[str, Any], field: str, best: float | None) -> Text:
 
 def print_applied(report: Mapping[str, Any]) -> None:
     """What `apply` left for each point: dense beside pruned, how it was made, and where it lies."""
-    from autoprune.application.card import rows
+    from autoprune.application.card import extent, rows, timing
 
     out = console()
     for facts in report["points"].values() if "points" in report else [report]:
-        title = f"point {facts['point']}: {facts['macs_ratio']:.1%} of the multiply-accumulates"
-        table = Table(title=title, title_justify="left")
+        table = Table(title=f"point {facts['point']}: {extent(facts)}", title_justify="left")
         for heading in ("", "dense", "pruned"):
             table.add_column(heading, justify="right" if heading else "left")
         for row in rows(facts):
@@ -233,7 +246,7 @@ def print_applied(report: Mapping[str, Any]) -> None:
         out.print(table)
         recipe = ", ".join(f"{k} {short(v)}" for k, v in facts["recipe"].items() if k != "recipe")
         said = f"atoms {facts['atoms']}; training {facts['recipe']['recipe']}{f' ({recipe})' if recipe else ''}"
-        for line in (said, f"files: {', '.join(facts['files'])}"):
+        for line in (*timing(facts), said, f"files: {', '.join(facts['files'])}"):
             out.print(line, markup=False, highlight=False, soft_wrap=True)
     folder = str(facts["files"][0]).rpartition("/")[0]
     out.print(f'load it: autoprune.load("{folder}")', markup=False, highlight=False, soft_wrap=True)

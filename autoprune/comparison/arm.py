@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,8 @@ from autoprune.run.constraints import kept
 from autoprune.run.ledger import Prices
 
 FORMAT = 2
+Timed = Callable[[list[Policy]], Mapping[Policy, Mapping[str, float]]]
+"""Measures the latencies of policies where the job wants them; none else."""
 SHARED_STAGES = ("table", "proxy")
 """Measured once for all arms, so no arm's figures count them."""
 CHARGED_STAGES = ("seed", "search")
@@ -34,6 +36,7 @@ class Scored:
 
     `low` and `high` bound the loss at 95 %, over the samples.
     `sample_losses` are kept at the asked budgets alone; all three are empty where the loss is not a mean over samples.
+    `latency` is the measured one with its parts, as policy.json has it; None where none was measured.
     """
 
     policy: str
@@ -44,6 +47,7 @@ class Scored:
     low: float | None = None
     high: float | None = None
     sample_losses: tuple[float, ...] = ()
+    latency: Mapping[str, float] | None = None
 
     @staticmethod
     def of(e: Evaluation, cost: str, metric: str | None) -> Scored:
@@ -114,7 +118,9 @@ class ArmId:
     key: str
 
 
-def closed_form_arm(which: ArmId, done: Sequence[Evaluation], problem: Problem, constraints: Constraints) -> Arm:
+def closed_form_arm(
+    which: ArmId, done: Sequence[Evaluation], problem: Problem, constraints: Constraints, timed: Timed
+) -> Arm:
     """The arm of a closed-form strategy from its evaluations at the asked budgets, of dense, along the range.
 
     Raises:
@@ -128,17 +134,18 @@ def closed_form_arm(which: ArmId, done: Sequence[Evaluation], problem: Problem, 
     asked, dense = done[:n], done[n]
     front = pareto_front([e for e in done if e is not dense and stands(e)], (problem.budget.cost,))
     chosen = tuple(e if stands(e) else None for e in asked)
-    return _arm(which, problem, chosen, front, dense, _ran(done), 0.0)
+    latencies = timed([e.ask.policy for e in chosen if e is not None])
+    return _with(_arm(which, problem, chosen, front, dense, _ran(done), 0.0), chosen, latencies)
 
 
 def searched_arm(
     which: ArmId,
     evaluations: Mapping[tuple[Stage, int], Evaluation],
-    points: Iterable[Policy],
+    points: Mapping[Policy, Mapping[str, float] | None],
     problem: Problem,
     prices: Prices,
 ) -> Arm:
-    """The arm of a sampler from the record of its search; `points` are the policies of its front.
+    """The arm of a sampler from the record of its search; `points` are the policies of its front and their latencies.
 
     At each budget stands the point of least re-ranked loss within it: chosen on other samples than those that judge.
     """
@@ -156,7 +163,14 @@ def searched_arm(
     own = [(stage, e) for (stage, _), e in evaluations.items() if stage not in SHARED_STAGES]
     ledger = prices.worth((e.ask for stage, e in own if stage in CHARGED_STAGES), tier)
     dense = next(e for e in evaluations.values() if e.ask == dense_ask(problem.structure))
-    return _arm(which, problem, chosen, front, dense, _ran([e for _, e in own]), ledger)
+    return _with(_arm(which, problem, chosen, front, dense, _ran([e for _, e in own]), ledger), chosen, points)
+
+
+def _with(arm: Arm, chosen: Sequence[Evaluation | None], latencies: Mapping[Policy, Mapping[str, float] | None]) -> Arm:
+    """The arm with the latencies of its chosen points."""
+    timed = [None if e is None else latencies.get(e.ask.policy) for e in chosen]
+    points = zip(arm.chosen, timed, strict=True)
+    return replace(arm, chosen=tuple(None if p is None else replace(p, latency=found) for p, found in points))
 
 
 def _ran(evaluations: Sequence[Evaluation]) -> list[Evaluation]:

@@ -35,7 +35,8 @@ from autoprune.evaluation import Ask, Evaluation, Labelled
 from autoprune.executors._lazy import Lazy
 from autoprune.files.job import Job
 from autoprune.files.whole import write_whole
-from autoprune.protocols import Problem, Step, Task
+from autoprune.policy import Policy
+from autoprune.protocols import Problem, Step, Task, finished
 from autoprune.record.folder import make_folder, new_folder
 from autoprune.record.lock import locked
 from autoprune.record.record import Record, Stage
@@ -47,6 +48,7 @@ from autoprune.run.pace import Pace
 from autoprune.run.prepare import check_executor, preparing
 from autoprune.run.run import Run
 from autoprune.run.setting import Setting
+from autoprune.run.timed import LATENCY, latencies
 from autoprune.samplers import needs
 from autoprune.strategies import load_strategy, uses_table
 
@@ -279,7 +281,7 @@ class Comparison:
                         done.append(evaluation)
                         yield evaluation
                     which = ArmId(name, seed, key)
-                    arm = closed_form_arm(which, done, setting.problem, setting.constraints)
+                    arm = closed_form_arm(which, done, setting.problem, setting.constraints, self._timed)
                     arm.save(file)
                 for at in self.seeds if len(self._closed_seeds) == 1 else (seed,):
                     self.arms[name, at] = replace(arm, seed=at)
@@ -295,14 +297,18 @@ class Comparison:
             run = Run(setting.job, place, alone=setting)
             try:
                 yield from run
-                points = [point.policy for point in run.front]
+                points = {point.policy: point.costs.get(LATENCY) for point in run.front}
             except NoPointError:  # the other arms stand, and this one says that there is none
-                points = []
+                points = {}
             with Record(place, setting.structure, setting.problem.objectives, setting.tier, setting.identity) as record:
                 which = ArmId(name, seed, key)
                 arm = searched_arm(which, record.evaluations, points, setting.problem, setting.prices)
             arm.save(place / ARM)
         self.arms[name, seed] = arm
+
+    def _timed(self, policies: list[Policy]) -> Mapping[Policy, Mapping[str, float]]:
+        """Their measured latencies, where the job has a latency."""
+        return finished(latencies(self._setting, policies))
 
     def _begin(self, name: str, seed: int) -> None:
         self._begun += 1

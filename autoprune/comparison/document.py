@@ -13,8 +13,10 @@ import numpy as np
 from autoprune.comparison.arm import Arm, Scored
 from autoprune.comparison.checks import is_closed_form
 from autoprune.comparison.verdict import RULE, judge
+from autoprune.costs._latency_words import time_words
 from autoprune.pareto import reference_point
 from autoprune.protocols import Problem
+from autoprune.run.timed import time_parts
 
 COLUMNS = (
     "strategy",
@@ -31,6 +33,8 @@ COLUMNS = (
     "metric",
     "value",
 )
+TIMED = "latency_ratio"
+"""A column beside them where latencies were measured."""
 ABOUT = {
     "evaluations": "those of the arm that really ran (repeats are free), its scoring on validation included; the "
     "sensitivity table and the choice of the tier, which all arms share, are not",
@@ -62,9 +66,12 @@ def document_of(
     cost, metric = problem.budget.cost, next(iter(arms.values())).metric
     unchanging = {n for n, _ in arms if is_closed_form(n) and problem.tier != "tune"}  # a fine-tune has its seed
     names, seeds = list(dict.fromkeys(name for name, _ in arms)), list(dict.fromkeys(seed for _, seed in arms))
+    timed = any(p is not None and p.latency is not None for arm in arms.values() for p in arm.chosen)
     ordered = [arms[name, seed] for name in names for seed in seeds]
     return {
-        "rows": [_row(arm, i, cost) for name in names for i in range(len(budgets)) for arm in _of(arms, name, seeds)],
+        "rows": [
+            _row(arm, i, cost, timed) for name in names for i in range(len(budgets)) for arm in _of(arms, name, seeds)
+        ],
         "summary": [_summary(_of(arms, name, seeds), i) for i in range(len(budgets)) for name in names],
         "verdicts": [asdict(v) for v in judge(arms, budgets, controls, unchanging)],
         "rule": RULE,
@@ -83,6 +90,7 @@ def document_of(
         },
         **{"tier": problem.tier, "trials": problem.n_trials},
         **{"log": problem.logarithmic, "table": table, "dense": dict(ordered[0].dense)},
+        "rest": _rest(ordered, controls, problem),
         "cells": [_facts(arm) for arm in ordered],
     }
 
@@ -90,7 +98,7 @@ def document_of(
 def csv_of(rows: Sequence[Mapping[str, Any]]) -> str:
     """The rows as CSV; what a seed did not reach is empty."""
     text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, COLUMNS)
+    writer = csv.DictWriter(text, (*COLUMNS, *([TIMED] if any(TIMED in row for row in rows) else [])))
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
@@ -100,14 +108,30 @@ def _of(arms: Arms, name: str, seeds: Sequence[int]) -> list[Arm]:
     return [arms[name, seed] for seed in seeds]
 
 
-def _row(arm: Arm, i: int, cost: str) -> dict[str, Any]:
+def _row(arm: Arm, i: int, cost: str, timed: bool) -> dict[str, Any]:
     point = arm.chosen[i]
     value = None if point is None else point.value
     accuracy = value if arm.metric == "accuracy" else None
     figures = (None, None, None) if point is None else (point.macs_ratio, point.loss, accuracy)
     work = (arm.evaluations, arm.seconds, arm.hypervolume)
     asked = (cost, None if point is None else point.cost_ratio, arm.metric, value)
-    return dict(zip(COLUMNS, (arm.strategy, arm.budgets[i], arm.seed, *figures, *work, *asked), strict=True))
+    row = dict(zip(COLUMNS, (arm.strategy, arm.budgets[i], arm.seed, *figures, *work, *asked), strict=True))
+    return {**row, TIMED: _latency_ratio(point)} if timed else row
+
+
+def _latency_ratio(point: Scored | None) -> float | None:
+    return None if point is None or point.latency is None else point.latency["ratio"]
+
+
+def _rest(arms: Sequence[Arm], controls: Sequence[str], problem: Problem) -> str | None:
+    """Where the time goes, at the point nearest to half of the MACs of what is no control arm, if anything is."""
+    points = [(arm.strategy in controls, p) for arm in arms for p in arm.chosen if p is not None]
+    told = [(control, p) for control, p in points if p.latency is not None]
+    if not told:
+        return None
+    _, point = min(told, key=lambda pair: (pair[0], abs(pair[1].macs_ratio - 0.5)))
+    assert point.latency is not None
+    return time_words(point.macs_ratio, point.latency, time_parts(problem))
 
 
 def _summary(arms: Sequence[Arm], i: int) -> dict[str, Any]:
@@ -120,6 +144,7 @@ def _summary(arms: Sequence[Arm], i: int) -> dict[str, Any]:
     row |= _mean("cost_ratio", [p.cost_ratio for p in reached])
     values = [p.value for p in reached if p.value is not None]
     row |= _mean("value", values) | _mean("accuracy", values if arms[0].metric == "accuracy" else [])
+    row |= _mean(TIMED, [found for p in points if (found := _latency_ratio(p)) is not None])
     row |= _mean("hypervolume", [arm.hypervolume for arm in arms])
     row["evaluations"] = float(np.mean([arm.evaluations for arm in arms]))
     row["seconds"] = float(np.mean([arm.seconds for arm in arms]))
@@ -140,4 +165,5 @@ def _facts(arm: Arm) -> dict[str, Any]:
 
 
 def _point(point: Scored) -> dict[str, Any]:
-    return {name: value for name, value in asdict(point).items() if name != "sample_losses"}
+    shown = {name: value for name, value in asdict(point).items() if name != "sample_losses"}
+    return {name: value for name, value in shown.items() if name != "latency" or value is not None}

@@ -75,17 +75,21 @@ def _table(rows: Sequence[Mapping[str, Any]], objectives: Sequence[str]) -> str:
     if not rows:
         return "<p>The log holds no summary of this run.</p>"
     metrics = list(dict.fromkeys(name for row in rows for name in row.get("metrics") or {}))
-    costs = list(dict.fromkeys(["macs", *objectives]))
-    headings = ["budget", "arm", "point", *map(cost_word, costs), "loss", *metrics, *(f"{m}, tuned" for m in metrics)]
+    timed = any(row.get("latency") for row in rows)
+    costs = [c for c in dict.fromkeys(["macs", *objectives]) if not (timed and c == "latency")]
+    headings = ["budget", "arm", "point", *map(cost_word, costs), *(["latency"] if timed else [])]
+    headings += ["loss", *metrics, *(f"{m}, tuned" for m in metrics)]
     lines = ["<table><tr>", *(_cell("th", h.replace("_", " "), h in ("arm", "point")) for h in headings), "</tr>"]
     for row in rows:
         plain, tuned = row.get("metrics") or {}, row.get("finetuned") or {}
         cells = [row.get("budget"), row.get("arm"), row.get("point"), *(cost_ratio(row, c) for c in costs)]
+        cells += [(row.get("latency") or {}).get("ratio")] if timed else []
         cells += [row.get("loss"), *(plain.get(m) for m in metrics), *(tuned.get(m) for m in metrics)]
         lines.append('<tr class="ours">' if row.get("arm") == "search" else "<tr>")
         lines += [_cell("td", _number(value), i in (1, 2)) for i, value in enumerate(cells)]
         lines.append("</tr>")
-    return "".join([*lines, "</table>"])
+    rests = [f"{row['budget']}: {row['rest']}" for row in rows if row.get("arm") == "search" and row.get("rest")]
+    return "".join([*lines, "</table>", *(f"<p>{html.escape(rest)}</p>" for rest in rests)])
 
 
 def _verdicts(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, bool]]:

@@ -222,8 +222,10 @@ def _verdicts(verdicts: Sequence[Mapping[str, Any]]) -> str:
 
 def _table(document: Mapping[str, Any], looks: Mapping[str, tuple[str, str]]) -> str:
     rows, metric = document["summary"], metric_of(document)
-    fields = ["cost_ratio", "loss", *([] if metric is None else ["value"]), "hypervolume"]
+    timed = ["latency_ratio"] if any(row.get("latency_ratio") is not None for row in rows) else []
+    fields = ["cost_ratio", *timed, "loss", *([] if metric is None else ["value"]), "hypervolume"]
     words = {"cost_ratio": cost_word(document["cost"]), "value": html.escape((metric or "").replace("_", " "))}
+    words |= {"latency_ratio": "latency"}
     headings = [words.get(f, f) for f in fields]
     lines = ['<table><tr><th>budget</th><th class="left">strategy</th>', *(f"<th>{h}</th>" for h in headings)]
     lines.append("<th>evaluations</th><th>seconds</th></tr>")
@@ -241,7 +243,8 @@ def _table(document: Mapping[str, Any], looks: Mapping[str, tuple[str, str]]) ->
             spread = None if row["closed_form"] else row[f"{field}_sd"]
             lines.append(f"<td{mark}>{_figure(row[field], spread, ' <span class=spread>± {}</span>')}</td>")
         lines.append(f"<td>{row['evaluations']:.4g}</td><td>{row['seconds']:.3g}</td></tr>")
-    return "".join([*lines, "</table>"])
+    rest = document.get("rest")
+    return "".join([*lines, "</table>", f'<p class="note">{html.escape(rest)}</p>' if rest else ""])
 
 
 def best_of(rows: Sequence[Mapping[str, Any]], direction: str) -> dict[str, float]:

@@ -9,7 +9,7 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from autoprune.front import Front
+from autoprune.front import Front, Point
 from autoprune.report.read import Trial
 
 COLOURS = {"search": "#2457d6", "uniform": "#d97b1c", "global": "#2d9a5f"}
@@ -34,7 +34,7 @@ def front_figure(front: Front, rows: Sequence[Mapping[str, Any]]) -> Any:
     panels = [None, *([metric] if metric else [])]  # the loss first: a metric may bear any name, "loss" too
     figure = make_subplots(rows=1, cols=len(panels), horizontal_spacing=0.09)
     x = [point.ratio(cost) for point in front]
-    hover = [f"{point.id}, trial {point.trial}" for point in front]
+    hover = [f"{point.id}, trial {point.trial}{_timed(point, ', ')}" for point in front]
     for column, name in enumerate(panels, start=1):
         y = [_drawable(p.loss()) if name is None else p.metrics["validation"].get(name) for p in front]
         look = {"name": "search", "text": hover, "line": {"color": COLOURS["search"], "width": 2}}
@@ -57,7 +57,7 @@ def heatmap_figure(front: Front) -> Any:
     widths = [point.policy.as_dict() for point in front]
     z = [[1.0 - w[group.name] / group.width for w in widths] for group in groups]
     text = [[f"{w[group.name]} of {group.width}" for w in widths] for group in groups]
-    labels = [f"{point.id}<br>{point.ratio(cost):.2f}" for point in front]
+    labels = [f"{point.id}<br>{point.ratio(cost):.2f}{_timed(point, '<br>')}" for point in front]
     hover = "%{y}<br>point %{x}<br>%{text} wide<br>sparsity %{z:.2f}<extra></extra>"
     bar = {"title": {"text": "sparsity"}, "thickness": 14}
     heat = go.Heatmap(z=z, x=labels, y=[g.name for g in groups], text=text, hovertemplate=hover)
@@ -66,6 +66,11 @@ def heatmap_figure(front: Front) -> Any:
     figure.update_yaxes(autorange="reversed", automargin=True)
     figure.update_xaxes(title_text=f"point and its {cost_word(cost)} / dense", type="category")
     return _styled(figure, 170 + 24 * len(groups))
+
+
+def _timed(point: Point, before: str) -> str:
+    """The measured latency beside a cost, where there is one."""
+    return f"{before}latency {point.ratio('latency'):.2f}" if "latency" in point.costs else ""
 
 
 def trials_figure(trials: Sequence[Trial], cost: str) -> Any:
