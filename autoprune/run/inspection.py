@@ -70,7 +70,7 @@ class Inspection:
         if self._made is not None:
             return
         with new_folder(self.folder), locked(self.folder):
-            steps = preparing(self._job, self.folder, self._task)
+            steps = preparing(self._job, self.folder, self._task, priced=True)
             while self._made is None:
                 try:
                     step = next(steps)

@@ -44,7 +44,7 @@ def summarise(told: Told, budgets: Sequence[float]) -> tuple[Mapping[str, Any], 
         for arm, policy in arms.items():
             plain, fine = told.find(policy, "validation", told.tier), told.find(policy, "validation", "tune")
             point = ids.get(policy) if arm == "search" else None
-            rows.append({"budget": at, "arm": arm, "point": point, **_row(plain, fine), "beat": beat, "note": note})
+            rows.append({"budget": at, "arm": arm, "point": point, **figures(plain, fine), "beat": beat, "note": note})
     return tuple(rows)
 
 
@@ -87,7 +87,8 @@ def _idle(told: Told, arms: Mapping[str, Policy]) -> str:
     return f"; the brief fine-tune made {' and '.join(idle)} no better" if idle and told.tier != "tune" else ""
 
 
-def _row(plain: Evaluation | None, fine: Evaluation | None) -> dict[str, Any]:
+def figures(plain: Evaluation | None, fine: Evaluation | None) -> dict[str, Any]:
+    """What a row says of a policy on validation, and after the brief fine-tune where there was one."""
     if plain is None:
         return {"macs_ratio": None, "costs": {}, "loss": None, "metrics": {}, "tuned_loss": None, "finetuned": None}
     tuned = {
