@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -90,6 +91,17 @@ class Slow:
     @property
     def retried(self) -> int:
         return self._inline.retried
+
+
+class Half:
+    """A half, three quarters or all of a group, and all of the first one."""
+
+    def restrict(self, structure: Structure) -> Structure:
+        """The grids of that."""
+        first, *rest = structure.groups
+        halved = tuple(replace(g, grid=(g.width // 2, 3 * g.width // 4, g.width)) for g in rest)
+        frozen = {**structure.frozen, first.name: "less of it would not do"}
+        return Structure(halved, structure.ops, frozen, structure.fingerprint)
 
 
 def stopwatch(model: nn.Module, inputs: tuple[Any, ...], threads: int) -> Callable[[], object]:

@@ -125,7 +125,7 @@ def inspect(
     set_: SetOption = None,
 ) -> dict[str, Any] | None:
     """Show groups, widths, their share of the MACs, and what is frozen and why."""
-    from autoprune.deploy import check_model, searched
+    from autoprune.deploy import check_model, held_words, searched
     from autoprune.families import analysed
     from autoprune.run.inspection import inspect_facts
     from autoprune.run.prepare import settings_of
@@ -144,6 +144,7 @@ def inspect(
         structure = searched(found.structure, the_job.search_space(), the_job.deploy, step)
         facts = inspect_facts(structure, task)
         facts["said"] = [*filter(None, (found.said, step_words(the_job, step), idle_words(the_job)))]
+    facts["said"] += filter(None, [held_words(the_job.deploy)])
     return facts if json_ else _shown(print_inspect, facts)
 
 
@@ -200,7 +201,8 @@ def search(  # noqa: PLR0913  # the options of the command line
     rows = [dict(row) for row in done.summary]
     tuned = _finetuned(done, json_) if the_job.finetune is not None else []
     if json_:
-        extra = {"finetune": tuned} if the_job.finetune is not None else {}
+        extra: dict[str, Any] = {"finetune": tuned} if the_job.finetune is not None else {}
+        extra |= {"price": list(done.price)} if done.price else {}
         return {"out": str(done.path), "points": len(done.front), "summary": rows, "spent": dict(done.spent), **extra}
     print_summary(rows, (*the_job.objectives.costs, *the_job.budget.plain().limits))
     print_spent(done.spent, done.setting.built_s)

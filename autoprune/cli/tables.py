@@ -73,7 +73,7 @@ def _allowed(group: Mapping[str, Any]) -> str:
     """Widths from the least to the dense one, and how many; of a block, there or not, its name in the layer."""
     grid = group["grid"]
     if group["kind"] == "block":
-        return str(group["name"].rpartition(".")[2])
+        return "the layer" if group["name"] == _layer(group["name"]) else str(group["name"].rpartition(".")[2])
     if group["kind"] == "bits":
         return " or ".join(map(str, grid))
     return f"{grid[0]}..{grid[-1]} ({len(grid)})"
@@ -84,9 +84,12 @@ def _attends(groups: Sequence[Mapping[str, Any]]) -> bool:
 
 
 def _layer(name: str) -> str:
-    """The path of a module up to its last number: encoder.layer.3 of encoder.layer.3.attention.self.query."""
+    """The path of a module up to its last number: encoder.layer.3 of encoder.layer.3.attention.self.query.
+
+    A * stands for the numbers of all layers.
+    """
     parts = name.split(".")
-    last = max((i for i, part in enumerate(parts) if part.isdigit()), default=len(parts) - 1)
+    last = max((i for i, part in enumerate(parts) if part.isdigit() or part == "*"), default=len(parts) - 1)
     return ".".join(parts[: last + 1])
 
 

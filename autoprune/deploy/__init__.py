@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
@@ -37,6 +38,29 @@ def searched(structure: Structure, space: Space, deploy: str | None = None, step
         said = "; ".join(f"{name}: {reason}" for name, reason in (new or list(held.frozen.items()))[:3])
         raise InputError(f"deploy: {deploy} can hold nothing of what the job searches ({said})")
     return held
+
+
+def held_words(deploy: str | None) -> str:
+    """What the container called `deploy` holds, as its own documentation begins; "" where it has none."""
+    said = "" if deploy is None else (inspect.getdoc(plugins.load("deploy", deploy)) or "").partition("\n")[0]
+    return f"deploy: {deploy}: {said}" if said else ""
+
+
+def joined(held: Structure, whole: Structure) -> Structure | None:
+    """All groups of both: what a container holds, and what the job would search without it.
+
+    None where the container leaves nothing out, or calls another group by a name that is taken.
+    """
+    own = {g.name: g for g in whole}
+    if held.groups == whole.groups or any(g.name in own and not same(g, own[g.name]) for g in held):
+        return None
+    more = tuple(g for g in held if g.name not in own)
+    return Structure((*whole.groups, *more), whole.ops, whole.frozen, whole.fingerprint)
+
+
+def same(a: Group, b: Group) -> bool:
+    """Whether two groups are one but for the widths that are allowed."""
+    return (a.kind, a.width, a.slices, a.stands) == (b.kind, b.width, b.slices, b.stands)
 
 
 def check_model(model: nn.Module, deploy: str | None) -> None:

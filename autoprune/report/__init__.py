@@ -117,7 +117,8 @@ def _facts(front: Front, trials: Sequence[Trial]) -> str:
     spent = ", ".join(f"{stage} {n:.4g}" for stage, n in passes.items())
     counts = f"{len(trials)} recorded, {failed} failed; passes over the calibration set: {spent}"
     facts: dict[str, Any] = {"evaluations": counts}
-    facts |= dict(front.provenance) | dict(front.measured_on) | {"space": dict(front.base.space)}
+    told = {name: value for name, value in front.provenance.items() if name != "price"}  # the table has it
+    facts |= told | dict(front.measured_on) | {"space": dict(front.base.space)}
     pairs = ((name, v if isinstance(v, str) else json.dumps(v)) for name, v in facts.items())
     return "".join(f"<dt>{html.escape(name)}</dt><dd>{html.escape(text)}</dd>" for name, text in pairs)
 

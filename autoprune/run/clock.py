@@ -32,6 +32,17 @@ class Clock:
         other.limit_s, other._end = self.limit_s, self._end - seconds
         return other
 
+    def for_search(self, limit_s: float | None, spent_s: float | None, rest_s: float) -> Clock:
+        """One that leaves `rest_s` seconds for what comes after the search, at most half of what there is.
+
+        Where a search counts all that its calls have `spent_s`, it has the rest of the limit for itself.
+        """
+        if limit_s is None:
+            return Clock(None)
+        if spent_s is not None:
+            return Clock(limit_s - spent_s)
+        return self.sooner(min(rest_s, 0.5 * max(0.0, self.left_s)))
+
     def again(self) -> Clock:
         """The same from now on."""
         return Clock(self.limit_s, self._now)

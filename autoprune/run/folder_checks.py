@@ -14,7 +14,7 @@ from autoprune.record.storage import JOURNAL, find_home, load_study
 
 RUN_FILES = ("job.yaml", "policy.json", "front.csv", "report.html", "log.jsonl", "proxy.json", "finetune.json")
 MIRRORED = (*RUN_FILES, JOURNAL)
-RUN_FOLDERS = ("tune", "finetuned")
+RUN_FOLDERS = ("tune", "finetuned", "price")
 
 
 def same_job(job: Job, folder: Path) -> Job:

@@ -72,7 +72,7 @@ class Inspection:
             return
         with new_folder(self.folder), locked(self.folder):
             recorded = recorded_identity(self._job, self.folder)
-            steps = preparing(self._job, self.folder, self._task, recorded=recorded)
+            steps = preparing(self._job, self.folder, self._task, recorded=recorded, priced=True)
             while self._made is None:
                 try:
                     step = next(steps)

@@ -57,7 +57,7 @@ class Opening:
         check_executor(job)
         rehearse_recovery(job)
         recorded = {} if self.fresh else recorded_identity(job, self.path)
-        return (yield from preparing(job, self.path, self.task, recorded=recorded))
+        return (yield from preparing(job, self.path, self.task, recorded=recorded, priced=True))
 
 
 def _fail_early(s: Setting) -> None:

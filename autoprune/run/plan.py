@@ -131,6 +131,16 @@ class Plan:
         return sum(tuple(work.values())) / self._prices.samples(Ask(Policy(()), tier))
 
 
+def spent_of(
+    s: Setting, plan: Plan, order: Sequence[str], table: str, tabled: sensitivity.TablePlan | None
+) -> dict[str, float]:
+    """What the stages in `order` took, in full evaluations; the one called `table` also where its file was there."""
+    found = {stage: plan.worth(stage, s.tier) for stage in order}
+    if tabled is not None and s.problem.table is not None:
+        found[table] = s.worth(ask for _, ask in sensitivity.table_asks(s.structure, tabled))
+    return {stage: found[stage] for stage in order if found[stage] > 0}
+
+
 def work_of(prices: Prices, asks: Iterable[Ask]) -> dict[str, float]:
     """Samples of `asks` by tier."""
     found: dict[str, float] = {}

@@ -23,7 +23,7 @@ from autoprune.database.makers import Across, Beside, Here, Maker
 from autoprune.database.on_disk import building
 from autoprune.database.store import LevelDatabase, database_key
 from autoprune.database.zeros import said_of
-from autoprune.deploy import check_model, searched
+from autoprune.deploy import check_model, joined, searched
 from autoprune.errors import InputError, did_you_mean
 from autoprune.evaluation import Tier
 from autoprune.evaluator.checks import check_data
@@ -88,24 +88,26 @@ def preparing(
     task: Task | None = None,
     shared: Path | None = None,
     recorded: Mapping[str, str] | None = None,
+    priced: bool = False,
 ) -> Generator[Step, None, Setting]:
     """Analyse the model, build or open the level database, and state the problem; a step before each part of it.
 
     What each stage comes to is on disk before the next one begins, so that a call that is killed is no loss.
 
     The database lies in `folder`, or in `shared` where several runs of one model use it. `recorded` is the identity of
-    a record to go on with: what this machine would choose otherwise is what it was.
+    a record to go on with: what this machine would choose otherwise is what it was. With `priced` what the job's
+    container leaves out is made ready too.
 
     Raises:
         InputError: the model cannot be analysed, the space or criterion does not fit it, the budget is out of reach,
             or there is too little memory.
     """
     with one_thread():
-        return (yield from _preparing(job, folder, task, shared, recorded))
+        return (yield from _preparing(job, folder, task, shared, recorded, priced))
 
 
 def _preparing(
-    job: Job, folder: Path, task: Task | None, shared: Path | None, recorded: Mapping[str, str] | None
+    job: Job, folder: Path, task: Task | None, shared: Path | None, recorded: Mapping[str, str] | None, priced: bool
 ) -> Generator[Step, None, Setting]:
     lent, task = task, task or job.build_task()
     settings = with_direction(as_recorded(settings_of(job), recorded or {}, job.executor.kind), task)
@@ -120,7 +122,12 @@ def _preparing(
     found = kept.analysis
     step = runtime_step(job, settings.torch_device, recorded)
     structure = searched(found.structure, job.search_space(), job.deploy, step)
-    check_room(structure, task.example_inputs(), settings)
+    whole = structure
+    if priced and job.deploy is not None:
+        whole = searched(found.structure, job.search_space(), step=step)
+    both = joined(structure, whole)  # one level database serves the container and what it is compared with
+    levelled = structure if both is None else both
+    check_room(levelled, task.example_inputs(), settings)
     timing = latency_table(job, structure, model, task, place, bool(recorded))
     latency = (yield from timing) if LATENCY in settings.costs else None
     problem = _problem(job, structure, latency)
@@ -135,13 +142,13 @@ def _preparing(
     ahead_s = _ahead_s(job, problem, prices, pace_s, controls)
     kept.keep()
     seen = StatisticsOnly(task, parts.statistics, samples.batch_size)
-    path, built_s = yield from _built(job, model, structure, seen, criterion, place, ahead_s, kept.weights)
+    path, built_s = yield from _built(job, model, levelled, seen, criterion, place, ahead_s, kept.weights)
     database = LevelDatabase.open(path, settings.memory)
     precision, _ = resolved_precision(task, model, structure, settings, samples, fidelity)
     settings = replace(settings, loss=fidelity.name, classes=fidelity.classes, precision=precision)
     made_here = partial(TieredEvaluator, task, structure, database, replace(settings, costs=()), model, parts=parts)
     settings, worker = yield from rehearsed(job, settings, f"{data} {fidelity.identity}", path, made_here, ahead_s)
-    needs = _needs(structure, settings, worker)
+    needs = _needs(levelled, settings, worker)
     named = {} if lent is not None else job.plain()["task"]
     space = _space(job, settings, parts.total, problem.tier)
     base = _base(job, task, named, model, kept, problem, space, data)
@@ -169,6 +176,7 @@ def _preparing(
         said=tuple(
             filter(None, [found.said, *said, *database.said(), said_of(model), step_words(job, step), idle_words(job)])
         ),
+        whole=None if both is None else whole,
     )
 
 

@@ -24,6 +24,7 @@ from autoprune.record.folder import write_event
 from autoprune.record.mirror import Mirror
 from autoprune.record.record import Record, Stage
 from autoprune.record.storage import find_home, load_study
+from autoprune.run import price
 from autoprune.run.before import chosen_tier, measured_table, needs_table, seed_asks
 from autoprune.run.clock import Clock
 from autoprune.run.constraints import Constrained, penalised
@@ -33,7 +34,7 @@ from autoprune.run.ledger import Ledger, Plateau
 from autoprune.run.loop import evaluate_all, search_loop
 from autoprune.run.opening import Opening
 from autoprune.run.pace import Pace
-from autoprune.run.plan import Plan, planned
+from autoprune.run.plan import Plan, planned, spent_of
 from autoprune.run.setting import Setting
 from autoprune.run.telling import LOOKED_AGAIN, check_telling, dense_misses
 from autoprune.run.timed import latencies
@@ -100,6 +101,7 @@ class Run:
         self._executor: Executor | None = None
         self._clock, self._pace = Clock(None if alone is not None else job.search.time_limit_s), Pace()
         self._result: tuple[Front, tuple[Mapping[str, Any], ...]] | None = None
+        self._held: list[Evaluation] = []
 
     def preparing(self) -> Iterator[Step]:
         """Make it ready, step by step, as long as there is time; nothing where that has happened.
@@ -125,7 +127,7 @@ class Run:
             arms = () if self._alone else s.controls
             self._tabled = s.table_plan(record.horizon(s.job.search.trials)) if needs_table(s.job, arms) else None
             self._plan = plan = planned(s, arms, self._tabled)
-            write_event(self.path, "start", self._facts())
+            write_event(self.path, "start", s.facts())
             self._executor = executor = s.executor()
             self._pace.begin(executor.slots)
             try:
@@ -143,7 +145,28 @@ class Run:
                 )
                 executor.close()
                 self._executor = None
+            yield from self._priced(plan)
         self._hear()
+
+    def _priced(self, plan: Plan) -> Iterator[Evaluation]:
+        """What the container costs, where the job has one: the front is on disk by now, and then has that as well."""
+        pricing = price.Pricing(self.setting, self.path, self._held, self._tabled, plan, self._clock)
+        self._executor = pricing.executor
+        for evaluation in pricing:
+            self.stage = pricing.stage
+            plan.told(self.stage, evaluation)
+            yield evaluation
+        self._executor, self.stage, self.note = None, "done", pricing.note or self.note
+        if pricing.rows and self._result is not None:
+            front, rows = self._result
+            priced = replace(front, provenance={**front.provenance, "price": [dict(row) for row in pricing.rows]})
+            self._result = priced, price.told(rows, pricing.rows)
+            export(self.path, *self._result, self.spent)
+
+    @property
+    def price(self) -> tuple[Mapping[str, Any], ...]:
+        """At each asked budget what the job's container costs in loss; none where it leaves nothing out."""
+        return tuple(self.front.provenance.get("price", ()))
 
     @property
     def setting(self) -> Setting:
@@ -192,13 +215,8 @@ class Run:
     @property
     def spent(self) -> Mapping[str, float]:
         """What each stage of a finished run took, in whichever call, in full evaluations; "search" is the ledger."""
-        s, plan = self.setting, self._plan
-        order = (*STAGES.values(), "search", *AFTER)
-        found = {} if plan is None else {stage: plan.worth(stage, s.tier) for stage in order}
-        if self._tabled is not None and s.problem.table is not None:  # it may have been there
-            asks = sensitivity.table_asks(s.structure, self._tabled)
-            found[STAGES["table"]] = s.worth(ask for _, ask in asks)
-        return {stage: found[stage] for stage in order if found.get(stage, 0.0) > 0}
+        order = (*STAGES.values(), "search", *AFTER, *price.STAGES)
+        return {} if self._plan is None else spent_of(self.setting, self._plan, order, STAGES["table"], self._tabled)
 
     @property
     def workers(self) -> Sequence[WorkerState]:
@@ -259,13 +277,6 @@ class Run:
     def _hear(self) -> None:
         """Pass on what the mirror has to say."""
         self.note = (self._mirror.news() if self._mirror is not None else "") or self.note
-
-    def _facts(self) -> dict[str, Any]:
-        """What log.jsonl says as a run starts."""
-        s = self.setting
-        facts: dict[str, Any] = {"groups": len(s.structure), "trials": s.job.search.trials}
-        facts |= {"database_s": round(s.built_s, 3), "memory": s.settings.memory}  # bytes of entries that are kept
-        return facts | ({} if s.needs is None else {"needs": s.needs.facts(s.n_workers)})
 
     def _begin(self, stage: str, asks: Labelled) -> None:
         assert self._plan is not None
@@ -330,7 +341,8 @@ class Run:
         usable = tuple(penalised(s.constraints, e) for e in seeds if e.ok and e.ask.policy != dense)
         problem = replace(s.problem, seeds=usable, n_trials=record.horizon(part.trials))
         sampler = build_sampler(part.sampler, problem, np.random.default_rng(part.seed), s.job.options("search"))
-        clock = self._search_clock(record)
+        rest_s = plan.left_s(self._pace.parallel, AFTER) or 0.0  # alone, all calls count, so that arms have the same
+        clock = self._clock.for_search(part.time_limit_s, record.clock() if self._alone else None, rest_s)
         ledger = Ledger(
             max(0.0, part.trials - (s.worth(e.ask for e in seeds) if self._alone else 0.0)),
             lambda ask: s.prices.full(ask, s.tier),
@@ -347,17 +359,6 @@ class Run:
                 f"the search stopped after {ledger.spent:.0f} of {part.trials} full evaluations: {ledger.stopped}"
             )
             write_event(self.path, "stopped", {"reason": ledger.stopped, "spent": ledger.spent})
-
-    def _search_clock(self, record: Record) -> Clock:
-        """Leaves time for what comes after the search, at most half of what there is; alone, a search counts it all."""
-        limit_s = self.setting.job.search.time_limit_s
-        if limit_s is None:
-            return Clock(None)
-        if self._alone:  # over all calls, so that the arms of a comparison have the same
-            return Clock(limit_s - record.clock())
-        assert self._plan is not None
-        rest_s = self._plan.left_s(self._pace.parallel, AFTER) or 0.0
-        return self._clock.sooner(min(rest_s, 0.5 * max(0.0, self._clock.left_s)))
 
     def _end(self, record: Record, executor: Executor, told: list[Evaluation]) -> Iterator[Evaluation]:
         """The finals, and the front."""
@@ -385,6 +386,7 @@ class Run:
 
         s, controls = self.setting, () if self._alone else self.setting.controls
         found = yield from finals(s, told, controls, evaluated, fit)
+        self._held = (yield from evaluated(price.HELD, asks)) if (asks := price.held_asks(s)) else []
         self._result = front, rows = front_of(s, told, found, remeasured)
         if late:
             self.note = f"the time limit ended {', '.join(late)}; the front holds what was scored; {GOES_ON}"
@@ -393,5 +395,4 @@ class Run:
             self.note = (
                 f"no point of the front is faster than the dense model: the fastest takes {fastest:.2f} of its time"
             )
-        self.stage = "done"
         export(self.path, front, rows, self.spent)

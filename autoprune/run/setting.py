@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from autoprune import plugins
 from autoprune.allocation.sensitivity import Table, TablePlan, affordable
@@ -36,8 +37,9 @@ class Setting:
     `lent` is a Task that came from Python and does not travel to other processes; None where the job names it.
     `settings` are the evaluator's, with the precision that `auto` came to on this machine and the loss that it came to
     for these outputs (`fidelity` says why): workers compute in it too. `said` is what the user ought to know of it,
-    `controls` are the control arms that the space can take. `parts` are the calibration data, `samples_path` is the
-    folder of their files, where they are many. `step` is that of the runtime whose latency is searched for.
+    `controls` are the control arms that the space can take. `whole` is what the job would search without its container,
+    where its price is to be measured. `parts` are the calibration data, `samples_path` is the folder of their files,
+    where they are many. `step` is that of the runtime whose latency is searched for.
     """
 
     job: Job
@@ -61,6 +63,7 @@ class Setting:
     pace_s: float | None = None
     needs: Needs | None = None
     said: tuple[str, ...] = ()
+    whole: Structure | None = None
 
     @property
     def identity(self) -> dict[str, str]:
@@ -114,6 +117,15 @@ class Setting:
         """How the sensitivity table is measured: as the job says, or as a search of so many trials can afford."""
         asked = self.job.evaluator.sensitivity
         return affordable(self.structure, self.worth, ledger) if asked == "auto" else TablePlan(max(1, asked))
+
+    def facts(self) -> dict[str, Any]:
+        """What log.jsonl says as a run starts."""
+        facts: dict[str, Any] = {"groups": len(self.structure), "trials": self.job.search.trials}
+        facts |= {
+            "database_s": round(self.built_s, 3),
+            "memory": self.settings.memory,
+        }  # bytes of entries that are kept
+        return facts | ({} if self.needs is None else {"needs": self.needs.facts(self.n_workers)})
 
     def notes(self, plan: TablePlan | None) -> tuple[str, ...]:
         """What a user ought to know before the search: its loss, what is special, sensitivity and latency table."""

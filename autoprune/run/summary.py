@@ -53,7 +53,7 @@ def summarise(told: Told, budgets: Sequence[float]) -> tuple[Mapping[str, Any], 
             point = ids.get(policy) if arm == "search" else None
             named = {"budget": at, "arm": arm, "point": point}
             timed = _timed(plain, told.latencies.get(policy), told.parts)
-            rows.append({**named, **_row(plain, fine), **timed, "beat": beat, "note": note})
+            rows.append({**named, **figures(plain, fine), **timed, "beat": beat, "note": note})
     return tuple(rows)
 
 
@@ -104,7 +104,8 @@ def _timed(
     return {"latency": dict(latency), "rest": time_words(plain.costs["macs"], latency, parts)}
 
 
-def _row(plain: Evaluation | None, fine: Evaluation | None) -> dict[str, Any]:
+def figures(plain: Evaluation | None, fine: Evaluation | None) -> dict[str, Any]:
+    """What a row says of a policy on validation, and after the brief fine-tune where there was one."""
     if plain is None:
         return {"macs_ratio": None, "costs": {}, "loss": None, "metrics": {}, "tuned_loss": None, "finetuned": None}
     tuned = {

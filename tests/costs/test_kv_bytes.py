@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 
 from autoprune.costs.kv_bytes import KvBytes
+from autoprune.deploy import searched
 from autoprune.errors import InputError
 from autoprune.families import analyze
+from autoprune.space import Space
+from tests.deploy.decoders import analysed
 from tests.synthetic import attending, chain
 from tests.transformer_models import MODELS
 
@@ -35,6 +38,16 @@ def test_query_heads_of_a_key_value_head_cost_nothing() -> None:
     structure = analyze(MODELS["llama"].build(), MODELS["llama"].example(), kinds=("head",))
     with pytest.raises(InputError, match="no key-value heads"):
         KvBytes(structure)
+
+
+def test_heads_that_are_tied_over_layers_cache_nothing_in_an_absent_attention() -> None:
+    structure = searched(analysed("grouped queries"), Space(), "vllm-deci")
+    cost, widths = KvBytes(structure), np.array([g.width for g in structure])
+    assert cost.dense == KvBytes(analysed("grouped queries")).dense
+    widths[structure.names.index("model.layers.*.self_attn.q_proj")] = 2
+    assert float(cost(widths)) == 0.5
+    widths[structure.names.index("model.layers.1.self_attn")] = 0
+    assert float(cost(np.stack([widths, widths]))[1]) == 0.375
 
 
 def test_an_absent_attention_caches_nothing() -> None:

@@ -97,11 +97,14 @@ def test_a_clock_counts_from_its_call_on() -> None:
 
 
 def test_the_search_leaves_time_for_what_comes_after_it(tmp_path: Path) -> None:
-    now = [0.0]
-    run = search(tiny_job(**JOB), out=tmp_path)
-    run._clock = clock = Clock(1e6, lambda: now[0])
     ends = []
-    for _ in run:
-        if run.stage == "search" and not ends:
-            ends.append(run._search_clock(None).left_s)  # type: ignore[arg-type]  # no record is looked at
+
+    class Watched(Clock):
+        def for_search(self, limit_s: float | None, spent_s: float | None, rest_s: float) -> Clock:
+            ends.append(super().for_search(limit_s, spent_s, rest_s).left_s)
+            return self
+
+    run = search(tiny_job(**JOB), out=tmp_path)
+    run._clock = clock = Watched(1e6, lambda: 0.0)
+    run.finish()
     assert 0.5e6 <= ends[0] < clock.left_s
