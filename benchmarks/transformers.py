@@ -220,13 +220,15 @@ def closed(args: argparse.Namespace, world: World, setting: Setting, arm: Arm) -
         influence = block_influence(model, setting.task, layers)
         return {at: shortgpt(setting.structure, influence, problem.costs["macs"], at) for at in world.budgets}
     if arm.strategy == "knapsack":
-        setting = setting.with_table(tabled(args, world, setting))
+        setting = setting.with_table(tabled(args, world))
     strategy = plugins.load("strategies", arm.strategy)
     return {at: strategy(setting.problem, at) for at in world.budgets}
 
 
-def tabled(args: argparse.Namespace, world: World, setting: Setting) -> Any:
-    """The sensitivity table over all kinds; the first search measures it, and all share it."""
+def tabled(args: argparse.Namespace, world: World) -> Any:
+    """The sensitivity table over all kinds, in the precision of the searches; the first one measures it for all."""
+    job = job_of(world, ARMS["evolution"], args.trials, precision="auto")
+    setting = prepare(job, args.out / "evolution-0", shared=args.out / "shared")
     path = setting.table_path(setting.table_plan(args.trials))
     if not path.exists():
         searched(args, world, "evolution", 0)
