@@ -107,7 +107,7 @@ def is_decoder(structure: Structure) -> bool:
     return all(part_of(g) is not None or g.kind == "block" for g in structure) and bool(inside) and not normed
 
 
-def apart(values: Mapping[int, int], what: str, container: str) -> int:
+def common(values: Mapping[int, int], what: str, container: str) -> int:
     """The one value of all layers.
 
     Raises:

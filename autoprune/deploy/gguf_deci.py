@@ -55,6 +55,7 @@ WITHIN = {
     **{f"mlp.{p}_proj": f"ffn_{p}" for p in ("gate", "up", "down")},
 }
 ROTATED = (".attn_q.", ".attn_k.")
+PARTS = (ATTENTION, FEED_FORWARD)
 
 
 class GgufDeci:
@@ -147,9 +148,6 @@ class GgufDeci:
                 wrong.append(key)
         if wrong:
             raise RunError(f"{folder.name}: what it holds of {few(wrong)} is not what the model has")
-
-
-PARTS = (ATTENTION, FEED_FORWARD)
 
 
 def _library() -> Any:

@@ -10,8 +10,8 @@ What that file does, and what follows for a policy:
   wide one is. `num_kv_heads` is that over the layer's own `n_heads_in_group`, so that a key-value head cannot go with
   its query heads in one layer alone: heads are tied over the layers.
 - `_ffn_mult_to_intermediate_size`: a feed-forward layer is int(2 * ffn_mult * hidden_size / 3) wide, up to the next
-  multiple of 256. Since version 0.13 vLLM reads an `intermediate_size` of the layer as well; versions before it, SGLang
-  and TensorRT-LLM do not, so that widths are multiples of 256.
+  multiple of 256. Versions from vllm-project/vllm#30795 on read an `intermediate_size` of the layer, too; older ones,
+  SGLang and TensorRT-LLM do not, so that widths are multiples of 256.
 
 vLLM has no class for this configuration and reads the folder's own, for block_configs must have attributes:
 `vllm serve DIR --trust-remote-code`. The class is written beside it; it runs nothing else.
@@ -34,8 +34,8 @@ from autoprune.deploy._deci import (
     ATTENTION,
     OTHERS,
     Layer,
-    apart,
     check_decoder,
+    common,
     feed_forward_widths,
     few,
     head_dim_of,
@@ -190,7 +190,7 @@ def _multiple_of(width: int, hidden_size: int) -> float:
 
 def _configuration(dense: Any, layers: list[Layer], tensors: dict[str, Tensor]) -> dict[str, Any]:
     attending = {i: layer for i, layer in enumerate(layers) if layer.heads}
-    heads = apart({i: layer.heads for i, layer in attending.items()}, "query heads", NAME)
+    heads = common({i: layer.heads for i, layer in attending.items()}, "query heads", NAME)
     rope = dict(getattr(dense, "rope_parameters", None) or {})
     kept = {key: value for key, value in dense.to_dict().items() if key not in DROPPED}
     return {

@@ -35,6 +35,10 @@ DECODERS: Mapping[str, tuple[str, dict[str, Any]]] = {
     "tied embeddings": ("Llama", {"tie_word_embeddings": True}),
     "biases": ("Llama", {"attention_bias": True, "mlp_bias": True}),
     "scaled positions": ("Llama", {"rope_parameters": LLAMA3}),
+    "stretched positions": (
+        "Llama",
+        {"rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0}},
+    ),
     "mistral": ("Mistral", {"sliding_window": None}),
     "qwen2": ("Qwen2", {}),
 }

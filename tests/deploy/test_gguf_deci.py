@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import autoprune
 from autoprune.application.delivery import apply_file
 from autoprune.application.order import Order
 from autoprune.deploy import check_model, misfits, searched
@@ -193,8 +195,6 @@ def test_apply_writes_the_file_and_says_that_it_has_no_vocabulary(tmp_path: Path
         facts = apply_file(tmp_path / "policy.json", str(tmp_path / "dense"), "p00", tmp_path / "small", order)
     folder = tmp_path / "small" / "gguf-deci"
     assert str(folder) in facts["files"]
-    import autoprune
-
     small: Any = autoprune.load(tmp_path / "small")
     with torch.no_grad():
         torch.testing.assert_close(Deci(folder / "model.gguf")(IDS), small(**INPUTS[0]).logits, **EXACT)
@@ -217,7 +217,7 @@ def test_positions_that_llama_cpp_computes_otherwise_are_refused() -> None:
 
 
 def test_without_the_package_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "gguf", None)
+    monkeypatch.setitem(sys.modules, "gguf", None)
     with pytest.raises(InputError, match=r"needs the package gguf \(pip install 'autoprune\[gguf\]'\)"):
         check_model(decoder(), "gguf-deci")
 

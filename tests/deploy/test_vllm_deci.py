@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+import autoprune
 from autoprune.application.delivery import apply_file
 from autoprune.application.order import Order
 from autoprune.deploy import check_model, misfits, searched
@@ -186,8 +187,6 @@ def test_apply_writes_the_folder_with_the_tokenizer(tmp_path: Path, monkeypatch:
     assert str(folder) in facts["files"]
     held = {"config.json", "configuration_decilm.py", "model.safetensors", "tokenizer.json"}
     assert {path.name for path in folder.iterdir()} == held
-    import autoprune
-
     small = autoprune.load(tmp_path / "small")
     network = DeciLM(configured(folder, monkeypatch), load_file(folder / "model.safetensors"))
     with torch.no_grad():

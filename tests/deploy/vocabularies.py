@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -58,9 +59,9 @@ def _characters(library: Any, path: Path) -> Any:
     made.train_from_iterator(TEXT, trainer)
     single, special = "<s> $A", [("<s>", 1)]
     made.post_processor = library.processors.TemplateProcessing(single=single, special_tokens=special)
-    told = __import__("json").loads(made.to_str())
+    told = json.loads(made.to_str())
     words = told["model"]["vocab"]
     words |= {byte: len(words) + i for i, byte in enumerate(BYTES)}
-    made = library.Tokenizer.from_str(__import__("json").dumps(told))
+    made = library.Tokenizer.from_str(json.dumps(told))
     made.save(str(path))
     return made
