@@ -86,8 +86,10 @@ def recovering(
     if epochs == 0.0:
         yield Step(REPAIR)
         return Recovered(bench.settled(evaluator, policy, keep), keep, {}, {})
-    each = BATCH_SIZE if recovery.course is None else recovery.course.samples_a_step
-    steps = max(1, round(epochs * samples_in(bench.task.split("train")) / each))
+    each, n = BATCH_SIZE, samples_in(bench.task.split("train"))
+    if recovery.course is not None:
+        each = min(recovery.course.samples_a_step, n)  # a step takes no sample twice
+    steps = max(1, round(epochs * n / each))
     found = None if place is None else place.found()
     session = _Session(evaluator, bench, recovery, policy, keep, place, found)
     yield from session.find_rate(training, steps)

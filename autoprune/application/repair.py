@@ -94,10 +94,8 @@ def repairing(
             course["before"] = {**before, "loss": {"name": name, "loss": before["loss"]}}
     else:
         told = yield from _trained(evaluator, point.policy, bench.tier, recipe, manner.place)
-        trained, course = (
-            evaluator.stitcher.model,
-            {"before": figures(point, "validation")} if _tuned(point, told) else {},
-        )
+        trained = evaluator.stitcher.model
+        course = {"before": figures(point, "validation")} if _tuned(point, told) else {}
     yield Step("scores")
     score = evaluator.standing_of(trained, "validation")
     return Repaired(
@@ -111,11 +109,10 @@ def repairing(
 
 def _check_recovery(training: Training, bench: Bench, policy: Policy) -> None:
     """InputError where the recovery cannot do with this model what its options say, before any work."""
-    recovery = build_recovery(training.recovery, training.options)
-    recovery.check(bench.dense)
-    if recovery.course is not None:
+    course = build_recovery(training.recovery, training.options).course
+    if course is not None:
         small = bench.bare({name: range(width) for name, width in policy.widths})
-        recovery.course.check(bench.dense, small, bench.task)
+        course.check(bench.dense, small, bench.task)
 
 
 def _tuned(point: Point, told: Mapping[str, Any]) -> bool:

@@ -14,16 +14,22 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import autoprune
+from autoprune.application.apply import applying
 from autoprune.application.checkpoints import Place, Saved
 from autoprune.application.delivery import apply_file
 from autoprune.application.order import Order
+from autoprune.application.repair import Manner
 from autoprune.application.training import Training
+from autoprune.criteria import build_criterion
+from autoprune.database.drawn import samples_in
 from autoprune.errors import InputError
+from autoprune.evaluator.material import BATCH_SIZE
 from autoprune.evaluator.tiers import TieredEvaluator
 from autoprune.files.job import Job
 from autoprune.files.policy_file import load_front
 from autoprune.front import Front
 from autoprune.losses.kl import kl
+from autoprune.protocols import finished
 from autoprune.run.prepare import settings_of
 from autoprune.run.run import search
 from autoprune.tasks.digits import Digits
@@ -264,6 +270,35 @@ def test_a_recovery_from_python_is_the_one_of_the_job_and_goes_on_where_it_was_k
     assert [s.state.get("done") for s in kept[:4]] == [1, 2, 3, 3], "the step that was not kept is done again"
     assert all(torch.equal(value, saved[name]) for name, value in small.state_dict().items())
     assert [p.name for p in mine.iterdir()] == ["checkpoint"], "what was there before stays"
+
+
+def test_a_course_of_the_search_is_gone_on_with_after_its_last_whole_epoch(
+    run: Found, the_job: Job, digits: Digits, tmp_path: Path
+) -> None:
+    recipe = {"recipe": "course", "epochs": 3, "learning_rate": 0.01, "distillation": 0.7, "seed": 0}
+    per_epoch = samples_in(digits.split("train")) // BATCH_SIZE
+    point = replace(run.front[0], finetuned={**recipe, "steps": 3 * per_epoch})
+
+    def steps(place: Place | None) -> Any:
+        manner = Manner(settings_of(the_job), build_criterion("obs"), Training("proxy"), place)
+        return applying(point, digits.build(), digits.example_inputs(), digits, manner)
+
+    whole, place, epochs = finished(steps(None)), Place(tmp_path / "kept", "one"), list[float]()
+    for step in steps(place):
+        if step.stage == "training" and step.done == 2 * per_epoch:
+            break
+    going = steps(place)
+    try:
+        while True:
+            step = next(going)
+            if step.stage == "training":
+                epochs.append(step.done / per_epoch)
+    except StopIteration as end:
+        again = end.value
+    assert epochs == [2.0]
+    kept = again.model.state_dict()
+    assert all(torch.equal(value, kept[name]) for name, value in whole.model.state_dict().items())
+    assert again.facts["course"]["before"]["metrics"] == dict(point.metrics["validation"])
 
 
 @pytest.mark.parametrize(
