@@ -12,8 +12,8 @@ PRECISIONS = (32, 8)
 """Bits that a number may have: float32, and signed integers with a scale an output."""
 LEAST_SIDE = 16
 """Rows and columns from which on a matrix is worth a scale for each output; smaller ones stay as they are."""
-SIDEWAYS = ("Conv1D",)
-"""Layers of GPT-2, whose weights are [inputs, outputs]."""
+FLAT = 2
+"""Dimensions of a weight that is no convolution's."""
 TOGETHER = ("head", "kv_group", "neuron")
 """Kinds whose producers lie side by side in a layer (query, key and value; gate and up): one precision for all."""
 
@@ -23,7 +23,7 @@ def with_precisions(structure: Structure, bits: Sequence[int]) -> Structure:
 
     They are called `<weight>@bits`; their width is the bits of a number and their grid `bits`. What computes the
     outputs of the same heads or neurons has one precision. Embeddings, norms, biases, weights that an embedding shares
-    and matrices with a side below 16 are no such groups. The fingerprint stays.
+    depthwise convolutions and matrices with a side below 16 are no such groups. The fingerprint stays.
 
     Raises:
         InputError: no weight of the model is such a matrix.
@@ -33,14 +33,11 @@ def with_precisions(structure: Structure, bits: Sequence[int]) -> Structure:
         raise InputError(
             f"space.bits: no weight of the model can be stored in fewer bits (float32, both sides >= {LEAST_SIDE})"
         )
-    made = [Group(f"{names[0]}@bits", "bits", 32, (), tuple(sorted(bits)), matrices=tuple(names)) for names in sets]
+    made = [
+        Group(f"{names[0]}@bits", "bits", max(bits), (), tuple(sorted(bits)), matrices=tuple(names)) for names in sets
+    ]
     groups = (*structure.groups, *made)
     return Structure(groups, structure.ops, dict(structure.frozen), structure.fingerprint)
-
-
-def output_dim(layer: str) -> int:
-    """The dimension of a weight that counts the outputs of a layer, by the name of its class."""
-    return 1 if layer in SIDEWAYS or layer.startswith("ConvTranspose") else 0
 
 
 def _sets(structure: Structure) -> list[list[str]]:
@@ -66,4 +63,5 @@ def _own_weight(op: Op) -> TensorSpec | None:
 
 def _is_matrix(spec: TensorSpec) -> bool:
     rows, columns = spec.shape[0], prod(spec.shape[1:])
-    return len(spec.shape) > 1 and spec.itemsize == 4 and min(rows, columns) >= LEAST_SIDE
+    depthwise = len(spec.shape) > FLAT and spec.shape[1] == 1
+    return len(spec.shape) > 1 and not depthwise and spec.itemsize == 4 and min(rows, columns) >= LEAST_SIDE

@@ -101,12 +101,17 @@ def _kept_blocks(structure: Structure, space: Space) -> set[str]:
     kept = {
         structure.groups[block].name
         for block, inner in structure.inside
-        if any(fnmatchcase(structure.groups[i].name, glob) for i in inner for glob in space.exclude)
+        if any(_named(structure.groups[i], glob) for i in inner for glob in space.exclude)
     }
     for glob, values in space.overrides.items():
         if values.get("max_sparsity", 1) < 1:
             kept |= {g.name for g in structure.groups if g.kind == "block" and fnmatchcase(g.name, glob)}
     return kept
+
+
+def _named(group: Group, glob: str) -> bool:
+    """Whether a glob speaks of a group that has to stay for that; a precision stays where its weights are not."""
+    return group.narrows and fnmatchcase(group.name, glob)
 
 
 def _left_out(group: Group, space: Space, step: int) -> str | None:

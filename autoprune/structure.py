@@ -149,7 +149,8 @@ class Op:
     `positions` sums over all calls in one forward pass: output positions of a conv, input positions of a transposed
     conv, rows of a linear; an operation without a weight has `weight=None` and `positions` MACs, constant or, where it
     names groups, in proportion to the width of each (the products of an attention to its heads and to its block).
-    `tensors` are the parameters and buffers that the module owns; each tensor belongs to exactly one Op.
+    `tensors` are the parameters and buffers that the module owns; each tensor belongs to exactly one Op. `outputs` is
+    the dimension of the weight that counts its outputs.
     """
 
     name: str
@@ -162,6 +163,11 @@ class Op:
     spatial: tuple[int, ...] = ()
     tensors: tuple[TensorSpec, ...] = ()
     groups: tuple[str, ...] = ()
+    outputs: int = 0
+
+    def __post_init__(self) -> None:
+        if self.outputs not in (0, 1):
+            raise InputError(f"operation {self.name!r}: outputs is dimension 0 or 1 of its weight, not {self.outputs}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,5 +229,5 @@ def _fingerprint(groups: tuple[Group, ...], ops: tuple[Op, ...]) -> str:
         {k: v for k, v in asdict(g).items() if k != "grid" and (v or k not in ("sizes", "stands", "matrices"))}
         for g in groups
     ]
-    what = [plain, [asdict(o) for o in ops]]
+    what = [plain, [{k: v for k, v in asdict(o).items() if k != "outputs"} for o in ops]]  # its class tells that
     return "sha256:" + hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()

@@ -14,6 +14,7 @@ from autoprune.matrices import with_precisions
 from autoprune.policy import Policy
 from autoprune.space import Space, restrict
 from autoprune.structure import Group
+from autoprune.tasks import resnet20
 
 
 class Net(nn.Module):
@@ -93,3 +94,18 @@ def test_a_precision_has_matrices_and_no_slices() -> None:
         Group("a@bits", "bits", 32, (), (8, 32))
     with pytest.raises(InputError, match="a precision has matrices"):
         Group("a", "channel", 8, (), (4, 8), matrices=("a.weight",))
+
+
+def test_an_excluded_precision_keeps_no_block() -> None:
+    structure = analyze(resnet20().eval(), (torch.zeros(2, 3, 32, 32),))
+    blocks = [g.name for g in structure if g.kind == "block"]
+    found = restrict(structure, Space(bits=(32, 8), exclude=(f"{blocks[-1]}.conv1.weight@bits",)))
+    assert [g.name for g in found if g.kind == "block"] == blocks
+
+
+def test_depthwise_convolutions_have_no_precision() -> None:
+    model = nn.Sequential(
+        nn.Conv2d(1, 32, 5), nn.ReLU(), nn.Conv2d(32, 32, 4, groups=32), nn.ReLU(), nn.Conv2d(32, 16, 1)
+    )
+    names = [g.name for g in restrict(analyze(model.eval(), INPUTS), Space(bits=(32, 8))) if g.kind == "bits"]
+    assert names == ["4.weight@bits"]

@@ -8,7 +8,6 @@ from math import prod
 import numpy as np
 
 from autoprune.errors import InputError
-from autoprune.matrices import output_dim
 from autoprune.policy import IntArray
 from autoprune.protocols import FloatArray
 from autoprune.structure import Group, Op, Structure, TensorSpec
@@ -98,7 +97,7 @@ def bytes_polynomial(structure: Structure) -> Polynomial:
     size, blocks = _sizes(structure), _blocks(structure)
     bits = {name: i for i, g in enumerate(structure.groups) for name in g.matrices}
     terms: list[tuple[float, tuple[Affine, ...]]] = []
-    for layer, spec in ((op.type, spec) for op in structure.ops for spec in op.tensors):
+    for side, spec in ((op.outputs, spec) for op in structure.ops for spec in op.tensors):
         count, factors = _numel(spec, 1, size, blocks)
         if (i := bits.get(spec.name)) is None:
             terms.append((count * spec.itemsize, factors))
@@ -106,7 +105,6 @@ def bytes_polynomial(structure: Structure) -> Polynomial:
         width, least = structure.groups[i].width, structure.groups[i].grid[0]
         terms.append((count / BYTE, (*factors, (0, ((i, 1),)))))
         if least < width:
-            side = output_dim(layer)
             rows = size.get((spec.name, side), (spec.shape[side], ()))
             fewer = (width, ((i, -1),))
             terms.append((SCALE / (width - least), (rows, *blocks.get(spec.name, ()), fewer)))

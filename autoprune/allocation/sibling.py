@@ -283,6 +283,8 @@ class _LeftDense:
     def __call__(self, group: Group) -> bool:
         if not self._shapes:  # a file of 0.1.0 does not say what else there is
             return True
+        if group.matrices:
+            return False
         known = self._stage_of(group)[1] in self._names
         return known and (group.kind, *self._place(group.slices[0])) not in self._cut
 

@@ -50,7 +50,6 @@ def quantise(exported: Path, model: nn.Module, task: Task, inputs: Any, *, chose
     Raises:
         RunError: onnxruntime's quantiser does not take the file, or no weight was rounded.
     """
-    static = convolves(model, inputs)
     target = exported.with_name(INT8)
     try:
         with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
@@ -61,6 +60,7 @@ def quantise(exported: Path, model: nn.Module, task: Task, inputs: Any, *, chose
                 raise RunError(
                     "the point stores no weight in 8 bits, so there is nothing to quantise; leave --int8 out"
                 )
+            static = convolves(model, inputs) if kept is None else kept.convolutions
             feeds = _feeds(input_names(ready), model, task, inputs) if static else None
             write_int8(ready, target, feeds, () if kept is None else kept.in_float)
     except RunError:

@@ -26,6 +26,7 @@ from autoprune.policy import Policy
 from autoprune.protocols import PathRecovery, Progress, Resumable, RewoundRecovery, SparseRecovery, Step
 from autoprune.recovery import Watched, build_recovery, takes
 from autoprune.tracing.copies import copied as model_copy
+from autoprune.tracing.rounding import round_weights
 from autoprune.tracing.slim import slim
 from autoprune.tracing.verify import masked
 
@@ -202,6 +203,7 @@ class _Session:
             with self._told():
                 made.start(early)
             slim(early, bench.structure, self._keep)
+            round_weights(early, bench.structure, {name: len(atoms) for name, atoms in self._keep.items()})
             return bench.bare(self._keep, early)
         yield Step(REPAIR)
         return bench.settled(self._evaluator, part.policy, self._keep)

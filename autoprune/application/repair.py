@@ -29,6 +29,7 @@ from autoprune.protocols import Criterion, Step, Task, check_directions
 from autoprune.recovery import build_recovery
 from autoprune.structure import Structure
 from autoprune.tracing.copies import copied
+from autoprune.tracing.rounding import round_weights
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,7 @@ def repairing(
         trained = evaluator.stitcher.model
         course = {"before": figures(point, "validation")} if _tuned(point, told) else {}
     yield Step("scores")
+    round_weights(trained, structure, point.policy.as_dict())  # a recovery of a user's own may train in float32
     score = evaluator.standing_of(trained, "validation")
     return Repaired(
         in_format(copied(trained), torch.contiguous_format).to(next(model.parameters()).device),

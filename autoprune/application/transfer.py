@@ -20,6 +20,7 @@ from autoprune.errors import InputError
 from autoprune.evaluator.settings import COSTS
 from autoprune.families import analysed
 from autoprune.front import Base, Point
+from autoprune.matrices import PRECISIONS
 from autoprune.protocols import Cost
 from autoprune.space import Space, restrict
 from autoprune.structure import FINGERPRINT_VERSION, Group, Structure
@@ -115,10 +116,12 @@ def carried(point: Point, sibling: Sibling, cost: str = "macs", deploy: str | No
 def _space_of(base: Base, sibling: Sibling, deploy: str | None) -> Structure:
     """The sibling's groups with the steps of the policy's space, and what a container leaves of them."""
     kinds = {g.kind for g in sibling.structure} & {g.kind for g in base.groups}
+    kinds |= {g.kind for g in base.groups if g.matrices}
     if not kinds:
         return replace(sibling.structure, groups=())
     step = base.space.get("multiple_of", 1)
-    space = Space(granularity=tuple(sorted(kinds)), multiple_of=step, max_sparsity=1.0)
+    bits = PRECISIONS if any(g.matrices for g in base.groups) else ()
+    space = Space(granularity=tuple(sorted(kinds)), multiple_of=step, max_sparsity=1.0, bits=bits)
     found = restrict(sibling.structure, space)
     held: Structure = found if deploy is None else plugins.load("deploy", deploy)().restrict(found)
     return held

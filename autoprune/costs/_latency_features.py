@@ -11,6 +11,7 @@ import numpy.typing as npt
 from autoprune.allocation.polynomial import macs_polynomial
 from autoprune.costs._latency_table import OpTimes, nearest_levels
 from autoprune.errors import InputError
+from autoprune.matrices import PRECISIONS
 from autoprune.policy import IntArray
 from autoprune.protocols import FloatArray
 from autoprune.structure import Group, Slice, Structure, TensorSpec
@@ -21,7 +22,6 @@ weights may be stored in 8 bits, the times in float32 of those that are not, and
 model's: what 8 bits save or cost is fitted to whole models that were measured with them."""
 
 
-FLOAT_BITS = 32
 BoolArray = npt.NDArray[np.bool_]
 
 
@@ -80,7 +80,7 @@ class Features:
     def _rounded(self, widths: IntArray) -> BoolArray:
         """Which uses [..., uses] have a weight of 8 bits."""
         bits = np.asarray(widths)[..., np.maximum(self._precision, 0)]
-        return np.asarray((bits < FLOAT_BITS) & (self._precision >= 0))
+        return np.asarray((bits < max(PRECISIONS)) & (self._precision >= 0))
 
     def _float_ms(self, widths: IntArray) -> FloatArray:
         return np.asarray((self._each_ms(widths) * ~self._rounded(widths)).sum(axis=-1))

@@ -138,7 +138,7 @@ def collecting(
             if group.kind == "block":
                 own: Tensor | None = read.energy(model, group)
             elif group.matrices:
-                own = rounding_scores(group, consumers)
+                own = rounding_scores(model, group, consumers)
             else:
                 own = None if on_grams else checked(criterion, group, scores.get(group.name))
             yield Ingredients(group, consumers, own)

@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from autoprune.database.consumers import Consumer
 from autoprune.database.factors import Factored, Part, ridged
 from autoprune.structure import Group
 from autoprune.tracing.calls import from_matrix, kept_dim, to_matrix
-from autoprune.tracing.rounding import LARGEST, Rounded, nearest, scales_of
+from autoprune.tracing.rounding import LARGEST, Rounded, nearest, output_dim, scales_of
 
 BLOCK = 64
 """Columns that are rounded before the rest of the matrix hears of it."""
@@ -35,8 +35,8 @@ def compensated(weight: Tensor, kind: str, factors: Sequence[tuple[Tensor, Tenso
     found = (flat / scales[:, None]).round().clamp(-LARGEST, LARGEST)
     top = flat.abs().argmax(1)
     for columns, factor in factors:
-        found[:, columns] = _walked(flat[:, columns] / scales[:, None], factor.float())
-    found[torch.arange(len(flat)), top] = (flat.gather(1, top[:, None])[:, 0] / scales).round()
+        fixed = columns.to(top.device)[None] == top[:, None]
+        found[:, columns] = _walked(flat[:, columns] / scales[:, None], factor.float(), fixed)
     native = from_matrix(found.view(matrix.shape).transpose(1, 2)[None], kind, tuple(weight.shape[2:]))
     return Rounded(native.to(torch.int8).contiguous(), scales, kept_dim(kind))
 
@@ -64,17 +64,27 @@ def by_channel(second: Tensor, taps: int) -> tuple[Tensor, Tensor]:
     return torch.arange(n), factor
 
 
-def rounding_scores(group: Group, consumers: Sequence[Consumer]) -> Tensor:
-    """What 8 bits cost a precision, for each of its bits alike: the share of its outputs' energy, float64 [bits]."""
-    lost = 0.0
+def rounding_scores(model: nn.Module, group: Group, consumers: Sequence[Consumer]) -> Tensor:
+    """What 8 bits cost a precision, for each of its bits alike: the share of its outputs' energy, float64 [bits].
+
+    The mean over its matrices; of one whose inputs are not known it is the share of the weight's own squares.
+    """
+    lost, seen = 0.0, {c.reader.weight for c in consumers}
     for c in consumers:
         error = c.matrix - nearest(c.matrix.flatten(0, 1)).weight.view(c.matrix.shape)
-        lost += float((c.share * ((error @ c.second) * error).sum(2)).sum()) / len(consumers)
-    return torch.full((group.width,), lost, dtype=torch.float64)
+        lost += float((c.share * ((error @ c.second) * error).sum(2)).sum())
+    for name in (name for name in group.matrices if name not in seen):
+        weight = model.get_parameter(name).detach().double()
+        error = weight - nearest(weight, output_dim(model.get_submodule(name.rpartition(".")[0]))).weight
+        lost += float(error.square().sum() / weight.square().sum().clamp_min(1e-30))
+    return torch.full((group.width,), lost / len(group.matrices), dtype=torch.float64)
 
 
-def _walked(target: Tensor, factor: Tensor) -> Tensor:
-    """Integers [rows, n] that are near `target` where the factor R measures: |R (target - found)| is small."""
+def _walked(target: Tensor, factor: Tensor, fixed: Tensor) -> Tensor:
+    """Integers [rows, n] that are near `target` where the factor R measures: |R (target - found)| is small.
+
+    Those that are `fixed`, bool [rows, n], are the nearest ones whatever the others are.
+    """
     rest, n = torch.zeros_like(target), target.shape[1]
     found = torch.empty_like(target)
     scaled = factor / factor.diagonal()[:, None]
@@ -84,6 +94,7 @@ def _walked(target: Tensor, factor: Tensor) -> Tensor:
         for i in reversed(range(stop - start)):
             at = start + i
             value = wanted[:, i] + rest[:, at + 1 : stop] @ scaled[at, at + 1 : stop]
+            value = torch.where(fixed[:, at], target[:, at], value)
             found[:, at] = value.round().clamp(-LARGEST, LARGEST)
             rest[:, at] = target[:, at] - found[:, at]
     return found

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from autoprune.database.entries import Entry
 from autoprune.database.rounding import compensated, factors_at
 from autoprune.database.store import LevelDatabase
-from autoprune.matrices import output_dim
 from autoprune.policy import Policy
 from autoprune.structure import Group, Structure
 from autoprune.tracing.copies import copied
@@ -145,7 +144,7 @@ class Stitcher:
         self._modules = modules_of(self.model, self._blocks)
         held = {g.name: set(g.tensors) for g in self.structure}
         self._precision = {tensor: g for g in self.structure for tensor in g.matrices}
-        self._outputs = {str(op.weight): output_dim(op.type) for op in self.structure.ops}
+        self._outputs = {str(op.weight): op.outputs for op in self.structure.ops}
         self._touches: dict[str, set[str]] = {
             g.name: set() if g.kind == "block" else held[g.name] for g in self.structure
         }

@@ -16,6 +16,8 @@ from autoprune.policy import Policy
 from autoprune.space import Space, restrict
 from autoprune.structure import Group, Op, Structure
 
+IN_FLOAT = "this container is written in floating numbers"
+"""Why weights of 8 bits cannot be in it."""
 LAYER = re.compile(r"(?<=\.)\d+(?=\.)")
 """The number of a layer in the name of a group or a tensor."""
 
@@ -60,7 +62,7 @@ def joined(held: Structure, whole: Structure) -> Structure | None:
 
 def same(a: Group, b: Group) -> bool:
     """Whether two groups are one but for the widths that are allowed."""
-    return (a.kind, a.width, a.slices, a.stands) == (b.kind, b.width, b.slices, b.stands)
+    return (a.kind, a.width, a.slices, a.stands, a.matrices) == (b.kind, b.width, b.slices, b.stands, b.matrices)
 
 
 def check_model(model: nn.Module, deploy: str | None) -> None:

@@ -101,10 +101,11 @@ def feed_forward_widths(structure: Structure) -> dict[str, int]:
 
 def is_decoder(structure: Structure) -> bool:
     """Whether the names of groups and tensors are those of a decoder built like Llama; without any, who knows."""
-    names = [g.name for g in structure] + [spec.name for op in structure.ops for spec in op.tensors]
+    groups = [g for g in structure if not g.matrices]
+    names = [g.name for g in groups] + [spec.name for op in structure.ops for spec in op.tensors]
     inside = [name for name in names if PART.search(name)]
     normed = any(".q_norm." in name or ".k_norm." in name for name in inside)
-    return all(part_of(g) is not None or g.kind == "block" for g in structure) and bool(inside) and not normed
+    return all(part_of(g) is not None or g.kind == "block" for g in groups) and bool(inside) and not normed
 
 
 def common(values: Mapping[int, int], what: str, container: str) -> int:

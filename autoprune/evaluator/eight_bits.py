@@ -12,17 +12,31 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from autoprune.matrices import output_dim
-from autoprune.tracing.rounding import nearest
+from autoprune.tracing.rounding import is_rounded, nearest, output_dim
 
 
 class EightBits:
     """The weights of `model` that are integers with a scale an output; it shows in their numbers."""
 
     def __init__(self, model: nn.Module) -> None:
-        layers = {f"{name}.weight".lstrip("."): type(module).__name__ for name, module in model.named_modules()}
-        sides = ((p, output_dim(layers.get(name, ""))) for name, p in model.named_parameters() if p.dim() > 1)
-        self._held = [(p, side, p.detach().clone()) for p, side in sides if _is_rounded(p.detach(), side)]
+        layers = dict(model.named_modules())
+        sides = ((p, output_dim(layers[name.rpartition(".")[0]])) for name, p in model.named_parameters())
+        self._held = [(p, side, p.detach().clone()) for p, side in sides if is_rounded(p.detach(), side)]
+        self._within = [value.clone() for _, _, value in self._held]
+
+    @contextmanager
+    def within(self) -> Iterator[None]:
+        """What the model holds at the end, an average of its weights perhaps, it holds at the next begin again.
+
+        Between the two it shows what 8 bits hold of it.
+        """
+        for (parameter, _, _), value in zip(self._held, self._within, strict=True):
+            parameter.data.copy_(value)
+        try:
+            yield
+        finally:
+            self._within = [parameter.detach().clone() for parameter, _, _ in self._held]
+            self._round()
 
     @contextmanager
     def exact(self) -> Iterator[None]:
@@ -32,23 +46,20 @@ class EightBits:
         yield
         for parameter, _, value in self._held:
             value.copy_(parameter.detach())
-        self.round()
+        self._round()
 
     @torch.no_grad()
-    def round(self) -> None:
-        """Make the model's weights what 8 bits hold; those that are so already do not change."""
+    def _round(self) -> None:
         for parameter, side, _ in self._held:
             parameter.data.copy_(nearest(parameter.detach(), side).weight)
 
-    def state(self) -> list[Tensor]:
-        """The exact weights."""
-        return [value for _, _, value in self._held]
+    def state(self) -> list[list[Tensor]]:
+        """The exact weights, and those within."""
+        return [[value for _, _, value in self._held], list(self._within)]
 
-    def load_state(self, state: Sequence[Tensor]) -> None:
-        """Go on with the exact weights of `state`."""
-        for (_, _, value), old in zip(self._held, state, strict=True):
+    def load_state(self, state: Sequence[Sequence[Tensor]]) -> None:
+        """Go on with the weights of `state`."""
+        exact, within = state
+        for (_, _, value), old in zip(self._held, exact, strict=True):
             value.copy_(old)
-
-
-def _is_rounded(weight: Tensor, side: int) -> bool:
-    return weight.dtype == torch.float32 and bool(weight.any()) and torch.equal(nearest(weight, side).weight, weight)
+        self._within = [value.clone() for value in within]

@@ -119,7 +119,7 @@ class Course:
         precise = computing(model, self._lesson.precision)
         own = nullcontext() if self._average is None else self._average.training()
         try:
-            with own, torch.enable_grad(), precise, torch.random.fork_rng(devices=[]):
+            with self._eight_bits.within(), own, torch.enable_grad(), precise, torch.random.fork_rng(devices=[]):
                 self._seed_chance()
                 for samples, portions in islice(self._source, stop - self.done):
                     self._step(portions)
@@ -127,7 +127,6 @@ class Course:
                 self._chance = _chance(self._lesson.material.device)
         finally:
             self.seen += seen
-            self._eight_bits.round()  # what an average has left
             model.zero_grad(set_to_none=True)
             model.eval()
         return seen
@@ -182,9 +181,9 @@ class Course:
         self._schedule.before(self.done)
         with self._eight_bits.exact():
             self._optimizer.step()
-        with torch.no_grad():
-            for parameter, alive in self._alive:
-                parameter.mul_(alive)
+            with torch.no_grad():
+                for parameter, alive in self._alive:
+                    parameter.mul_(alive)
         if self._after_step is not None:
             self._after_step(self._optimizer.param_groups[0]["lr"])
         self._schedule.after()

@@ -30,7 +30,8 @@ class Iterative:
         """The policies on the way, each narrower than the one before; the last one is `policy`."""
         dense, target = (np.asarray(p.array(structure)) for p in (Policy.dense(structure), policy))
         left = [(1.0 - r / self._rounds) ** 3 for r in range(1, self._rounds)]
-        widths = [np.ceil(target + share * (dense - target)).astype(int) for share in left]
+        whole = np.array([bool(g.matrices) for g in structure])  # a precision changes at once, at the end
+        widths = [np.where(whole, dense, np.ceil(target + share * (dense - target))).astype(int) for share in left]
         found = [Policy.from_array(structure, row) for row in widths]
         return [*dict.fromkeys(p for p in found if p not in (policy, Policy.dense(structure))), policy]
 

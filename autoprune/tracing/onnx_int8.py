@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from autoprune.files.machine import processor_flags
-from autoprune.tracing.rounding import nearest
+from autoprune.tracing.rounding import is_rounded
 
 VNNI = frozenset({"avx512_vnni", "avx_vnni"})
+FOLDED = 1e-4
+"""By how much a norm that was folded into a weight may have shifted its numbers, relative to each."""
 PRODUCTS = ("MatMul", "Gemm", "Conv", "ConvTranspose")
 Feeds = Iterator[Mapping[str, Any]]
 """What a graph is run with, by the names of its inputs, to find the ranges of its activations."""
@@ -28,7 +29,7 @@ class Products:
     in_8_bits: tuple[str, ...]
     in_float: tuple[str, ...]
     convolutions: bool
-    """Whether most of those in 8 bits are convolutions."""
+    """Whether at least half of those in 8 bits are convolutions."""
 
 
 def has_vnni() -> bool:
@@ -54,21 +55,14 @@ def products(file: Path | bytes) -> Products:
         node
         for node in nodes
         if node.input[1] in weights
-        and is_rounded(torch.tensor(numpy_helper.to_array(weights[node.input[1]])), _outputs_of(node))
+        and is_rounded(torch.tensor(numpy_helper.to_array(weights[node.input[1]])), _outputs_of(node), FOLDED)
     ]
     convolutions = sum(node.op_type.startswith("Conv") for node in rounded)
     return Products(
         tuple(node.name for node in rounded),
         tuple(node.name for node in nodes if node not in rounded),
-        2 * convolutions > len(rounded),
+        2 * convolutions >= len(rounded),
     )
-
-
-def is_rounded(weight: Tensor, outputs: int) -> bool:
-    """Whether a weight, whose dimension `outputs` counts its outputs, is what 8 bits hold."""
-    if not (weight.is_floating_point() and weight.dim() > 1 and bool(weight.any())):
-        return False
-    return torch.allclose(nearest(weight, outputs).weight, weight, rtol=1e-4, atol=0.0)
 
 
 def write_int8(path: Path, target: Path, feeds: Feeds | None, kept: Sequence[str]) -> None:

@@ -17,6 +17,7 @@ from autoprune.structure import Group, Op, TensorSpec
 from autoprune.tracing.claims import below
 from autoprune.tracing.copies import private_copy, quiet_random_state, shadow
 from autoprune.tracing.inputs import batch_size, call_model, on_device
+from autoprune.tracing.rounding import output_dim
 from autoprune.tracing.slim import named_tensors
 from autoprune.tracing.watch import Trace, WeightUse
 
@@ -171,6 +172,7 @@ def _op(
         tensors=tuple(
             TensorSpec(names[id(t)], tuple(t.shape), t.element_size(), id(t) in trace.owners) for t in tensors
         ),
+        outputs=output_dim(module),
     )
 
 

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from autoprune.matrices import output_dim
 from autoprune.structure import Group
 
 LARGEST = 127
 """The largest integer; -128 is left out, so that scales are symmetric."""
+MATRIX = 2
+"""Dimensions of a weight that is a matrix, at least."""
 SPARE = 0xFF
 """The last 8 of 24 binary digits."""
 
@@ -35,6 +36,25 @@ def nearest(weight: Tensor, dim: int = 0) -> Rounded:
     """Each number to the nearest one; a row of zeros has the scale 1."""
     scales = scales_of(weight.movedim(dim, 0).flatten(1))
     return Rounded((weight / along(scales, weight, dim)).round().clamp(-LARGEST, LARGEST).to(torch.int8), scales, dim)
+
+
+def output_dim(layer: nn.Module) -> int:
+    """The dimension of a layer's weight that counts its outputs: 1 of transposed convolutions and GPT-2's Conv1D."""
+    sideways = any(k.__name__ == "Conv1D" and k.__module__.startswith("transformers.") for k in type(layer).__mro__)
+    return 1 if sideways or isinstance(layer, nn.modules.conv._ConvTransposeNd) else 0
+
+
+def is_rounded(weight: Tensor, dim: int = 0, tolerance: float = 0.0) -> bool:
+    """Whether a weight holds numbers that were rounded to 8 bits, one of them between 0 and the largest.
+
+    Rows of one number, or of one number and zeros, are what 8 bits hold as well, whoever made them.
+    """
+    if not weight.is_floating_point() or weight.dim() < MATRIX:
+        return False
+    found = nearest(weight, dim)
+    sizes = found.integers.abs()
+    between = bool(((sizes > 0) & (sizes < LARGEST)).any())
+    return between and torch.allclose(found.weight, weight.float(), rtol=tolerance, atol=0.0)
 
 
 def along(scales: Tensor, weight: Tensor, dim: int) -> Tensor:
@@ -69,8 +89,7 @@ def narrow_weights(model: nn.Module, groups: Iterable[Group], widths: Mapping[st
     held = dict(model.named_parameters())
     for name in (n for g in groups if g.matrices and widths[g.name] < g.width for n in g.matrices):
         if name in held:
-            owner = type(model.get_submodule(name.rpartition(".")[0])).__name__
-            yield Narrow(name, held[name], output_dim(owner))
+            yield Narrow(name, held[name], output_dim(model.get_submodule(name.rpartition(".")[0])))
 
 
 def round_weights(model: nn.Module, groups: Iterable[Group], widths: Mapping[str, int]) -> None:

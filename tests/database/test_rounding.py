@@ -7,9 +7,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
-from autoprune.database.rounding import by_channel, compensated
-from autoprune.tracing.rounding import nearest
+from autoprune.database.rounding import by_channel, compensated, rounding_scores
+from autoprune.structure import Group
+from autoprune.tracing.rounding import is_rounded, nearest, output_dim
 
 SEEDS = st.integers(0, 1000)
 
@@ -65,3 +67,25 @@ def test_rows_of_zeros_stay_zero() -> None:
     found = nearest(weight)
     assert torch.equal(found.weight[0], torch.zeros(32))
     assert bool(found.weight.isfinite().all())
+
+
+class Up(nn.ConvTranspose2d):
+    """A user's own kind of a transposed convolution."""
+
+
+def test_outputs_lie_where_the_layers_class_says_under_whatever_name() -> None:
+    assert [output_dim(layer) for layer in (Up(4, 2, 2), nn.Conv2d(4, 2, 2), nn.Linear(4, 2))] == [1, 0, 0]
+
+
+def test_numbers_that_nobody_rounded_are_not_taken_for_it() -> None:
+    for weight in (torch.randn(64, 1), torch.ones(8, 8), torch.zeros(4, 4), torch.randn(8, 8), torch.ones(3)):
+        assert not is_rounded(weight)
+    assert is_rounded(nearest(torch.randn(8, 8, generator=torch.Generator().manual_seed(0))).weight)
+
+
+def test_a_matrix_whose_inputs_are_unknown_has_a_score_as_well() -> None:
+    model = nn.Sequential(nn.Conv2d(4, 8, 3, groups=2))
+    group = Group("0.weight@bits", "bits", 32, (), (8, 32), matrices=("0.weight",))
+    scores = rounding_scores(model, group, [])
+    assert scores.shape == (32,)
+    assert 0.0 < float(scores[0]) < 1e-3

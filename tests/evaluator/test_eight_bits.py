@@ -43,7 +43,7 @@ def test_a_training_that_is_gone_on_with_is_the_same() -> None:
     first = EightBits(two)
     trained(two, 3, first)
     again = EightBits(two)
-    again.load_state([value.clone() for value in first.state()])
+    again.load_state([[value.clone() for value in some] for some in first.state()])
     trained(two, 3, again, seed=3)
     for a, b in zip(one.parameters(), two.parameters(), strict=True):
         assert torch.equal(a, b)
@@ -53,4 +53,16 @@ def test_a_model_of_plain_weights_is_left_alone() -> None:
     torch.manual_seed(1)
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
     nn.init.zeros_(model[1].weight)
-    assert EightBits(model).state() == []
+    assert EightBits(model).state() == [[], []]
+
+
+def test_what_an_average_holds_is_shown_rounded_and_gone_on_with_as_it_is() -> None:
+    model = network()
+    eight, exact = EightBits(model), torch.full((20, 16), 0.0123456)
+    with eight.within():
+        model[0].weight.data.copy_(exact + torch.linspace(0, 1, 16))
+        held = model[0].weight.detach().clone()
+    assert torch.equal(nearest(model[0].weight.detach()).weight, model[0].weight)
+    assert not torch.equal(model[0].weight, held)
+    with eight.within():
+        assert torch.equal(model[0].weight, held)

@@ -21,6 +21,7 @@ from autoprune.evaluator.material import Portion, Reading, Repeated, material_fo
 from autoprune.evaluator.optimizers import OptimizerChoice
 from autoprune.evaluator.schedules import ScheduleChoice
 from autoprune.losses.kl import kl
+from autoprune.tracing.rounding import is_rounded, nearest
 from autoprune.tracing.wiring import find_sites
 from tests.small import World, world
 
@@ -214,3 +215,34 @@ def test_the_loss_is_the_weighted_sum_of_distillation_and_the_tasks_own() -> Non
     whole, none, part = (_loss(student, lesson, given, Recipe(None, share)).item() for share in (1.0, 0.0, 0.2))
     assert whole != pytest.approx(none)
     assert part == pytest.approx(0.2 * whole + 0.8 * none)
+
+
+@pytest.mark.parametrize("ema", [None, 0.9])
+def test_weights_of_8_bits_are_so_at_every_stop_however_often_it_stops(ema: float | None) -> None:
+    w = world("projection", samples=256)
+    lesson, found = lesson_of(w), []
+    for parts in (6, 3, 1):
+        student = student_of(w)
+        first = next(m for m in student.modules() if isinstance(m, nn.Conv2d) and m.weight.shape[1] > 1)
+        first.weight.data = nearest(first.weight.detach()).weight
+        course = Course(student, lesson, 6, 0, recipe=Recipe(ema=ema))
+        for _ in range(parts):
+            course.advance(6 // parts)
+            assert is_rounded(first.weight.detach())
+        found.append({name: value.clone() for name, value in student.state_dict().items()})
+    for name, value in found[0].items():
+        assert torch.equal(value, found[1][name]), name
+        assert torch.equal(value, found[2][name]), name
+
+
+def test_a_pattern_holds_the_weights_that_8_bits_hide() -> None:
+    w = world("projection", samples=256)
+    student = student_of(w)
+    name, layer = next((n, m) for n, m in student.named_modules() if isinstance(m, nn.Conv2d) and m.weight.shape[1] > 1)
+    layer.weight.data[:, ::2] = 0.0
+    layer.weight.data = nearest(layer.weight.detach()).weight
+    course = Course(student, replace(lesson_of(w), patterned=frozenset({f"{name}.weight"})), 4, 0)
+    course.advance(4)
+    exact = course.state_dict()["exact"][0][0]
+    assert not bool(exact[:, ::2].any())
+    assert bool(exact[:, 1::2].any())
