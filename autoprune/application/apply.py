@@ -17,6 +17,7 @@ from autoprune.application.checkpoints import Place
 from autoprune.application.loader import load_applied as load_applied
 from autoprune.application.loader import remember
 from autoprune.application.match import matching
+from autoprune.application.order import task_digest
 from autoprune.application.plain import rebuild_facts
 from autoprune.application.repair import Manner, repairing, searched_settings
 from autoprune.application.training import Training, promised
@@ -83,7 +84,9 @@ def apply(  # noqa: PLR0913  # the words of the verb, as the command line has th
     own = settings or _searched(point, task)
     place = None
     if training.checkpoints is not None:
-        told = (__version__, point.id, point.policy, weights_fingerprint(model), own, training, repr(criterion))
+        data = "" if task is None else task_digest(task)
+        code = [plugins.source_digest(value) for value in training.options.values() if callable(value)]
+        told = (__version__, point.id, point.policy, weights_fingerprint(model), own, training, criterion, data, code)
         place = Place(training.checkpoints, f"sha256:{hashlib.sha256(repr(told).encode()).hexdigest()}")
     manner = Manner(own, trusted, training, place)
     with one_thread():

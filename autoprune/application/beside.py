@@ -86,6 +86,7 @@ def _searched(sibling: Sibling, model: nn.Module, cost: str, wanted: float) -> P
 def _structure_of(whole: Structure, policies: Mapping[str, Policy]) -> Structure:
     """All groups that one of the policies names, with its widths and the dense one."""
     widths = [policy.as_dict() for policy in policies.values()]
+    assert {name for some in widths for name in some} <= set(whole.names)
     named = [g for g in whole if any(g.name in some for some in widths)]
     grids = {g.name: sorted({g.width, *(some[g.name] for some in widths if g.name in some)}) for g in named}
     groups = tuple(replace(g, grid=tuple(grids[g.name])) for g in named)

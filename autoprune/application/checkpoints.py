@@ -80,8 +80,7 @@ class Place:
         with saying(self.folder), self._emptied(turn) as folder:
             flat = {f"{kind}|{name}": t for kind, held in saved.tensors.items() for name, t in held.items()}
             save_file({name: t.detach().cpu().contiguous().clone() for name, t in flat.items()}, folder / WEIGHTS)
-            torch.save(dict(saved.state), folder / STATE)
-            if not pointer and not _is_plain(folder / STATE):
+            if not _written(saved.state, folder / STATE, not pointer):
                 return False
         write_whole(self.folder / POINTER, json.dumps({"key": self.key, "turn": turn, "facts": saved.facts}))
         if pointer:
@@ -108,11 +107,13 @@ class Place:
         yield folder
 
 
-def _is_plain(path: Path) -> bool:
-    """Whether a state holds no more than tensors and plain values, which alone are ever loaded."""
+def _written(state: Mapping[str, Any], path: Path, look: bool) -> bool:
+    """Write a state; False, said, where it holds more than tensors and plain values, which alone are ever loaded."""
     try:
-        torch.load(path, weights_only=True)
-    except pickle.UnpicklingError as error:
+        torch.save(dict(state), path)
+        if look:
+            torch.load(path, weights_only=True)
+    except (pickle.PickleError, AttributeError, TypeError) as error:
         warnings.warn(
             f"the state of the training holds more than tensors and plain values ({one_line(error, 120)}), so it is "
             "not kept: a training that is killed begins anew",

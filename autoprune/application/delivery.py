@@ -37,7 +37,7 @@ from autoprune.application.order import REQUEST, Order, own_front, request_of
 from autoprune.application.repair import Manner, searched_settings
 from autoprune.application.sources import Source, source_of_job, source_of_name
 from autoprune.application.timed import latency_facts
-from autoprune.application.transfer import KEY, SAME, Sibling, carried, sibling_of
+from autoprune.application.transfer import KEY, SAME, Sibling, carried, sibling_of, within
 from autoprune.deploy import check_model, misfits
 from autoprune.errors import InputError, RunError, did_you_mean
 from autoprune.evaluator.settings import Settings
@@ -50,6 +50,7 @@ from autoprune.latency.runtime_here import check_threads
 from autoprune.protocols import Step, finished
 from autoprune.recovery import build_recovery
 from autoprune.structure import Structure
+from autoprune.tracing.fingerprint import weights_fingerprint
 from autoprune.tracing.one_thread import one_thread
 
 MOST_SAID = 3
@@ -156,7 +157,8 @@ def _placed(
         found = [Placed(p, said={KEY: {"approximate": False, "said": SAME}}) for p in points]
     else:
         sibling = sibling_of(points[0].base, source.model, source.inputs, _named(source), own)
-        found = [Placed(carried(p, sibling, costs[p.id], order.deploy), sibling) for p in points]
+        inner = within(points[0].base, sibling, order.deploy)
+        found = [Placed(carried(p, sibling, costs[p.id], order.deploy), inner) for p in points]
     if order.deploy is not None:
         _check_container([placed.point for placed in found], order.deploy)
     return found
@@ -224,7 +226,7 @@ def _delivered(
     request: str,
 ) -> Generator[Step, None, Told]:
     """One point into its folder: apply.json, and what could not be written of all that was asked for."""
-    point, task, place = placed.point, source.task, Place.beside(out, request)
+    point, task, place = placed.point, source.task, Place.beside(out, f"{request} {weights_fingerprint(source.model)}")
     manner = Manner(
         searched_settings(point, source.settings or Settings()),
         trusted_criterion(point, (order.criterion, source.criterion)),
@@ -274,6 +276,7 @@ def _parts(point: Point, measured_on: Mapping[str, Any], timed: Mapping[str, Any
     """What the search's latency table says that the time is made of, where it was measured in the same way."""
     dense, pruned = measured_on.get("latency"), point.costs.get("latency")
     alike = all(measured_on.get(key) == timed[key] for key in ("runtime", "threads", "batch_size"))
+    alike = alike and measured_on.get("timed_on") == timed["device"]
     if not alike or dense is None or pruned is None or not set(dense) <= set(pruned):
         return {}
     return {"parts": {"dense": dict(dense), "pruned": {name: pruned[name] for name in dense}}}

@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch.utils._pytree import tree_leaves
+
 from autoprune import plugins
 from autoprune.application.training import Training
+from autoprune.database.batches import prepare
+from autoprune.errors import InputError
 from autoprune.files.job import Job
+from autoprune.protocols import Task
+from autoprune.tracing.copies import quiet_random_state
 from autoprune.version import __version__
 
+CODE = re.compile(r"[\w.]+:[\w.]+")
+"""A user's function or class, as jobs name it."""
 REQUEST = "request"
 """The key of apply.json that says which order made the folder."""
 
@@ -46,6 +57,10 @@ def request_of(policy_path: Path, model: Job | str, point: str, order: Order) ->
     if isinstance(model, str) and ":" in model and not model.startswith("timm:"):
         own.append(model)
     sources = [plugins.source_digest(plugins.load_object(name)) for name in own]
+    for value in _values(model.plain()["task"]) if isinstance(model, Job) else ():
+        if isinstance(value, str) and CODE.fullmatch(value):
+            with suppress(InputError):  # not every word with a colon is code
+                sources.append(plugins.source_digest(plugins.load_object(value)))
     named = _values([*said, order.weights, dict(order.training.options)])
     files = sorted((str(value), _stamp(Path(value))) for value in named if _is_there(value))
     told: tuple[Any, ...] = (__version__, policy_path.read_bytes(), said, point, order, sources, files)
@@ -80,6 +95,21 @@ def _is_there(value: str | Path) -> bool:
 
 
 def _stamp(path: Path) -> list[tuple[str, int, int]]:
-    """Size and time of a file, or of those in a folder."""
-    inside = [path] if path.is_file() else sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else []
-    return [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in inside]
+    """Size and time of a file, or of all that lie in a folder."""
+    inside = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else []
+    return [(str(p.relative_to(path)), p.stat().st_size, p.stat().st_mtime_ns) for p in inside]
+
+
+def task_digest(task: Task) -> str:
+    """Identifies a task that came from Python: its code, and its first samples to measure and to train on.
+
+    A train split that draws by a generator of its own is another one each time.
+    """
+    told = [plugins.source_digest(type(task))]
+    for split in ("calibration", "train"):
+        with quiet_random_state(0):
+            first = next(iter(task.split(split)))
+        for leaf in tree_leaves(prepare(first, torch.device("cpu"))):
+            whole = leaf.contiguous().view(torch.uint8).numpy().tobytes() if isinstance(leaf, torch.Tensor) else b""
+            told.append(hashlib.sha256(whole or repr(leaf).encode()).hexdigest())
+    return hashlib.sha256(repr(told).encode()).hexdigest()

@@ -149,7 +149,7 @@ class _Session:
                 model, short = evaluator.stitcher.model, min(PROBE_STEPS, steps)
                 lesson = course.lesson(self._bench.dense, self._bench.task, steps, self.seed)
                 probe = partial(course.probe, model, lesson, short, self.seed)
-                self.state.rate = evaluator.probed_rate(probe, course.usual_rate(model))
+                self.state.rate = evaluator.probed_rate(probe, course.usual_rate)
             self._recovery.at_rate(self.state.rate)
         elif takes(training.recovery, RATE) and RATE not in training.options:
             yield Step("peak rate")

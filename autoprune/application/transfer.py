@@ -21,6 +21,7 @@ from autoprune.evaluator.settings import COSTS
 from autoprune.families import analysed
 from autoprune.front import Base, Point
 from autoprune.matrices import PRECISIONS
+from autoprune.policy import Policy
 from autoprune.protocols import Cost
 from autoprune.space import Space, restrict
 from autoprune.structure import FINGERPRINT_VERSION, Group, Structure
@@ -100,6 +101,8 @@ def carried(point: Point, sibling: Sibling, cost: str = "macs", deploy: str | No
         costs = {name: build_cost(name, structure) for name in names}
         ratios = np.array([wanted[g.name].ratio for g in structure])
         policy = fitted(structure, costs, ratios, {cost: point.ratio(cost)})
+        if cost != "bytes":  # what a precision costs nothing of would all come back
+            policy = _as_precise(structure, policy, wanted)
     except InputError as error:
         raise InputError(f"--transfer of point {point.id} to {sibling.name}: {error}") from error
     reached = {name: float(c(policy.array(structure))) for name, c in costs.items()}
@@ -111,6 +114,19 @@ def carried(point: Point, sibling: Sibling, cost: str = "macs", deploy: str | No
         costs=_absolute(costs, reached),
         base=_base(base, sibling, structure, costs, told),
     )
+
+
+def _as_precise(structure: Structure, policy: Policy, wanted: Mapping[str, Wish]) -> Policy:
+    """`policy` with the bits that are wished for."""
+    widths = policy.as_dict()
+    for group in (g for g in structure if g.matrices):
+        widths[group.name] = min(group.grid, key=lambda w: abs(w - wanted[group.name].ratio * group.width))
+    return Policy.from_array(structure, [widths[name] for name in structure.names])
+
+
+def within(base: Base, sibling: Sibling, deploy: str | None) -> Sibling:
+    """The sibling with the groups alone among which a point of `base` is carried over."""
+    return replace(sibling, structure=_space_of(base, sibling, deploy))
 
 
 def _space_of(base: Base, sibling: Sibling, deploy: str | None) -> Structure:

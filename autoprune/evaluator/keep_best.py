@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -99,10 +98,6 @@ class Best:
         """Leave the model with the best weights."""
         restore(self._model, self.weights)
         return self.kept
-
-    def state_dict(self) -> dict[str, Any]:
-        """All but the weights, for `of`: plain values."""
-        return {"history": [list(pair) for pair in self.history]}
 
     def _take(self, step: int, loss: float) -> bool:
         """A score was found; whether it is the best."""

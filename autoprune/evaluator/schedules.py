@@ -69,7 +69,7 @@ class ScheduleChoice:
                 raise InputError(f"scheduler {self.name!r} must be a function (optimizer) -> a scheduler of torch")
         else:
             plugins.check_options(_found(self.name), self.options, 1, "scheduler_options")
-            self.build(torch.optim.SGD([nn.Parameter(torch.zeros(1))], 0.1, momentum=0.9), 10)
+            self._made(torch.optim.SGD([nn.Parameter(torch.zeros(1))], 0.1, momentum=0.9), 10)
 
     def build(self, optimizer: Optimizer, steps: int) -> Schedule:
         """The schedule of a course of `steps`; the rates that `optimizer` has now are the peaks.
@@ -79,6 +79,8 @@ class ScheduleChoice:
         """
         formula = FORMULAS.get(self.name)
         if formula is None:
+            if (total := self.options.get("total_steps")) is not None and total < steps:
+                raise InputError(f"scheduler_options: total_steps {total} ends before the {steps} steps of a course do")
             return _Stepped(optimizer, self._made(optimizer, steps), self._warm(steps, 0))
         return _Formula(optimizer, formula, max(1, self._warm(steps, steps // 10)), steps)
 

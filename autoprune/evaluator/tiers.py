@@ -194,13 +194,19 @@ class TieredEvaluator:
         """The peak learning rate of a fine-tune: that of the settings, or the best of a few probes, once."""
         if self._rate is None:
             short = min(PROBE_STEPS, steps)
-            usual = usual_rate(bool(batch_norms(self.stitcher.model)))
-            self._rate = self.probed_rate(lambda rate: self._course(steps, rate, short).advance(short), usual)
+            train = partial(self._short, steps, short)
+            self._rate = self.probed_rate(train, lambda model: usual_rate(bool(batch_norms(model))))
         return self._rate
 
+    def _short(self, steps: int, short: int, rate: float) -> int:
+        return self._course(steps, rate, short).advance(short)
+
     @one_thread()
-    def probed_rate(self, train: Callable[[float], object], usual: float) -> float:
-        """The best peak rate for `train`, which gives the resident model a short course; it comes back as it was."""
+    def probed_rate(self, train: Callable[[float], object], usual: Callable[[nn.Module], float]) -> float:
+        """The best peak rate for `train`, which gives the resident model a short course; it comes back as it was.
+
+        `usual` is asked for the one to look around, of the model that is probed.
+        """
         policy, model = self.stitcher.policy, self.stitcher.model
         weights = copied(model)
         try:
@@ -311,7 +317,7 @@ class TieredEvaluator:
         self.stitcher.mark_dirty()  # before the first step: whatever happens in it
         return Course(self.stitcher.model, lesson, schedule or steps, self.settings.seed, at_once, Recipe(rate))
 
-    def _probed(self, train: Callable[[float], object], usual: float) -> float:
+    def _probed(self, train: Callable[[float], object], usual: Callable[[nn.Module], float]) -> float:
         """The peak rate for a policy that depends on nothing but the structure, so that any ask finds the same."""
         model = self.stitcher.model
         middle = {g.name: min(g.grid, key=lambda w: (abs(w - PROBED_SHARE * g.width), -w)) for g in self.structure}
@@ -330,7 +336,7 @@ class TieredEvaluator:
             loss = self.fidelity(self.samples.batches("heldback"), "heldback")
             return loss if math.isfinite(loss) else math.inf
 
-        return find_rate(probe, usual)
+        return find_rate(probe, usual(model))
 
     def _held_back(self) -> float:
         """What the search minimises, of the resident model on the held-back samples; inf where that is no number."""

@@ -119,7 +119,13 @@ def measured_on(
     if latency is None:
         return {"device": device, "threads": 1, "runtime": "eager", "versions": versions}
     clocked = {"threads": latency.threads, "runtime": latency.runtime, "batch_size": latency.batch_size}
-    return {"device": device, **clocked, "versions": versions, **({} if parts is None else {"latency": dict(parts)})}
+    return {
+        "device": device,
+        **clocked,
+        "timed_on": latency.device,
+        "versions": versions,
+        **({} if parts is None else {"latency": dict(parts)}),
+    }
 
 
 def volume_facts(points: Sequence[Point], problem: Problem) -> dict[str, Any]:

@@ -121,12 +121,7 @@ def _preparing(
     kept = kept_analysis(task.build(), task.example_inputs(), job.space.kinds, place)
     found = kept.analysis
     step = runtime_step(job, settings.torch_device, recorded)
-    structure = searched(found.structure, job.search_space(), job.deploy, step)
-    whole = structure
-    if priced and job.deploy is not None:
-        whole = searched(found.structure, job.search_space(), step=step)
-    both = joined(structure, whole)  # one level database serves the container and what it is compared with
-    levelled = structure if both is None else both
+    structure, whole, levelled = _spaces(job, found.structure, step, priced)
     check_room(levelled, task.example_inputs(), settings)
     timing = latency_table(job, structure, model, task, place, bool(recorded))
     latency = (yield from timing) if LATENCY in settings.costs else None
@@ -176,8 +171,21 @@ def _preparing(
         said=tuple(
             filter(None, [found.said, *said, *database.said(), said_of(model), step_words(job, step), idle_words(job)])
         ),
-        whole=None if both is None else whole,
+        whole=whole,
     )
+
+
+def _spaces(job: Job, found: Structure, step: int, priced: bool) -> tuple[Structure, Structure | None, Structure]:
+    """What is searched, what would be without the job's container where its price is to be measured, and both in one.
+
+    One level database serves the container and what it is compared with.
+    """
+    structure = searched(found, job.search_space(), job.deploy, step)
+    if not priced or job.deploy is None:
+        return structure, None, structure
+    whole = searched(found, job.search_space(), step=step)
+    both = joined(structure, whole)
+    return (structure, None, structure) if both is None else (structure, whole, both)
 
 
 def _needs(structure: Structure, settings: Settings, worker: int | None) -> Needs:

@@ -121,10 +121,8 @@ class Setting:
     def facts(self) -> dict[str, Any]:
         """What log.jsonl says as a run starts."""
         facts: dict[str, Any] = {"groups": len(self.structure), "trials": self.job.search.trials}
-        facts |= {
-            "database_s": round(self.built_s, 3),
-            "memory": self.settings.memory,
-        }  # bytes of entries that are kept
+        facts |= {"database_s": round(self.built_s, 3)}
+        facts |= {"memory": self.settings.memory}  # bytes of entries that are kept
         return facts | ({} if self.needs is None else {"needs": self.needs.facts(self.n_workers)})
 
     def notes(self, plan: TablePlan | None) -> tuple[str, ...]:

@@ -84,3 +84,17 @@ def test_damaged_files_are_one_line_that_says_what_to_remove(tmp_path: Path) -> 
 
 def test_it_lies_hidden_beside_the_folder_of_the_result(tmp_path: Path) -> None:
     assert Place.beside(tmp_path / "small", "k").folder == tmp_path.resolve() / ".small.training"
+
+
+def test_a_state_of_more_than_plain_values_is_not_kept_and_that_is_said(tmp_path: Path) -> None:
+    place = Place(tmp_path / "kept", "this")
+    for state in ({"made": lambda: 1}, {"made": Path("a")}):
+        with pytest.warns(UserWarning, match=r"more than tensors and plain values .* begins anew"):
+            assert not place.keep(saved(1.0, state))
+        assert place.found() is None
+    place.keep(saved(2.0))
+    with pytest.warns(UserWarning, match="more than tensors and plain values"):
+        assert not place.keep(saved(3.0, {"made": lambda: 1}))
+    found = place.found()
+    assert found is not None
+    assert found.state == {"done": 2.0}

@@ -15,7 +15,7 @@ from torch import nn
 import autoprune
 from autoprune.application.delivery import apply_file
 from autoprune.application.order import Order
-from autoprune.application.transfer import SAME, carried
+from autoprune.application.transfer import SAME, carried, sibling_of, within
 from autoprune.cli import run
 from autoprune.costs.macs import Macs
 from autoprune.errors import InputError
@@ -187,6 +187,8 @@ def test_tied_layers_of_a_container_stay_tied() -> None:
     moved = autoprune.transfer(point, deeper.build(), inputs, deploy="hf-uniform")
     assert [name for name, _ in moved.policy.widths] == [name for name, _ in point.policy.widths]
     assert moved.ratio("macs") <= point.ratio("macs")
+    sibling = sibling_of(point.base, deeper.build(), inputs, "deeper", None)
+    assert within(point.base, sibling, "hf-uniform").structure.names == tuple(g.name for g in moved.base.groups)
     free = autoprune.transfer(point, deeper.build(), inputs)
     assert {g.name for g in free.base.groups} == {g.name for g in analyze(deeper.build(), inputs) if g.kind != "block"}
 
@@ -284,3 +286,15 @@ def test_several_points_without_data_and_a_container(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no sibling of the policy's"):
         apply_file(tmp_path / "policy.json", "tests.siblings:stranger", "p00", tmp_path / "other", order)
     assert not (tmp_path / "other").exists()
+
+
+def test_weights_in_8_bits_are_carried_over_as_such() -> None:
+    source, sibling, inputs = resnet(1), resnet(2), pictures()
+    structure = restrict(analyze(source, inputs), Space(bits=(32, 8)))
+    (point,) = front_over(source, inputs, structure=structure)
+    eight = {g.name: 8 if g.matrices else point.policy.as_dict()[g.name] for g in structure}
+    keep = {**point.keep, **{g.name: tuple(range(8)) for g in structure if g.matrices}}
+    moved = autoprune.transfer(replace(point, policy=Policy.of(eight), keep=keep), sibling, inputs)
+    found = {g.name: moved.policy.as_dict()[g.name] for g in moved.base.groups if g.matrices}
+    assert found
+    assert set(found.values()) == {8}

@@ -89,7 +89,7 @@ def test_the_best_so_far_goes_on_elsewhere_and_knows_how_long_nothing_got_better
         assert best.look(step - 1) is False, "not due"
         assert best.look(step) is True
     assert (best.idle, best.kept) == (1, Kept(0.0, -1.0, 4))
-    again = Best.of(model, lambda: 7.0, checks(10, 5), best.state_dict()["history"], best.weights)
+    again = Best.of(model, lambda: 7.0, checks(10, 5), best.history, best.weights)
     assert again.look(6) is False
     assert again.look(8) is True
     assert (again.idle, again.finish()) == (2, Kept(0.0, -1.0, 4))

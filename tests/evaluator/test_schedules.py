@@ -118,3 +118,11 @@ def test_what_there_is_not_is_one_line_before_there_is_a_model(given: tuple[Any,
 
 def test_torch_has_them_by_names_in_small_letters() -> None:
     assert {"steplr", "onecyclelr", "cosineannealinglr", *UNFIT} <= set(known())
+
+
+def test_a_schedule_that_ends_before_its_course_is_told_before_the_first_step() -> None:
+    choice = ScheduleChoice("onecyclelr", {"total_steps": 7})
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], 0.1, momentum=0.9)
+    with pytest.raises(InputError, match="total_steps 7 ends before the 12 steps of a course do"):
+        choice.build(optimizer, 12)
+    choice.build(optimizer, 7)
