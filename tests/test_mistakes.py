@@ -133,3 +133,7 @@ def test_what_a_job_asks_for_in_vain_is_said() -> None:
     )
     used = Job.of({**given, "objectives": {"costs": ["macs", "latency"]}, "evaluator": {"finetune_steps": 0}}, mlp())
     assert ignored(used, settings_of(used)) == ()
+    for costs, said in (([], 1), (["bytes"], 0)):
+        bits = Job.of({**JOB, "space": {"bits": [32, 8]}, "objectives": {"costs": ["macs", *costs]}}, mlp())
+        found = [line for line in ignored(bits, settings_of(bits)) if line.startswith("space.bits saves nothing here")]
+        assert len(found) == said

@@ -13,6 +13,12 @@ def ignored(job: Job, settings: Settings) -> tuple[str, ...]:
     if given and "latency" not in settings.costs:
         keys = ", ".join(f"latency.{key}" for key in given)
         said.append(f"{keys} is not used: latency is no cost of this search (objectives.costs)")
+    budget = job.budget.plain()
+    counted = {budget.cost, *budget.limits, *job.objectives.costs}
+    if job.search_space().bits and not any(cost in ("bytes", "latency") or ":" in cost for cost in counted):
+        said.append(
+            "space.bits saves nothing here: no cost counts them; search for bytes or latency (objectives.costs)"
+        )
     part = job.evaluator
     if "finalists" in part.model_fields_set and part.finalists > part.tuned_finalists:
         said.append(f"evaluator.finalists: {part.finalists} is not used: evaluator.finetune_steps is 0")
