@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, cast, get_args, runtime_checkable
@@ -137,6 +138,18 @@ def finished(steps: Generator[Any, None, T]) -> T:
         except StopIteration as end:
             value: T = end.value
             return value
+
+
+def relayed(steps: Generator[Step, None, T], each: Callable[[Step], Step]) -> Generator[Step, None, T]:
+    """The same steps as `each` gives them, and what comes of them."""
+    with closing(steps):
+        while True:
+            try:
+                step = next(steps)
+            except StopIteration as end:
+                value: T = end.value
+                return value
+            yield each(step)
 
 
 class Recovery(Protocol):

@@ -88,3 +88,12 @@ def world_of(built: nn.Module, shape: tuple[int, ...], samples: int = 64, space:
     structure = restrict(analyze(model, task.example_inputs()), space or Space(max_sparsity=0.99))
     parts = Parts.of(task, samples, 16)
     return World(task, model, structure, StatisticsOnly(task, parts.statistics, 16))
+
+
+def student_of(w: World) -> nn.Module:
+    """The dense model with its weights shrunk, which a training can mend."""
+    student = copy.deepcopy(w.model)
+    with torch.no_grad():
+        for i, p in enumerate(student.parameters()):
+            p.mul_(0.8 + 0.05 * (i % 3))
+    return student

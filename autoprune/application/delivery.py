@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import warnings
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,7 @@ from autoprune.files.policy_file import load_front
 from autoprune.files.whole import whole_folder
 from autoprune.front import Front, Point
 from autoprune.latency.runtime_here import check_threads
-from autoprune.protocols import Step, finished
+from autoprune.protocols import Step, finished, relayed
 from autoprune.recovery import build_recovery
 from autoprune.structure import Structure
 from autoprune.tracing.fingerprint import weights_fingerprint
@@ -98,7 +98,7 @@ def delivering(
         for placed in _placed(to_do, _costs(front, words), source, order, own_front(model)):
             made, folder = placed.point.id, folders[placed.point.id]
             steps = _delivered(placed, source, order, front.measured_on, policy_path, folder, asked[made])
-            done[made], said = yield from _prefixed(steps, f"{made}: " if len(points) > 1 else "")
+            done[made], said = yield from relayed(steps, _prefixed(f"{made}: " if len(points) > 1 else ""))
             failed += [f"{line}; {folder} holds all else" for line in said]
     if failed:
         raise RunError("; ".join(failed))
@@ -198,15 +198,9 @@ def _checked(source: Source, order: Order) -> Source:
 Told = tuple[dict[str, Any], list[str]]
 
 
-def _prefixed(steps: Generator[Step, None, Told], prefix: str) -> Generator[Step, None, Told]:
-    """The same steps, of one of several points."""
-    while True:
-        try:
-            step = next(steps)
-        except StopIteration as end:
-            told: Told = end.value
-            return told
-        yield replace(step, stage=f"{prefix}{step.stage}")
+def _prefixed(prefix: str) -> Callable[[Step], Step]:
+    """What names the steps of one of several points."""
+    return lambda step: replace(step, stage=f"{prefix}{step.stage}")
 
 
 def _as_name(point: str) -> str:

@@ -36,7 +36,7 @@ from autoprune.executors._lazy import Lazy
 from autoprune.files.job import Job
 from autoprune.files.whole import write_whole
 from autoprune.policy import Policy
-from autoprune.protocols import Problem, Step, Task, finished
+from autoprune.protocols import Problem, Step, Task, finished, relayed
 from autoprune.record.folder import make_folder, new_folder
 from autoprune.record.lock import locked
 from autoprune.record.record import Record, Stage
@@ -204,23 +204,17 @@ class Comparison:
         shared = self.path / SHARED
         first = at_seed(self._job, self.seeds[0])
         recorded = recorded_identity(first, shared)
-        setting = yield from self._noted(preparing(first, shared, self._task, recorded=recorded))
+        setting = yield from relayed(preparing(first, shared, self._task, recorded=recorded), self._noted)
         check_reach(setting.problem, self.budgets)
         for name in self.strategies:
             check_fits(name, setting.problem, options_of(job, name))
         return setting
 
-    def _noted(self, steps: Generator[Step, None, Setting]) -> Generator[Step, None, Setting]:
-        """The steps of the preparation under their names."""
-        while True:
-            try:
-                step = next(steps)
-            except StopIteration as end:
-                made: Setting = end.value
-                return made
-            self._pace.take(step)
-            self.stage = step.stage
-            yield step
+    def _noted(self, step: Step) -> Step:
+        """A step of the preparation, under its name."""
+        self._pace.take(step)
+        self.stage = step.stage
+        return step
 
     def _stages(self) -> Iterator[Evaluation]:
         yield from self._open()

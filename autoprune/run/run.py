@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,7 @@ from autoprune.files.job import Job
 from autoprune.files.whole import write_whole
 from autoprune.front import Front
 from autoprune.policy import Policy
-from autoprune.protocols import Executor, Step, Task, WorkerState, finished
+from autoprune.protocols import Executor, Step, Task, WorkerState, finished, relayed
 from autoprune.record.folder import write_event
 from autoprune.record.mirror import Mirror
 from autoprune.record.record import Record, Stage
@@ -252,18 +252,16 @@ class Run:
     def _noted(self, steps: Generator[Step, None, T], clock: Clock) -> Generator[Step, None, T]:
         """Steps that whoever looks on sees; whatever time a call is given, it takes the first one."""
         begun = False
-        with closing(steps):
-            while True:
-                try:
-                    step = next(steps)
-                except StopIteration as end:
-                    found: T = end.value
-                    return found
-                clock.check() if begun else None
-                begun = True
-                self._pace.take(step)
-                self.stage = step.stage
-                yield step
+
+        def note(step: Step) -> Step:
+            nonlocal begun
+            clock.check() if begun else None
+            begun = True
+            self._pace.take(step)
+            self.stage = step.stage
+            return step
+
+        return relayed(steps, note)
 
     @contextmanager
     def _in_time(self) -> Iterator[None]:

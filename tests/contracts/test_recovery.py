@@ -20,7 +20,7 @@ from autoprune.errors import InputError
 from autoprune.policy import Policy
 from autoprune.protocols import PathRecovery, Progress, Resumable, SparseRecovery
 from autoprune.recovery import build_recovery
-from tests.small import World, world, world_of
+from tests.small import World, student_of, world, world_of
 
 STEPS = 4
 NAMES = plugins.names("recovery")
@@ -28,14 +28,6 @@ OPTIONS = {"rewind": {"weights": __file__}}
 """What a recovery cannot do without; a file that is there will do here."""
 MORE = {name: {"ema": 0.9, "fresh": True} for name in ("one_shot", "iterative")}
 """So that there is more than the weights to go on with."""
-
-
-def student_of(w: World) -> nn.Module:
-    student = copy.deepcopy(w.model)
-    with torch.no_grad():
-        for i, p in enumerate(student.parameters()):
-            p.mul_(0.8 + 0.05 * (i % 3))
-    return student
 
 
 def trained(w: World, name: str, seed: int = 0) -> tuple[nn.Module, list[Progress]]:

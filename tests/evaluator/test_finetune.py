@@ -23,7 +23,7 @@ from autoprune.evaluator.schedules import ScheduleChoice
 from autoprune.losses.kl import kl
 from autoprune.tracing.rounding import is_rounded, nearest
 from autoprune.tracing.wiring import find_sites
-from tests.small import World, world
+from tests.small import World, student_of, world
 
 
 def lesson_of(w: World) -> Lesson:
@@ -32,14 +32,6 @@ def lesson_of(w: World) -> Lesson:
         teacher = w.task.outputs(w.model, samples)
     sites = find_sites(w.model, w.task.example_inputs())
     return Lesson(Repeated(Pool(Drawn((samples,))), (teacher,)), w.task.outputs, Fidelity("kl", -1, kl), sites)
-
-
-def student_of(w: World) -> nn.Module:
-    student = copy.deepcopy(w.model)
-    with torch.no_grad():
-        for i, p in enumerate(student.parameters()):
-            p.mul_(0.8 + 0.05 * (i % 3))
-    return student
 
 
 def tuned(w: World, lesson: Lesson, at_once: int = 128) -> dict[str, torch.Tensor]:

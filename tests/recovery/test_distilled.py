@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,15 +13,7 @@ from autoprune.errors import InputError
 from autoprune.evaluator import prepared
 from autoprune.evaluator.material import Repeated, Streamed
 from autoprune.recovery import Distilled, build_recovery
-from tests.small import World, world, world_of
-
-
-def student_of(w: World) -> nn.Module:
-    student = copy.deepcopy(w.model)
-    with torch.no_grad():
-        for i, p in enumerate(student.parameters()):
-            p.mul_(0.8 + 0.05 * (i % 3))
-    return student
+from tests.small import World, student_of, world, world_of
 
 
 def trained(w: World, steps: int = 4, **options: Any) -> dict[str, Tensor]:
