@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from rich.console import Console
@@ -264,3 +264,9 @@ def short(value: object) -> str:
     if value is None:
         return "-"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def shown(show: Callable[[Any], None], document: object) -> dict[str, Any] | None:
+    """What a verb returns that has printed its document instead of handing it over as JSON."""
+    show(document)
+    return None
