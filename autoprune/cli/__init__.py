@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from autoprune.cli import apply, compare, front, inspect, report, search
+from autoprune.cli import apply, compare, doctor, front, inspect, report, search
 from autoprune.cli.interrupts import INTERRUPTED, TooEarlyError
 from autoprune.errors import AutopruneError, InputError
 from autoprune.version import __version__
@@ -74,7 +74,7 @@ def autoprune(
     """Search how much each layer of a neural network should be pruned."""
 
 
-for verb in (inspect.inspect, search.search, compare.compare, apply.apply, front.front, report.report):
+for verb in (inspect.inspect, search.search, compare.compare, apply.apply, front.front, report.report, doctor.doctor):
     app.command()(verb)  # the help lists them in this order
 
 
