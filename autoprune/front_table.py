@@ -8,10 +8,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from autoprune.front import Front, Point
+    from autoprune.front import Base, Front, Point
 
 DENSE = "dense"
 """What the row of the dense model is called."""
+TUNED = {"validation": "", "finetuned": " tuned"}
+"""What is known of a point: as it was cut and repaired, and after its fine-tune."""
+TOLD = 4
+"""Figures that one line names."""
 
 
 @dataclass(frozen=True)
@@ -89,8 +93,9 @@ def front_words(front: Front) -> str:
     said = f"Front: {len(front)} point{'s' * (len(front) != 1)} of {front.base.model}"
     ratios = [ratio for p in front if (ratio := ratio_of(p, front.cost)) is not None]
     if ratios:
-        losses = [p.loss() for p in front]
         said += f", {cost_word(front.cost)} {figure(min(ratios))} to {figure(max(ratios))} of dense"
+    losses = [loss for p in front if (loss := _loss(p, "validation")) is not None]
+    if losses:
         said += f", {_loss_name(front[0])} {figure(max(losses))} to {figure(min(losses))}"
     return f"<{said}>"
 
@@ -99,10 +104,16 @@ def point_words(point: Point) -> str:
     """A point in one line: its costs as ratios to dense, and how it scores."""
     ratios = ((cost, ratio_of(point, cost)) for cost in (*point.base.costs, "latency"))
     costs = ", ".join(f"{cost_word(cost)} {figure(ratio)}" for cost, ratio in ratios if ratio is not None)
-    scores = (f"{s}{_scores(point, split)}" for split, s in (("validation", ""), ("finetuned", "tuned: ")))
-    known = (split in point.losses for split in ("validation", "finetuned"))
-    told = "; ".join(score for score, is_known in zip(scores, known, strict=True) if is_known)
-    return f"<Point {point.id}: {costs} of dense; {told}>"
+    splits = [split for split in TUNED if split in point.losses]
+    told = "".join(f";{TUNED[split]} {_scores(point, split)}" for split in splits)
+    return f"<Point {point.id}: {costs} of dense{told}>"
+
+
+def base_words(base: Base) -> str:
+    """The dense model in one line."""
+    costs = ", ".join(f"{cost_word(name)} {_count(value)}" for name, value in base.costs.items())
+    scores = _few(base.metrics.get("validation", {}))
+    return f"<Base: {base.model}, {len(base.groups)} groups, {costs}{'; ' * bool(scores)}{scores}>"
 
 
 def front_html(front: Front) -> str:
@@ -119,7 +130,7 @@ def point_html(point: Point) -> str:
     rows = [(cost_word(n), _count(base.costs[n]), _count(point.costs[n]), figure(point.ratio(n))) for n in there]
     if "latency" in point.costs:
         rows.append(("latency", "", "", figure(point.ratio("latency"))))
-    for split, word in (("validation", ""), ("finetuned", " tuned")):
+    for split, word in TUNED.items():
         if split in point.losses:
             rows.append((f"{_loss_name(point)}{word}", "", figure(_loss(point, split)), ""))
         dense = base.metrics.get("validation", {})
@@ -139,9 +150,13 @@ def _html(caption: str, headings: Sequence[str], rows: Iterable[Sequence[str]]) 
 
 
 def _scores(point: Point, split: str) -> str:
-    parts = [f"{_loss_name(point)} {figure(_loss(point, split))}"]
-    parts += [f"{name} {figure(value)}" for name, value in point.metrics.get(split, {}).items()]
-    return ", ".join(parts)
+    return _few({_loss_name(point): _loss(point, split), **point.metrics.get(split, {})})
+
+
+def _few(figures: Mapping[str, float | None]) -> str:
+    """The first of them with their names, and how many more there are."""
+    told = [f"{name} {figure(value)}" for name, value in list(figures.items())[:TOLD]]
+    return ", ".join([*told, *([f"and {more} more"] if (more := len(figures) - TOLD) > 0 else [])])
 
 
 def _loss(point: Point, split: str) -> float | None:
