@@ -11,6 +11,7 @@ from typing import Any, overload
 import numpy as np
 
 from autoprune.errors import InputError, did_you_mean
+from autoprune.front_table import base_words, flat_row, front_html, front_words, point_html, point_words
 from autoprune.policy import Policy
 from autoprune.structure import FINGERPRINT_VERSION, Group
 
@@ -43,6 +44,9 @@ class Base:
     order: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     task: Mapping[str, Any] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        return base_words(self)
+
 
 @dataclass(frozen=True)
 class Point:
@@ -63,6 +67,13 @@ class Point:
     trial: int
     base: Base = field(repr=False)
     finetuned: Mapping[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return point_words(self)
+
+    def _repr_html_(self) -> str:
+        """The point beside the dense model, in a notebook."""
+        return point_html(self)
 
     def loss(self, split: str = "validation") -> float:
         """The loss on validation, or that after the fine-tune."""
@@ -87,6 +98,13 @@ class Front(Sequence[Point]):
     base: Base
     measured_on: Mapping[str, Any]
     provenance: Mapping[str, Any]
+
+    def __repr__(self) -> str:
+        return front_words(self)
+
+    def _repr_html_(self) -> str:
+        """The dense model and all points, in a notebook."""
+        return front_html(self)
 
     def __len__(self) -> int:
         return len(self.points)
@@ -129,6 +147,21 @@ class Front(Sequence[Point]):
         if not limits:
             raise InputError("say which point: macs=0.5, params=..., latency=..., drop=0.01, 'knee' or an id")
         return self._within(limits)
+
+    def to_dataframe(self) -> Any:
+        """A pandas.DataFrame with the rows and columns of front.csv: one row a point, ids as its index.
+
+        Raises:
+            InputError: pandas is not installed.
+        """
+        try:
+            import pandas
+        except ImportError as error:
+            raise InputError(
+                f"to_dataframe needs pandas, which cannot be imported ({error}): pip install pandas, or read front.csv"
+            ) from error
+        rows = [flat_row(point) for point in self]
+        return pandas.DataFrame(rows, columns=None if rows else ["id"]).set_index("id")
 
     def _within(self, wanted: Mapping[str, float]) -> Point:
         limits = {c: limit for c, limit in wanted.items() if c != "drop"}

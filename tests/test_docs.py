@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 import runpy
 import subprocess
@@ -17,6 +18,7 @@ from autoprune.files.policy_file import load_front
 from tests.conftest import RAY, ROOT, SETTINGS
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+COMMANDS = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
 SNIPPETS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
@@ -80,6 +82,35 @@ def test_every_command_of_the_readme_is_understood(
         arguments = command.replace("search_spaces/", f"{ROOT}/search_spaces/").split()
         assert run(arguments) == 0
         assert "on the test split" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", re.findall(r"^autoprune (.*)$", COMMANDS, re.MULTILINE))
+def test_every_command_that_shows_something_again_runs(
+    command: str, finished_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(finished_run)
+    assert run(command.split()) == 0
+    captured = capsys.readouterr()
+    assert captured.out.strip()
+    assert captured.err == ""
+    if command.endswith("--json"):
+        json.loads(captured.out)
+
+
+def test_the_lines_of_doctor_are_those_of_its_table(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["doctor"]) == 0
+    shown = re.findall(r"^(\w[\w:]*(?: [\w:]+)*) {2,}", capsys.readouterr().out.partition("\nextras")[0], re.MULTILINE)
+    table = re.findall(r"^\| ([^|]+) \| [^|]+ \|$", COMMANDS, re.MULTILINE)[1:]
+    assert shown == [name for row in table for name in row.split(", ") if name != "extras"]
+
+
+def test_a_front_shows_itself_in_python(finished_run: Path, tmp_path: Path, script: Callable[..., str]) -> None:
+    (text,) = re.findall(r"```python\n(.*?)```", COMMANDS, re.DOTALL)
+    (tmp_path / "snippet.py").write_text(text)
+    output = script(finished_run, tmp_path / "snippet.py").splitlines()
+    front = load_front(finished_run / "runs" / "digits" / "policy.json")
+    assert output[:2] == [repr(front), repr(front.select("knee"))]
+    assert [line.split()[0] for line in output if re.match(r"p\d+ ", line)] == [point.id for point in front]
 
 
 def test_the_quickstart_goes_on_with_a_run_and_prints_its_front(own_run: Path, script: Callable[..., str]) -> None:

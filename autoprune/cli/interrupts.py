@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import threading
 from collections.abc import Iterable, Iterator
 from types import FrameType
 from typing import TypeVar
 
+from autoprune.errors import AutopruneError
+
 T = TypeVar("T")
+INTERRUPTED = "interrupted; the same command goes on where it stopped"
+TOO_EARLY = "interrupted while the run was prepared, before its first evaluation; the same command starts it"
+
+
+class TooEarlyError(AutopruneError):
+    """Ctrl-C before anything was evaluated: there is nothing to go on from."""
+
+
+@contextlib.contextmanager
+def preparing() -> Iterator[None]:
+    """Inside, nothing is evaluated yet, and Ctrl-C says so."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise TooEarlyError(TOO_EARLY) from None
 
 
 def heeding(source: Iterable[T]) -> Iterator[T]:

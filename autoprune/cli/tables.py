@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 PLAIN_WIDTH = 140
+NARROW = 80
+"""Of a table that is cut into parts, where there is no terminal."""
+BETWEEN = 3
+"""Blanks between two columns of such a table, and at its edges together."""
 PREDICTED_AT = (0.75, 0.5, 0.25)
 
 
@@ -259,8 +264,46 @@ def print_applied(report: Mapping[str, Any]) -> None:
     out.print(f'load it: autoprune.load("{folder}")', markup=False, highlight=False, soft_wrap=True)
 
 
+def print_columns(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table whose first column names the rows, in as many parts below each other as the width asks for.
+
+    That is the terminal's, or 80 columns elsewhere; a heading may break where its words do.
+    """
+    made = Console()
+    out = made if made.is_terminal else Console(width=NARROW)
+    out.print(title, markup=False, highlight=False)
+    headings = [heading.replace("_", " ") for heading in headings]
+    widths = [max(map(len, [*headings[i].split(), *(row[i] for row in rows)])) for i in range(len(headings))]
+    for part in _parts(widths, out.width):
+        table = Table(box=SIMPLE, pad_edge=False)
+        for i in part:
+            table.add_column(headings[i], justify="right" if i else "left", min_width=widths[i])
+        for row in rows:
+            table.add_row(*(Text(row[i]) for i in part))
+        out.print(table)
+
+
+def _parts(widths: Sequence[int], most: int) -> list[list[int]]:
+    """Which columns of these least widths each part has: the first of all in each."""
+    parts: list[list[int]] = []
+    room = 0
+    for i, width in list(enumerate(widths))[1:]:
+        if not parts or width + BETWEEN > room:
+            parts.append([0])
+            room = most - widths[0] - BETWEEN
+        parts[-1].append(i)
+        room -= width + BETWEEN
+    return parts
+
+
 def short(value: object) -> str:
     """A value in a table cell."""
     if value is None:
         return "-"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def shown(show: Callable[[Any], None], document: object) -> dict[str, Any] | None:
+    """What a verb returns that has printed its document instead of handing it over as JSON."""
+    show(document)
+    return None

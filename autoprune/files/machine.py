@@ -55,6 +55,11 @@ def own_memory() -> int:
     return _kilobytes(STATUS, "RssAnon")
 
 
+def size(bytes_: int) -> str:
+    """Bytes as people read them."""
+    return f"{bytes_ / 1e9:.1f} GB" if bytes_ >= 1e8 else f"{bytes_ / 1e6:.0f} MB"
+
+
 def _kilobytes(path: Path, name: str) -> int:
     """The bytes that a file of the system gives as "NAME: 123 kB"."""
     with suppress(OSError, ValueError, IndexError):

@@ -19,6 +19,7 @@ from autoprune.files import old_form
 from autoprune.files.policy_form import SCHEMA, FrontFile, GroupFile, PointFile
 from autoprune.files.whole import write_whole
 from autoprune.front import Base, Front, Point
+from autoprune.front_table import flat_row
 from autoprune.policy import Policy
 from autoprune.structure import Group, Size, Slice, Stand
 
@@ -41,6 +42,20 @@ def front_text(front: Front, path: str = "policy.json") -> str:
         return _compact(json.dumps(_front_to_json(front), indent=1, allow_nan=False)) + "\n"
     except (TypeError, ValueError) as error:
         raise InputError(f"{path}: a policy file holds plain finite values only: {error}") from error
+
+
+def policy_path(given: str | Path) -> Path:
+    """The policy file that is meant by its own path, or by the folder of a search.
+
+    Raises:
+        InputError: a folder without one.
+    """
+    path = Path(given)
+    if not path.is_dir():
+        return path
+    if not (path / "policy.json").exists():
+        raise InputError(f"{path} holds no policy.json: not a run folder, or its search has not finished")
+    return path / "policy.json"
 
 
 def load_front(path: str | Path) -> Front:
@@ -72,14 +87,19 @@ def read_front(text: str, path: str | Path = "policy.json") -> Front:
 
 
 def save_csv(front: Front, path: str | Path) -> None:
+    """Write `csv_text` to `path`, all of it or nothing."""
+    write_whole(Path(path), csv_text(front))
+
+
+def csv_text(front: Front) -> str:
     """The points as a table: id, costs, losses (`loss.validation`), metrics (`validation.accuracy`), widths."""
-    rows = [_flat_row(point) for point in front]
+    rows = [flat_row(point) for point in front]
     columns = list(dict.fromkeys(key for row in rows for key in row))
     text = io.StringIO()
     writer = csv.DictWriter(text, columns or ["id"], lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    write_whole(Path(path), text.getvalue())
+    return text.getvalue()
 
 
 def _front_to_json(front: Front) -> dict[str, Any]:
@@ -292,17 +312,3 @@ def _check_point(point: Point, base: Base) -> None:
         raise InputError(f"it has no cost {missing[0]!r}")
     if "loss" not in point.losses.get("validation", {}):
         raise InputError("it has no losses.validation")
-
-
-def _flat_row(point: Point) -> dict[str, Any]:
-    row: dict[str, Any] = {"id": point.id, "trial": point.trial}
-    for name, value in point.costs.items():
-        if isinstance(value, Mapping):
-            row |= {f"{name}.{k}": v for k, v in value.items()}
-        else:
-            row[name] = value
-    for split, loss in point.losses.items():
-        row |= {f"loss.{split}{'' if k == 'loss' else f'.{k}'}": v for k, v in loss.items() if k != "name"}
-    for split, values in point.metrics.items():
-        row |= {f"{split}.{k}": v for k, v in values.items()}
-    return row | {f"width.{name}": width for name, width in point.policy.widths}

@@ -10,6 +10,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from autoprune.front import Front, Point
+from autoprune.front_table import cost_word as cost_word
 from autoprune.report.read import Trial
 
 COLOURS = {"search": "#2457d6", "uniform": "#d97b1c", "global": "#2d9a5f"}
@@ -159,11 +160,6 @@ def cost_ratio(row: Mapping[str, Any], cost: str) -> float | None:
     """A cost of a row of the summary over the dense model's; None where nothing stands there, as in older logs."""
     found = (row.get("costs") or {}).get(cost)
     return row.get("macs_ratio") if found is None and cost == "macs" else found
-
-
-def cost_word(cost: str) -> str:
-    """How a cost is written on an axis."""
-    return "MACs" if cost == "macs" else cost
 
 
 def _styled(figure: Any, height: int) -> Any:

@@ -17,7 +17,7 @@ from autoprune.database.consumers import LARGEST
 from autoprune.database.factors import SMALL
 from autoprune.errors import InputError
 from autoprune.evaluator.settings import Settings
-from autoprune.files.machine import free_memory, own_memory
+from autoprune.files.machine import free_memory, own_memory, size
 from autoprune.structure import Structure
 
 SHARE = 0.9
@@ -149,11 +149,6 @@ def measured() -> Iterator[list[int]]:
         stop.set()
         watcher.join()
         seen[:] = [most] if (most := max([*seen, own_memory()])) else []
-
-
-def size(bytes_: int) -> str:
-    """Bytes as people read them."""
-    return f"{bytes_ / 1e9:.1f} GB" if bytes_ >= 1e8 else f"{bytes_ / 1e6:.0f} MB"
 
 
 def _short(need: int, free: int) -> str:

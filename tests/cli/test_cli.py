@@ -76,7 +76,7 @@ def test_help_is_instant_and_loads_no_torch() -> None:
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert done.returncode == 0
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1.0  # whatever else runs here
-    assert all(word in done.stdout for word in ("inspect", "search", "compare", "apply", "report"))
+    assert all(word in done.stdout for word in ("inspect", "search", "compare", "apply", "front", "report", "doctor"))
 
 
 @pytest.mark.parametrize(
