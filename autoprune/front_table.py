@@ -59,8 +59,9 @@ def costs_of(front: Front) -> list[str]:
 
 
 def ratio_of(point: Point, cost: str) -> float | None:
-    """The ratio of a cost to the dense model; None where the point has none."""
-    return point.ratio(cost) if cost in point.costs else None
+    """The ratio of a cost to the dense model; None where the point or the dense model has none."""
+    known = cost in point.costs and (cost == "latency" or cost in point.base.costs)
+    return point.ratio(cost) if known else None
 
 
 def flat_row(point: Point) -> dict[str, Any]:

@@ -63,6 +63,8 @@ def test_what_is_unknown_is_left_out_of_the_line() -> None:
     assert (
         repr(with_points(front, (blind,))) == "<Front: 1 point of mypkg.models:Chain, MACs 0.1074 to 0.1074 of dense>"
     )
+    odd = replace(with_points(front, (replace(blind, costs={"heat": 3.0}),)), provenance={"objectives": ["heat"]})
+    assert repr(odd) == "<Front: 1 point of mypkg.models:Chain>"
     assert repr(with_points(front, ())) == "<Front: 0 points of mypkg.models:Chain>"
 
 

@@ -59,7 +59,7 @@ def _plain(point: Point) -> dict[str, Any]:
 
     return {
         "id": point.id,
-        "ratios": {cost: ratio_of(point, cost) for cost in (*point.base.costs, "latency") if cost in point.costs},
+        "ratios": {c: ratio for c in (*point.base.costs, "latency") if (ratio := ratio_of(point, c)) is not None},
         "costs": dict(point.costs),
         "losses": _dicts(point.losses),
         "metrics": _dicts(point.metrics),
