@@ -22,7 +22,7 @@ def with_precisions(structure: Structure, bits: Sequence[int]) -> Structure:
     """`structure` with a group of kind `bits` for every matrix, or the matrices that belong together, of a layer.
 
     They are called `<weight>@bits`; their width is the bits of a number and their grid `bits`. What computes the
-    outputs of the same heads or neurons has one precision. Embeddings, norms, biases, weights that an embedding shares
+    outputs of the same heads or neurons has one precision. Embeddings, norms, biases, weights that an embedding shares,
     depthwise convolutions and matrices with a side below 16 are no such groups. The fingerprint stays.
 
     Raises:

@@ -111,7 +111,7 @@ def _kept_blocks(structure: Structure, space: Space) -> set[str]:
 
 def _named(group: Group, glob: str) -> bool:
     """Whether a glob speaks of a group that has to stay for that; a precision stays where its weights are not."""
-    return group.narrows and fnmatchcase(group.name, glob)
+    return not group.matrices and fnmatchcase(group.name, glob)
 
 
 def _left_out(group: Group, space: Space, step: int) -> str | None:

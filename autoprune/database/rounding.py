@@ -36,7 +36,7 @@ def compensated(weight: Tensor, kind: str, factors: Sequence[tuple[Tensor, Tenso
     top = flat.abs().argmax(1)
     for columns, factor in factors:
         fixed = columns.to(top.device)[None] == top[:, None]
-        found[:, columns] = _walked(flat[:, columns] / scales[:, None], factor.float(), fixed)
+        found[:, columns] = _walked(flat[:, columns] / scales[:, None], factor.to(flat), fixed)
     native = from_matrix(found.view(matrix.shape).transpose(1, 2)[None], kind, tuple(weight.shape[2:]))
     return Rounded(native.to(torch.int8).contiguous(), scales, kept_dim(kind))
 
