@@ -125,8 +125,15 @@ def _as_precise(structure: Structure, policy: Policy, wanted: Mapping[str, Wish]
 
 
 def within(base: Base, sibling: Sibling, deploy: str | None) -> Sibling:
-    """The sibling with the groups alone among which a point of `base` is carried over."""
-    return replace(sibling, structure=_space_of(base, sibling, deploy))
+    """The sibling with all groups that policies beside a point that was carried over from `base` may name.
+
+    Those of a container have names and operations of their own, so that there are no others beside them.
+    """
+    space = _space_of(base, sibling, deploy)
+    if deploy is not None:
+        return replace(sibling, structure=space)
+    more = tuple(g for g in space if g.name not in sibling.structure.names)
+    return replace(sibling, structure=replace(sibling.structure, groups=(*sibling.structure.groups, *more)))
 
 
 def _space_of(base: Base, sibling: Sibling, deploy: str | None) -> Structure:
