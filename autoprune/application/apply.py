@@ -174,7 +174,6 @@ def applying(
         made = yield from repairing(point, model, structure, task, manner, point.keep if replayed else None)
         small, keep, validation, recipe = made.model, dict(made.keep), dict(made.validation), dict(made.recipe)
         course = dict(made.course)
-    round_weights(small, structure, point.policy.as_dict())  # nothing changes unless it was cut by shapes alone
     yield Step("verification")
     error = verify(small, model, structure, keep, example)
     lent = dict(model.named_parameters())
@@ -245,4 +244,5 @@ def _sliced(model: nn.Module, structure: Structure, keep: Mapping[str, tuple[int
     )
     small = copied(model)
     slim(small, structure, keep)
+    round_weights(small, structure, {name: len(atoms) for name, atoms in keep.items()})
     return small

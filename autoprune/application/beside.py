@@ -9,20 +9,18 @@ from typing import Any
 
 from torch import nn
 
+from autoprune.application.bench import Bench
 from autoprune.application.repair import plain_tier, precision_of
 from autoprune.application.transfer import KEY, Sibling
 from autoprune.costs import build_cost
-from autoprune.database.batches import StatisticsOnly
-from autoprune.database.build import build_database
 from autoprune.errors import InputError
 from autoprune.evaluation import Ask
 from autoprune.evaluator.prepared import prepared_model, prepared_parts
 from autoprune.evaluator.settings import Settings
-from autoprune.evaluator.tiers import TieredEvaluator
 from autoprune.files.policy_file import load_front
 from autoprune.front import Point
 from autoprune.policy import Policy
-from autoprune.protocols import Budget, Criterion, Problem, Task
+from autoprune.protocols import Budget, Criterion, Problem, Task, finished
 from autoprune.strategies.uniform import uniform
 from autoprune.structure import FINGERPRINT_VERSION, Structure
 from autoprune.tracing.copies import copied
@@ -49,11 +47,9 @@ def losses_beside(
     structure = _structure_of(sibling.structure, policies)
     dense = prepared_model(task, settings.torch_device, copied(model))
     parts = prepared_parts(task, settings, dense)
-    seen = StatisticsOnly(task, parts.statistics, min(settings.batch_size, parts.fits))
-    database = build_database(dense, structure, seen, criterion)
     alike = replace(settings, precision=precision_of(point, settings), costs=())
-    evaluator = TieredEvaluator(task, structure, database, alike, dense, parts=parts)
     tier, losses = plain_tier(point), dict[str, float | None]()
+    evaluator = finished(Bench(task, structure, alike, criterion, dense, parts, tier).evaluator(dense, structure, None))
     for name, policy in policies.items():
         evaluation = evaluator(Ask(_whole(structure, policy), tier, split="validation"))
         losses[name] = evaluation.loss if evaluation.ok else None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 from autoprune.application.delivery import delivering
 from autoprune.application.order import Order
 from autoprune.files.job import Job
-from autoprune.protocols import Step
+from autoprune.protocols import Step, relayed
 from autoprune.run.pace import Pace
 from autoprune.tracing.one_thread import one_thread
 
@@ -39,17 +38,14 @@ class UnderWay:
             InputError: see `delivering`.
             RunError: see `delivering`.
         """
-        with one_thread(), closing(self._steps):
-            while True:
-                try:
-                    step = next(self._steps)
-                except StopIteration as end:
-                    self._report = end.value
-                    return
-                counted = replace(step, ahead_s=0.0) if step.unit and step.ahead_s is None else step
-                self._pace.take(counted)
-                self._step, self.stage = step, step.stage
-                yield step
+        with one_thread():
+            self._report = yield from relayed(self._steps, self._noted)
+
+    def _noted(self, step: Step) -> Step:
+        """A step that is under way now."""
+        self._pace.take(replace(step, ahead_s=0.0) if step.unit and step.ahead_s is None else step)
+        self._step, self.stage = step, step.stage
+        return step
 
     @property
     def report(self) -> dict[str, Any]:

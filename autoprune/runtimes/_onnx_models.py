@@ -42,13 +42,11 @@ class OnnxFamily:
         graph = exported(model, self.inputs)
         if model is self.dense:
             self._graph = graph
-        return self._session(optimised(graph), threads)
+        return session_runner(self._stored(optimised(graph)), self.inputs, threads)
 
-    def _session(self, graph: bytes, threads: int) -> Callable[[], list[Any]]:
-        """In which weights that 8 bits hold are 8-bit products, as in the file that `apply --int8` writes."""
-        names = [spec.name for spec in session_of(graph, threads).get_inputs()]
-        stored = as_stored(graph, dict(zip(names, feeds_of(self.inputs), strict=True)))
-        return session_runner(stored, self.inputs, threads)
+    def _stored(self, graph: bytes) -> bytes:
+        """The graph with 8-bit products where 8 bits hold the weights, as in the file that `apply --int8` writes."""
+        return as_stored(graph, feeds_of(self.inputs))
 
     def _recut(self, model: nn.Module, graph: bytes, threads: int) -> Callable[[], list[Any]] | None:
         if any(isinstance(module, StandIn) for module in model.modules()):
@@ -57,11 +55,15 @@ class OnnxFamily:
             wanted = float_tensors(call_model(model, tuple(self.inputs)))[0]
         try:
             cut = optimised(recut(graph, model, batch_size(self.inputs)))
-            got = torch.from_numpy(session_runner(cut, self.inputs, threads)()[0])
+            run = session_runner(cut, self.inputs, threads)
+            got = torch.from_numpy(run()[0])
         except Exception:  # a graph with a size baked in does not load or run, in many ways
             return None
         alike = got.shape == wanted.shape and bool((got - wanted).norm() <= TOLERANCE * wanted.norm())
-        return self._session(cut, threads) if alike else None
+        if not alike:
+            return None
+        stored = self._stored(cut)
+        return run if stored is cut else session_runner(stored, self.inputs, threads)
 
 
 def recut(graph: bytes, model: nn.Module, batch: int) -> bytes:
@@ -111,23 +113,18 @@ def optimised(graph: bytes) -> bytes:
 
 def session_runner(model: bytes, inputs: Sequence[Any], threads: int = 1) -> Callable[[], list[Any]]:
     """A session of so many threads and its feeds: the tensors in `inputs`, in order."""
-    session = session_of(model, threads)
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.log_severity_level = 4
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     feeds = {spec.name: x for spec, x in zip(session.get_inputs(), feeds_of(inputs), strict=True)}
 
     def run() -> list[Any]:
         return list(session.run(None, feeds))
 
     return run
-
-
-def session_of(model: bytes, threads: int) -> Any:
-    """A session of onnxruntime with so many threads."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    options.log_severity_level = 4
-    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
 def feeds_of(inputs: Sequence[Any]) -> list[Any]:

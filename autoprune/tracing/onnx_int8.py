@@ -83,10 +83,10 @@ def write_int8(path: Path, target: Path, feeds: Feeds | None, kept: Sequence[str
     quantize_static(str(path), str(target), _reader(feeds), **fixed, **kinds)
 
 
-def as_stored(graph: bytes, feed: Mapping[str, Any]) -> bytes:
+def as_stored(graph: bytes, inputs: Sequence[Any]) -> bytes:
     """The graph with its rounded weights as 8-bit products, or as it is where it has none.
 
-    `feed` is run once to fix the ranges, for the time that they take does not depend on them.
+    `inputs`, arrays, go through once to fix the ranges, for the time that they take does not depend on them.
     """
     if not products(graph).in_8_bits:
         return graph
@@ -96,7 +96,7 @@ def as_stored(graph: bytes, feed: Mapping[str, Any]) -> bytes:
         path.write_bytes(graph)
         ready = prepared(path, Path(folder, "prepared.onnx"))
         found = products(ready)
-        feeds = iter([feed]) if found.convolutions else None
+        feeds = iter([dict(zip(input_names(ready), inputs, strict=True))]) if found.convolutions else None
         write_int8(ready, target, feeds, found.in_float)
         return target.read_bytes()
 

@@ -74,8 +74,8 @@ def test_the_runtime_runs_rounded_weights_as_8_bit_products(monkeypatch: pytest.
     round_weights(small, structure, Policy.dense(structure).as_dict() | {"second.weight@bits": 8})
     stored: list[int] = []
 
-    def seen(graph: bytes, feed: dict[str, object]) -> bytes:
-        found = as_stored(graph, feed)
+    def seen(graph: bytes, inputs: list[object]) -> bytes:
+        found = as_stored(graph, inputs)
         stored.append(len(products(graph).in_8_bits))
         assert (found == graph) == (not products(graph).in_8_bits)
         return found
