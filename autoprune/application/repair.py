@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from torch import nn
@@ -19,7 +19,7 @@ from autoprune.application.training import Recipe, Training, figures, stored_rec
 from autoprune.database.batches import in_format
 from autoprune.errors import InputError
 from autoprune.evaluation import Ask, Tier
-from autoprune.evaluator.precision import Precision
+from autoprune.evaluator.precision import Precision, Wanted
 from autoprune.evaluator.prepared import prepared_model, prepared_parts
 from autoprune.evaluator.settings import Repair, Settings
 from autoprune.evaluator.tiers import TieredEvaluator
@@ -181,7 +181,7 @@ def _taken(
             place.keep(Saved({"epoch": course.epoch}, {"model": weights}, state))
 
 
-def precision_of(point: Point, settings: Settings) -> Literal["auto", "fp32", "bf16"]:
+def precision_of(point: Point, settings: Settings) -> Wanted:
     """That of the search where the settings leave it open: atoms and repairs were judged in it."""
     found = point.base.space.get("precision")  # older files do not say, newer ones may know more of them
     known = {name: name for name in get_args(Precision)}

@@ -9,6 +9,7 @@ import torch
 
 from autoprune.database.store import MEMORY
 from autoprune.errors import InputError, one_line
+from autoprune.evaluator.precision import Wanted
 from autoprune.protocols import Direction
 
 COSTS = ("macs", "params", "bytes")
@@ -40,7 +41,7 @@ class Settings:
     batch_size: int = 256
     seed: int = 0
     device: str = "auto"
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Wanted = "auto"
     metrics_on_fitness: bool = False
     learning_rate: float | None = None
     memory: int = MEMORY
