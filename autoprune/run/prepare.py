@@ -113,15 +113,12 @@ def _preparing(
     settings = with_direction(as_recorded(settings_of(job), recorded or {}, job.executor.kind), task)
     criterion = build_criterion(job.criterion_named)
     constraints = parse_constraints(job.constraints, task.directions)
-    clocked_of(job)  # more threads than cores are told before minutes of work
-    model = prepared_model(task, settings.torch_device)
-    check_model(model, job.deploy)
+    model = _fit_model(job, task, settings)
     place = (shared or folder).resolve() / "database"  # workers may stand in other folders
     yield Step("analysis")
     kept = kept_analysis(task.build(), task.example_inputs(), job.space.kinds, place)
-    found = kept.analysis
     step = runtime_step(job, settings.torch_device, recorded)
-    structure, whole, levelled = _spaces(job, found.structure, step, priced)
+    structure, whole, levelled = _spaces(job, kept.analysis.structure, step, priced)
     check_room(levelled, task.example_inputs(), settings)
     timing = latency_table(job, structure, model, task, place, bool(recorded))
     latency = (yield from timing) if LATENCY in settings.costs else None
@@ -130,9 +127,7 @@ def _preparing(
     parts, data, samples_path = drawn_once(task, settings, model, place)
     samples = Samples(task, model, parts, settings.torch_device, settings.batch_size, settings.validation)
     fidelity = resolved_fidelity(task, model, settings, samples)
-    started = time.perf_counter()
-    said = check_data(task, model, settings, samples)
-    pace_s = (time.perf_counter() - started) / settings.validation
+    said, pace_s = _looked_at(task, model, settings, samples)
     controls, prices = usable(job.compare.controls, structure), _prices(parts, settings)
     ahead_s = _ahead_s(job, problem, prices, pace_s, controls)
     kept.keep()
@@ -143,10 +138,8 @@ def _preparing(
     settings = replace(settings, loss=fidelity.name, classes=fidelity.classes, precision=precision)
     made_here = partial(TieredEvaluator, task, structure, database, replace(settings, costs=()), model, parts=parts)
     settings, worker = yield from rehearsed(job, settings, f"{data} {fidelity.identity}", path, made_here, ahead_s)
-    needs = _needs(levelled, settings, worker)
     named = {} if lent is not None else job.plain()["task"]
-    space = _space(job, settings, parts.total, problem.tier)
-    base = _base(job, task, named, model, kept, problem, space, data)
+    base = _base(job, task, named, model, kept, problem, _space(job, settings, parts.total, problem.tier), data)
     return Setting(
         job=job,
         task=task,
@@ -167,12 +160,30 @@ def _preparing(
         parts=parts,
         samples_path=samples_path,
         pace_s=pace_s,
-        needs=needs,
+        needs=_needs(levelled, settings, worker),
         said=tuple(
-            filter(None, [found.said, *said, *database.said(), said_of(model), step_words(job, step), idle_words(job)])
+            filter(
+                None,
+                [kept.analysis.said, *said, *database.said(), said_of(model), step_words(job, step), idle_words(job)],
+            )
         ),
         whole=whole,
     )
+
+
+def _fit_model(job: Job, task: Task, settings: Settings) -> nn.Module:
+    """The dense model; what its container or this machine's cores refuse is told before minutes of work."""
+    clocked_of(job)
+    model = prepared_model(task, settings.torch_device)
+    check_model(model, job.deploy)
+    return model
+
+
+def _looked_at(task: Task, model: nn.Module, settings: Settings, samples: Samples) -> tuple[tuple[str, ...], float]:
+    """What is to be said of the data, and the seconds that a sample of validation took."""
+    started = time.perf_counter()
+    said = check_data(task, model, settings, samples)
+    return tuple(said), (time.perf_counter() - started) / settings.validation
 
 
 def _spaces(job: Job, found: Structure, step: int, priced: bool) -> tuple[Structure, Structure | None, Structure]:
