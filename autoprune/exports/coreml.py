@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,11 @@ class Coreml:
             tensors = tuple(_laid_out(x) for x in plain.tensors)
             program = torch.export.export(plain, tensors, dynamic_shapes=(_shapes(tensors, batch_size(inputs)),))
             exact = {"convert_to": "mlprogram", "compute_precision": coremltools.precision.FLOAT32}
-            converted = coremltools.convert(program.run_decompositions(), skip_model_load=True, **exact)
+            try:
+                converted = coremltools.convert(program.run_decompositions(), skip_model_load=True, **exact)
+            except Exception as error:
+                traceback.clear_frames(error.__traceback__)  # its scratch folder would warn when it is collected
+                raise
             converted.save(str(path))
 
 
