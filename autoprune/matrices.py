@@ -1,4 +1,4 @@
-"""Weights as matrices that keep their shape: in how many bits each may be stored, as groups of the search."""
+"""Weights as matrices that keep their shape, as groups: how many of their numbers stay, in how many bits each lies."""
 
 from __future__ import annotations
 
@@ -16,6 +16,48 @@ FLAT = 2
 """Dimensions of a weight that is no convolution's."""
 TOGETHER = ("head", "kv_group", "neuron")
 """Kinds whose producers lie side by side in a layer (query, key and value; gate and up): one precision for all."""
+
+
+DENSITIES = (0.01, 0.025, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.85, 1.0)
+"""Shares of the numbers of a matrix that may stay; those that leave less than one a row are left out."""
+
+
+def with_weights(structure: Structure, pattern: str = "") -> Structure:
+    """`structure` with a group of kind `weight` for every matrix of a layer, called as its tensor.
+
+    The width is how many of its numbers stay. With a `pattern` "n:m" its grid is that share and all, and matrices whose
+    inputs do not divide by m move to `frozen`. The groups of such a structure tell weights apart by no atoms: which of
+    them stay is a mask. The fingerprint stays.
+
+    Raises:
+        InputError: the pattern is none, or no weight of the model can hold it.
+    """
+    made, frozen = list[Group](), dict(structure.frozen)
+    kept, of = (int(number) for number in pattern.split(":")) if pattern else (0, 1)
+    if pattern and not 0 < kept < of:
+        raise InputError(f"space.granularity: {pattern!r} is no pattern n:m with n below m, such as 2:4")
+    for op, spec in weights_of(structure):
+        count, inputs = prod(spec.shape), spec.shape[1 - op.outputs]
+        if inputs % of:
+            frozen[spec.name] = f"it reads {inputs} inputs, which {pattern} does not divide: it stays dense"
+            continue
+        shares = (kept / of, 1.0) if pattern else DENSITIES
+        least = spec.shape[op.outputs]
+        grid = sorted({round(share * count) for share in shares if share * count >= least or share == 1.0})
+        made.append(Group(spec.name, "weight", count, (), tuple(grid), matrices=(spec.name,), pattern=pattern))
+    if not made:
+        why = f": the inputs of none divide by {of}" if pattern and frozen else ""
+        raise InputError(f"space.granularity: no weight of the model can be {pattern or 'sparse'}{why}")
+    return Structure((*structure.groups, *made), structure.ops, frozen, structure.fingerprint)
+
+
+def weights_of(structure: Structure) -> list[tuple[Op, TensorSpec]]:
+    """The matrices that zeros may be searched in, with the layers that own them, in execution order.
+
+    Embeddings, norms, biases, weights that an embedding shares and depthwise convolutions are none.
+    """
+    found = ((op, spec) for op in structure.ops if (spec := _own_weight(op)) is not None)
+    return [(op, spec) for op, spec in found if len(spec.shape) > 1 and not _depthwise(spec)]
 
 
 def with_precisions(structure: Structure, bits: Sequence[int]) -> Structure:
@@ -63,5 +105,8 @@ def _own_weight(op: Op) -> TensorSpec | None:
 
 def _is_matrix(spec: TensorSpec) -> bool:
     rows, columns = spec.shape[0], prod(spec.shape[1:])
-    depthwise = len(spec.shape) > FLAT and spec.shape[1] == 1
-    return len(spec.shape) > 1 and not depthwise and spec.itemsize == 4 and min(rows, columns) >= LEAST_SIDE
+    return len(spec.shape) > 1 and not _depthwise(spec) and spec.itemsize == 4 and min(rows, columns) >= LEAST_SIDE
+
+
+def _depthwise(spec: TensorSpec) -> bool:
+    return len(spec.shape) > FLAT and spec.shape[1] == 1

@@ -99,6 +99,22 @@ class GramCriterion(Protocol):
         """Scores [width] of one group from its `database.consumers.Consumer`s."""
 
 
+@runtime_checkable
+class WeightCriterion(Protocol):
+    """A criterion that scores single weights as well, so that a mask can be made of them.
+
+    The level database makes the masks of a criterion without this method from its Grams (`obs`: SparseGPT), or refuses
+    it for groups of kind `weight`.
+    """
+
+    def weights(self, model: nn.Module, names: Sequence[str], task: Task) -> Mapping[str, Tensor]:
+        """Finite scores in the shape of each of the parameters `names` of `model`, which is left untouched.
+
+        Higher is kept longer; those of different weights compare, so that one threshold can cut all of them. Data come
+        from the calibration split.
+        """
+
+
 class Loss(Protocol):
     """How far outputs are from the dense ones: a function of its file's name in autoprune/losses, or a user's own."""
 

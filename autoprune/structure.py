@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from types import MappingProxyType
@@ -16,6 +17,11 @@ FINGERPRINT_VERSION = 5
 """To be raised whenever the same model gets another fingerprint: more is found in it, or more of it is hashed."""
 Kind = Literal["channel", "head", "kv_group", "neuron", "block", "bits", "weight"]
 Gives = Literal["zero", "input"]
+SHAPELESS = ("bits", "weight")
+"""Kinds that leave the shapes of their weights."""
+MAY_BE_EMPTY = ("sizes", "stands", "matrices", "pattern")
+"""Fields of a group that its fingerprint knows only where they say something."""
+PATTERN = re.compile(r"[1-9]\d*:[1-9]\d*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,9 +97,10 @@ class Group:
     """Parameter slices that must shrink together; `width` atoms in the dense model, `grid` the allowed widths.
 
     `sizes` are the numbers in the model's modules that follow the width. A block is one atom, all tensors of the
-    modules that `stands` takes the place of: those that it consumes make its branch zero where they are zero. A
-    precision (kind `bits`) has no slices: its width is the bits of a number in the weights called `matrices`, whose
-    shapes stay.
+    modules that `stands` takes the place of: those that it consumes make its branch zero where they are zero. Kinds
+    without slices leave the shapes of the weights called `matrices`: a precision (kind `bits`), whose width is the bits
+    of a number in them, and the zeros of a single one (kind `weight`), whose width is how many numbers of the dense
+    weight are not zero; under a `pattern` "n:m" that is n of every m inputs that lie side by side.
     """
 
     name: str
@@ -104,6 +111,7 @@ class Group:
     sizes: tuple[Size, ...] = ()
     stands: tuple[Stand, ...] = ()
     matrices: tuple[str, ...] = ()
+    pattern: str = ""
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind):
@@ -113,12 +121,16 @@ class Group:
             raise InputError(f"group {self.name!r}: the grid must ascend to the width {self.width}, not {self.grid}")
         if self.kind == "block" and (self.width != 1 or not self.stands):
             raise InputError(f"group {self.name!r}: a block is one atom, with stands for its modules")
-        if (self.kind == "bits") != bool(self.matrices) or (self.matrices and self.slices):
-            raise InputError(f"group {self.name!r}: a precision has matrices and no slices, any other kind none")
+        if (self.kind in SHAPELESS) != bool(self.matrices) or (self.matrices and self.slices):
+            raise InputError(f"group {self.name!r}: bits and weights have matrices and no slices, any other kind none")
+        if self.kind == "weight" and len(self.matrices) != 1:
+            raise InputError(f"group {self.name!r}: its width counts the weights of one matrix, not {self.matrices}")
+        if self.pattern and (self.kind != "weight" or not PATTERN.fullmatch(self.pattern)):
+            raise InputError(f"group {self.name!r}: a pattern is n:m, of a group of weights, not {self.pattern!r}")
 
     @property
     def narrows(self) -> bool:
-        """Whether tensors get narrower by its atoms; blocks go as a whole, precisions leave every shape."""
+        """Whether tensors get narrower by its atoms; blocks go as a whole, bits and weights leave every shape."""
         return self.kind != "block" and not self.matrices
 
     @property
@@ -225,9 +237,6 @@ def _inside(groups: tuple[Group, ...]) -> Iterator[tuple[int, tuple[int, ...]]]:
 
 def _fingerprint(groups: tuple[Group, ...], ops: tuple[Op, ...]) -> str:
     """Hash of everything that decides which atoms a width means; the grid is the job's choice, so it is left out."""
-    plain = [
-        {k: v for k, v in asdict(g).items() if k != "grid" and (v or k not in ("sizes", "stands", "matrices"))}
-        for g in groups
-    ]
+    plain = [{k: v for k, v in asdict(g).items() if k != "grid" and (v or k not in MAY_BE_EMPTY)} for g in groups]
     what = [plain, [{k: v for k, v in asdict(o).items() if k != "outputs"} for o in ops]]  # its class tells that
     return "sha256:" + hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()

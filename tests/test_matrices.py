@@ -90,9 +90,9 @@ def test_a_model_without_such_weights_is_told() -> None:
 
 
 def test_a_precision_has_matrices_and_no_slices() -> None:
-    with pytest.raises(InputError, match="a precision has matrices"):
+    with pytest.raises(InputError, match="bits and weights have matrices"):
         Group("a@bits", "bits", 32, (), (8, 32))
-    with pytest.raises(InputError, match="a precision has matrices"):
+    with pytest.raises(InputError, match="bits and weights have matrices"):
         Group("a", "channel", 8, (), (4, 8), matrices=("a.weight",))
 
 
