@@ -93,6 +93,7 @@ class TieredEvaluator:
         self.costs = {name: build_cost(name, structure, latency) for name in settings.costs}
         self._all_sites = find_sites(dense, task.example_inputs())
         readers = {w for names in consumed(structure.groups, self._all_sites).values() for w in names}
+        readers |= {name for g in structure if g.kind == "weight" for name in g.matrices}
         self._patterned = patterned_weights(dense)
         fitted = readers - self._patterned
         self.sites = {n: s for n, s in self._all_sites.items() if n in fitted and s.calls == 1}
@@ -128,7 +129,8 @@ class TieredEvaluator:
                 self.stitcher.mark_dirty()
                 return Evaluation.failed(ask, f"{name} is {value}", costs, seconds)
         passes = score.samples / self.parts.total
-        return Evaluation(ask, score.loss, costs, score.metrics, passes, seconds, sample_losses=score.single)
+        masks = self.stitcher.mask_digests() if ask.split == "validation" else {}
+        return Evaluation(ask, score.loss, costs, score.metrics, passes, seconds, None, score.single, masks)
 
     @one_thread()
     def repaired(self, ask: Ask) -> nn.Module:
