@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import prod
+from typing import Final
 
 from autoprune.errors import InputError
-from autoprune.structure import Group, Op, Structure, TensorSpec
+from autoprune.structure import PATTERN, Group, Op, Structure, TensorSpec
 
 PRECISIONS = (32, 8)
 """Bits that a number may have: float32, and signed integers with a scale an output."""
@@ -14,12 +15,36 @@ LEAST_SIDE = 16
 """Rows and columns from which on a matrix is worth a scale for each output; smaller ones stay as they are."""
 FLAT = 2
 """Dimensions of a weight that is no convolution's."""
+WEIGHT: Final = "weight"
+"""What a space calls single weights, and their kind."""
 TOGETHER = ("head", "kv_group", "neuron")
 """Kinds whose producers lie side by side in a layer (query, key and value; gate and up): one precision for all."""
 
 
 DENSITIES = (0.01, 0.025, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.85, 1.0)
 """Shares of the numbers of a matrix that may stay; those that leave less than one a row are left out."""
+
+
+def sparse_pattern(granularity: Sequence[str]) -> str | None:
+    """The pattern "n:m" that a space's granularity names, "" for single weights, None where it leaves zeros alone.
+
+    Raises:
+        InputError: a pattern beside single weights or another one, or one that is none.
+    """
+    patterns = [word for word in granularity if ":" in word]
+    for word in patterns:
+        if not PATTERN.fullmatch(word) or numbers_of(word)[0] >= numbers_of(word)[1]:
+            raise InputError(f"space.granularity: {word!r} is no pattern n:m with n below m, such as 2:4")
+    found = [word for word in granularity if word in (WEIGHT, *patterns)]
+    if len(found) > 1:
+        raise InputError(f"space.granularity: {' and '.join(found)} exclude each other; name one of them")
+    return next((word.removeprefix(WEIGHT) for word in found), None)
+
+
+def numbers_of(pattern: str) -> tuple[int, int]:
+    """(n, m) of "n:m"."""
+    kept, of = pattern.split(":")
+    return int(kept), int(of)
 
 
 def with_weights(structure: Structure, pattern: str = "") -> Structure:
@@ -30,12 +55,10 @@ def with_weights(structure: Structure, pattern: str = "") -> Structure:
     them stay is a mask. The fingerprint stays.
 
     Raises:
-        InputError: the pattern is none, or no weight of the model can hold it.
+        InputError: no weight of the model can hold the pattern.
     """
     made, frozen = list[Group](), dict(structure.frozen)
-    kept, of = (int(number) for number in pattern.split(":")) if pattern else (0, 1)
-    if pattern and not 0 < kept < of:
-        raise InputError(f"space.granularity: {pattern!r} is no pattern n:m with n below m, such as 2:4")
+    kept, of = numbers_of(pattern) if pattern else (0, 1)
     for op, spec in weights_of(structure):
         count, inputs = prod(spec.shape), spec.shape[1 - op.outputs]
         if inputs % of:
@@ -44,7 +67,7 @@ def with_weights(structure: Structure, pattern: str = "") -> Structure:
         shares = (kept / of, 1.0) if pattern else DENSITIES
         least = spec.shape[op.outputs]
         grid = sorted({round(share * count) for share in shares if share * count >= least or share == 1.0})
-        made.append(Group(spec.name, "weight", count, (), tuple(grid), matrices=(spec.name,), pattern=pattern))
+        made.append(Group(spec.name, WEIGHT, count, (), tuple(grid), matrices=(spec.name,), pattern=pattern))
     if not made:
         why = f": the inputs of none divide by {of}" if pattern and frozen else ""
         raise InputError(f"space.granularity: no weight of the model can be {pattern or 'sparse'}{why}")

@@ -8,6 +8,7 @@ from math import prod
 import numpy as np
 
 from autoprune.errors import InputError
+from autoprune.matrices import weights_of
 from autoprune.policy import IntArray
 from autoprune.protocols import FloatArray
 from autoprune.structure import Group, Op, Structure, TensorSpec
@@ -68,18 +69,22 @@ class Polynomial:
         return np.asarray(widths @ self._slope + self._base)
 
 
-def macs_polynomial(structure: Structure) -> Polynomial:
-    """Multiply-accumulates a sample: positions * numel(weight) summed over the operations."""
+def macs_polynomial(structure: Structure, effective: bool = False) -> Polynomial:
+    """Multiply-accumulates a sample: positions * numel(weight) summed over the operations.
+
+    `effective` ones are those with weights that are not zero.
+    """
     specs = {spec.name: spec for op in structure.ops for spec in op.tensors}
     size, blocks = _sizes(structure), _blocks(structure)
-    terms: list[tuple[int, tuple[Affine, ...]]] = []
+    density = _densities(structure) if effective else {}
+    terms: list[tuple[float, tuple[Affine, ...]]] = []
     for op in structure.ops:
         if op.weight is None:
             terms.append(_products(op, structure))
         elif op.positions:
             if op.weight not in specs:
                 raise InputError(f"operation {op.name!r}: no operation owns its weight {op.weight!r}")
-            terms.append(_numel(specs[op.weight], op.positions, size, blocks))
+            terms.append(_thinned(_numel(specs[op.weight], op.positions, size, blocks), density.get(op.weight)))
     return Polynomial(len(structure), terms)
 
 
@@ -92,23 +97,54 @@ def numel_polynomial(structure: Structure, weight_of: Callable[[TensorSpec], int
     )
 
 
-def bytes_polynomial(structure: Structure) -> Polynomial:
-    """Bytes of all tensors; a matrix of fewer bits has a scale of float32 for each of its outputs beside it."""
-    size, blocks = _sizes(structure), _blocks(structure)
-    bits = {name: i for i, g in enumerate(structure.groups) for name in g.matrices}
-    terms: list[tuple[float, tuple[Affine, ...]]] = []
-    for side, spec in ((op.outputs, spec) for op in structure.ops for spec in op.tensors):
-        count, factors = _numel(spec, 1, size, blocks)
-        if (i := bits.get(spec.name)) is None:
-            terms.append((count * spec.itemsize, factors))
-            continue
-        width, least = structure.groups[i].width, structure.groups[i].grid[0]
-        terms.append((count / BYTE, (*factors, (0, ((i, 1),)))))
-        if least < width:
-            rows = size.get((spec.name, side), (spec.shape[side], ()))
-            fewer = (width, ((i, -1),))
-            terms.append((SCALE / (width - least), (rows, *blocks.get(spec.name, ()), fewer)))
+def nonzeros_polynomial(structure: Structure) -> Polynomial:
+    """Weights that are not zero of the matrices that zeros may be searched in, whether they are or not."""
+    size, blocks, density = _sizes(structure), _blocks(structure), _densities(structure)
+    terms = [_thinned(_numel(s, 1, size, blocks), density.get(s.name)) for _, s in weights_of(structure)]
     return Polynomial(len(structure), terms)
+
+
+class Stored:
+    """Bytes of all tensors. Called with widths [..., groups], gives bytes [...].
+
+    A matrix of fewer bits has a scale of float32 for each of its outputs beside it. One whose zeros are searched takes
+    the least of all its numbers and a bit for each with the values that are not zero.
+    """
+
+    def __init__(self, structure: Structure) -> None:
+        size, blocks = _sizes(structure), _blocks(structure)
+        precision = {name: i for i, g in enumerate(structure.groups) if g.kind == "bits" for name in g.matrices}
+        density = _densities(structure)
+        self._rates: list[tuple[int, int, int | None, int]] = []
+        terms: list[tuple[float, tuple[Affine, ...]]] = []
+        for side, spec in ((op.outputs, spec) for op in structure.ops for spec in op.tensors):
+            count, factors = _numel(spec, 1, size, blocks)
+            i, sparse = precision.get(spec.name), density.get(spec.name)
+            if sparse is not None:  # bits a number, by density and precision: a column beside those of the groups
+                column = len(structure) + len(self._rates)
+                self._rates.append((*sparse, i, BYTE * spec.itemsize))
+                terms.append((count / BYTE, (*factors, (0, ((column, 1),)))))
+            elif i is None:
+                terms.append((count * spec.itemsize, factors))
+            else:
+                terms.append((count / BYTE, (*factors, (0, ((i, 1),)))))
+            if i is not None and structure.groups[i].grid[0] < structure.groups[i].width:
+                rows = size.get((spec.name, side), (spec.shape[side], ()))
+                fewer = (structure.groups[i].width, ((i, -1),))
+                each = SCALE / (structure.groups[i].width - structure.groups[i].grid[0])
+                terms.append((each, (rows, *blocks.get(spec.name, ()), fewer)))
+        self._polynomial = Polynomial(len(structure) + len(self._rates), terms)
+
+    def __call__(self, widths: IntArray) -> FloatArray:
+        """Widths [..., groups] -> bytes [...]."""
+        if not self._rates:
+            return self._polynomial(widths)
+        held = np.asarray(widths, dtype=np.float64)
+        columns = []
+        for at, count, i, itemsize in self._rates:
+            bits = itemsize if i is None else held[..., i]
+            columns.append(np.minimum(bits, 1 + bits * (held[..., at] / count)))
+        return self._polynomial(np.concatenate([held, np.stack(columns, axis=-1)], axis=-1))
 
 
 def _products(op: Op, structure: Structure) -> tuple[int, tuple[Affine, ...]]:
@@ -125,6 +161,21 @@ def _numel(
     factors = [size.get((spec.name, dim)) for dim in range(len(spec.shape))]
     fixed = prod(n for n, factor in zip(spec.shape, factors, strict=True) if factor is None)
     return coefficient * fixed, (*(f for f in factors if f is not None), *blocks.get(spec.name, ()))
+
+
+def _densities(structure: Structure) -> dict[str, tuple[int, int]]:
+    """Matrix -> the group of its zeros, and how many weights the dense one has: their ratio is its density."""
+    return {name: (i, g.width) for i, g in enumerate(structure.groups) if g.kind == "weight" for name in g.matrices}
+
+
+def _thinned(
+    term: tuple[float, tuple[Affine, ...]], density: tuple[int, int] | None
+) -> tuple[float, tuple[Affine, ...]]:
+    """The part of a term that a matrix of this density has."""
+    if density is None:
+        return term
+    (coefficient, factors), (group, dense) = term, density
+    return coefficient / dense, (*factors, (0, ((group, 1),)))
 
 
 def _blocks(structure: Structure) -> dict[str, tuple[Affine, ...]]:

@@ -13,7 +13,7 @@ from autoprune.strategies._thresholds import above_threshold
 def lamp(problem: Problem, target: float) -> Policy:
     """Layer-adaptive magnitude pruning (Lee et al. 2021) on the scores of any criterion, within all limits."""
     scores = normalised(problem.structure, problem.scores).values()
-    return above_threshold(problem, target, [lamp_scores(s) for s in scores])
+    return above_threshold(problem, target, (lamp_scores(s) for s in scores))
 
 
 def lamp_scores(scores: FloatArray) -> FloatArray:
