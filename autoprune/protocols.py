@@ -175,7 +175,9 @@ class Recovery(Protocol):
     score it, who keeps the best weights. Everything that is drawn follows from `seed`, and global chance stays. One
     whose parameter is called `course` is given all options of a course that are not its own, as a
     `autoprune.recovery.Distilled`, and keeps it under that name: the caller puts the peak rate that it has found there,
-    and learns when to score and when to stop. It may have `check(dense)`, which raises an InputError before any work.
+    and learns when to score and when to stop. It may have `check(dense)` and `check_policy(structure, policy)`, which
+    raise an InputError before any work. A training whose `ready` is False is not scored: the model is not yet that of
+    the point.
     """
 
     def __call__(self, model: nn.Module, dense: nn.Module, task: Task, steps: int, seed: int) -> Iterable[Progress]:
@@ -225,6 +227,19 @@ class RewoundRecovery(Protocol):
 
     def start(self, model: nn.Module) -> None:
         """Give a copy of the dense model these weights, in place."""
+
+
+@runtime_checkable
+class ThinningRecovery(Protocol):
+    """A recovery that finds anew which weights of each matrix stay: as many as the pruned model has."""
+
+    def thin(
+        self, model: nn.Module, whole: nn.Module, dense: nn.Module, task: Task, steps: int, seed: int
+    ) -> Iterable[Progress]:
+        """Train `model` in place, as it is called otherwise; `whole` is it before any weight of a matrix went.
+
+        That is repaired, or has the weights of `start`. What is returned may be `Resumable` too.
+        """
 
 
 class Container(Protocol):

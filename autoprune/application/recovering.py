@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
 
+import torch
 from torch import nn
 
 from autoprune import plugins
@@ -23,8 +24,17 @@ from autoprune.evaluator.keep_best import PROBE_STEPS, Best, checks, copied, res
 from autoprune.evaluator.material import BATCH_SIZE
 from autoprune.evaluator.tiers import TieredEvaluator
 from autoprune.policy import Policy
-from autoprune.protocols import PathRecovery, Progress, Resumable, RewoundRecovery, SparseRecovery, Step
+from autoprune.protocols import (
+    PathRecovery,
+    Progress,
+    Resumable,
+    RewoundRecovery,
+    SparseRecovery,
+    Step,
+    ThinningRecovery,
+)
 from autoprune.recovery import Watched, build_recovery, takes
+from autoprune.structure import Group
 from autoprune.tracing.copies import copied as model_copy
 from autoprune.tracing.rounding import round_weights
 from autoprune.tracing.slim import slim
@@ -198,15 +208,42 @@ class _Session:
             model, self.state.keep = yield from bench.cut(source, part.policy, self.state.keep)
             return model
         self.state.keep = self._keep
-        if callable(getattr(made, "start", None)) and isinstance(made, RewoundRecovery):
-            early = model_copy(bench.dense)
-            with self._told():
-                made.start(early)
-            slim(early, bench.structure, self._keep)
-            round_weights(early, bench.structure, {name: len(atoms) for name, atoms in self._keep.items()})
-            return bench.bare(self._keep, early)
+        thins = callable(getattr(made, "thin", None))  # it is given the early weights beside the model of the point
+        if callable(getattr(made, "start", None)) and isinstance(made, RewoundRecovery) and not thins:
+            if not (thinned := self._thinned()):
+                return self._early(made)
+            yield Step(REPAIR)
+            early, settled = self._early(made), bench.settled(self._evaluator, part.policy, self._keep)
+            with torch.no_grad():
+                for name in (name for group in thinned for name in group.matrices):
+                    early.get_parameter(name).mul_(settled.get_parameter(name) != 0)
+            return early
         yield Step(REPAIR)
         return bench.settled(self._evaluator, part.policy, self._keep)
+
+    def _early(self, made: RewoundRecovery) -> nn.Module:
+        """The model with the weights that its recovery goes back to, all those of the atoms that are kept."""
+        early = model_copy(self._bench.dense)
+        with self._told():
+            made.start(early)
+        slim(early, self._bench.structure, self._keep)
+        round_weights(early, self._bench.structure, self._policy.as_dict())
+        return self._bench.bare(self._keep, early)
+
+    def _thinned(self) -> list[Group]:
+        """The groups of weights that the point has fewer of."""
+        widths = self._policy.as_dict()
+        return [g for g in self._bench.structure if g.kind == "weight" and widths[g.name] < g.width]
+
+    def _whole(self) -> nn.Module | None:
+        """What a recovery that finds masks of its own starts from; None for others."""
+        made = self._recovery.recovery
+        if not callable(getattr(made, "thin", None)) or not isinstance(made, ThinningRecovery):
+            return None
+        if callable(getattr(made, "start", None)) and isinstance(made, RewoundRecovery):
+            return self._early(made)
+        widths = {**self._policy.as_dict(), **{g.name: g.width for g in self._thinned()}}
+        return self._bench.settled(self._evaluator, Policy.of(widths), self._keep)
 
     def _again(self, part: _Part) -> nn.Module:
         """The model of the part that a checkpoint is of, as it was then."""
@@ -232,7 +269,8 @@ class _Session:
         going = () if self._is_idle() else self._recovery.watched(training, model)
         try:
             for progress in going:
-                scored = part.policy is not None and self.best.look(progress.step)
+                ready = part.policy is not None and getattr(training, "ready", True)
+                scored = ready and self.best.look(progress.step)
                 self._keep_it(model, training, scored, progress)
                 yield Step("training", before + progress.step, total, "steps", 0.0)
                 if scored and self._is_idle():
@@ -248,7 +286,7 @@ class _Session:
     def _begun(self, part: _Part, model: nn.Module) -> Iterable[Progress]:
         bench, made = self._bench, self._recovery.recovery
         if part.policy is not None:
-            return self._recovery.begun(model, bench.dense, bench.task, part.steps, part.seed)
+            return self._recovery.begun(model, bench.dense, bench.task, part.steps, part.seed, self._whole())
         assert isinstance(made, SparseRecovery)
         with self._told():
             return made.before(model, bench.dense, bench.structure.groups, bench.task, part.steps, part.seed)

@@ -111,7 +111,9 @@ def repairing(
 
 def _check_recovery(training: Training, bench: Bench, policy: Policy) -> None:
     """InputError where the recovery cannot do with this model what its options say, before any work."""
-    course = build_recovery(training.recovery, training.options).course
+    recovery = build_recovery(training.recovery, training.options)
+    recovery.check_policy(bench.structure, policy)
+    course = recovery.course
     if course is not None:
         small = bench.bare({name: range(width) for name, width in policy.widths})
         course.check(bench.dense, small, bench.task)

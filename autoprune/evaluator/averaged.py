@@ -44,6 +44,12 @@ class Average:
             else:
                 self._aside[name].copy_(value)
 
+    @torch.no_grad()
+    def mask(self, masks: Mapping[str, torch.Tensor]) -> None:
+        """From now on these parameters are zero wherever their masks, bool, are False: in the average as well."""
+        for name, alive in masks.items():
+            self._aside[name].mul_(alive)
+
     def state_dict(self) -> dict[str, Any]:
         """The weights that train, which the model does not hold."""
         return {"updates": self._updates, "weights": {name: t.contiguous() for name, t in self._aside.items()}}

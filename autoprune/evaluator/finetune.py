@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from autoprune.database.zeros import masked_weights
 from autoprune.errors import InputError
 from autoprune.evaluator.averaged import Average
 from autoprune.evaluator.eight_bits import EightBits
@@ -27,6 +28,13 @@ from autoprune.tracing.one_thread import one_thread
 from autoprune.tracing.sound_gradients import SoundGradients
 from autoprune.tracing.wiring import Site, batch_norms
 
+Masks = Mapping[str, Tensor]
+"""Bool tensors shaped like the parameters of these names: where one is False the weight is zero."""
+Masking = Callable[[int, Mapping[str, nn.Parameter], Masks], Masks | None]
+"""(step from 0, parameters with their gradients, what is held) -> masks that hold from that step on, None: as before.
+
+It sees the exact weights that train, and gradients of all of them, those that are held at zero too.
+"""
 MAX_NORM = 1.0
 """Largest gradient norm: with fixed statistics a batch norm no longer tames a large step."""
 
@@ -36,8 +44,8 @@ class Lesson:
     """Training samples with the dense outputs, the loss between outputs; how to compute it fast.
 
     `sites` say which batch norm can be folded into which weight; `task_loss` is the task's own, for a recipe that does
-    not distil alone. The zeros of `patterned` weights stay. `features` are the modules that are taught as well; their
-    dense outputs come with the material, and nothing may be folded there.
+    not distil alone. The zeros of `patterned` weights stay, however few there are. `features` are the modules that are
+    taught as well; their dense outputs come with the material, and nothing may be folded there.
     """
 
     material: Material
@@ -78,7 +86,8 @@ class Course:
     and dropout depend on `seed` alone, so that all candidates learn alike. The forward runs in the lesson's precision,
     weights and loss are float32; a batch goes through in parts of `at_once` samples. `after_step` is told each step's
     rate. With an average of the weights, that is what the model holds between two calls. Weights that 8 bits hold are
-    so at every step.
+    so at every step. Zeros of `masked_weights` and of the lesson's patterned ones stay zero, in an average as well, and
+    have no part in the clipping and in what the optimizer keeps; `follow` has them change.
     """
 
     def __init__(
@@ -94,7 +103,10 @@ class Course:
         self.done, self.seen, self.loss = 0, 0, math.nan
         self._model, self._lesson, self._steps, self._seed, self._at_once = model, lesson, steps, seed, at_once
         self._recipe, self._after_step = recipe or Recipe(), after_step
-        self._alive = [(p, p.detach() != 0) for name, p in model.named_parameters() if name in lesson.patterned]
+        self._named = dict(model.named_parameters())
+        held = masked_weights(model) | lesson.patterned
+        self._held: Masks = {name: p.detach() != 0 for name, p in self._named.items() if name in held}
+        self._masking: Masking | None = None
         recipe = self._recipe
         self._optimizer = recipe.optimizer.build(model, bool(batch_norms(model)), recipe.learning_rate)
         self._schedule = recipe.schedule.build(self._optimizer, steps)
@@ -102,6 +114,10 @@ class Course:
         self._eight_bits = EightBits(model)
         self._source: Iterator[Step] | None = None
         self._chance: list[Tensor] = []  # states of the generators that dropout draws from; none before the first step
+
+    def follow(self, masking: Masking) -> None:
+        """Ask `masking` for masks at every step, before the optimizer takes it; what it has learned of others goes."""
+        self._masking = masking
 
     @one_thread()
     def advance(self, steps: int) -> int:
@@ -151,6 +167,7 @@ class Course:
             "schedule": self._schedule.state_dict(),
             "average": None if self._average is None else self._average.state_dict(),
             "exact": self._eight_bits.state(),
+            "held": dict(self._held),
             "epoch": self._lesson.material.begun.get(self._seed),
             "chance": self._chance,
         }
@@ -166,6 +183,8 @@ class Course:
             self._average.load_state_dict(state["average"])
         if "exact" in state:
             self._eight_bits.load_state(state["exact"])
+        if "held" in state:  # version 0.1.0 read them from the weights alone
+            self._held = {name: alive.to(self._named[name].device) for name, alive in state["held"].items()}
         if state.get("epoch") is not None:
             epoch, first = state["epoch"]
             self._lesson.material.begun[self._seed] = epoch, first
@@ -176,20 +195,39 @@ class Course:
         if not math.isfinite(loss):
             raise ArithmeticError(f"the fine-tuning loss is {loss} at step {self.done}")
         self.loss = loss
-        if self._recipe.max_norm is not None:
-            nn.utils.clip_grad_norm_(self._model.parameters(), self._recipe.max_norm)
-        self._schedule.before(self.done)
         with self._eight_bits.exact():
+            self._mask_gradients()
+            if self._recipe.max_norm is not None:
+                nn.utils.clip_grad_norm_(self._model.parameters(), self._recipe.max_norm)
+            self._schedule.before(self.done)
             self._optimizer.step()
             with torch.no_grad():
-                for parameter, alive in self._alive:
-                    parameter.mul_(alive)
+                for name, alive in self._held.items():
+                    self._named[name].mul_(alive)
         if self._after_step is not None:
             self._after_step(self._optimizer.param_groups[0]["lr"])
         self._schedule.after()
         if self._average is not None:
             self._average.update()
         self.done += 1
+
+    @torch.no_grad()
+    def _mask_gradients(self) -> None:
+        """What is zero and stays so has no gradient; where the masks change, no momentum and no average either."""
+        found = None if self._masking is None else self._masking(self.done, self._named, self._held)
+        for name, alive in ({} if found is None else found).items():
+            parameter = self._named[name]
+            parameter.mul_(alive)
+            for value in self._optimizer.state.get(parameter, {}).values():
+                if isinstance(value, Tensor) and value.shape == parameter.shape:
+                    value.mul_(alive)
+        if found is not None:
+            self._held = {**self._held, **found}
+            if self._average is not None:
+                self._average.mask(found)
+        for name, alive in self._held.items():
+            if (gradient := self._named[name].grad) is not None:
+                gradient.mul_(alive)
 
     def _seed_chance(self) -> None:
         """Dropout draws from the global generators: from the seed, or on from where they stood."""

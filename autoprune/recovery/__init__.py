@@ -11,8 +11,10 @@ from torch import nn
 
 from autoprune import plugins
 from autoprune.errors import InputError, did_you_mean
-from autoprune.protocols import Progress, Recovery, Task
+from autoprune.policy import Policy
+from autoprune.protocols import Progress, Recovery, Task, ThinningRecovery
 from autoprune.recovery._distilled import WHERE, Distilled
+from autoprune.structure import Structure
 
 COURSE = "course"
 """The parameter, and the attribute, of a recovery that holds the options of its courses."""
@@ -67,6 +69,17 @@ class Watched:
             with plugins.before_work(), plugins.calling("recovery", self.name, "before any work", (InputError,)):
                 check(dense)
 
+    def check_policy(self, structure: Structure, policy: Policy) -> None:
+        """Have it look at the point that it shall train, before any work.
+
+        Raises:
+            InputError: it is none for this recovery.
+        """
+        check = getattr(self.recovery, "check_policy", None)
+        if callable(check):
+            with plugins.before_work(), plugins.calling("recovery", self.name, "before any work", (InputError,)):
+                check(structure, policy)
+
     def __call__(self, model: nn.Module, dense: nn.Module, task: Task, steps: int, seed: int) -> Iterator[Progress]:
         """Train as the recovery does.
 
@@ -76,10 +89,15 @@ class Watched:
         """
         yield from self.watched(self.begun(model, dense, task, steps, seed), model)
 
-    def begun(self, model: nn.Module, dense: nn.Module, task: Task, steps: int, seed: int) -> Iterable[Progress]:
-        """Its training, to be `watched`."""
+    def begun(
+        self, model: nn.Module, dense: nn.Module, task: Task, steps: int, seed: int, whole: nn.Module | None = None
+    ) -> Iterable[Progress]:
+        """Its training, to be `watched`; `whole` is that of a `ThinningRecovery`."""
+        made = self.recovery
         with plugins.calling("recovery", self.name, "as it begins", (ArithmeticError, InputError)):
-            return self.recovery(model, dense, task, steps, seed)
+            if whole is not None and isinstance(made, ThinningRecovery):
+                return made.thin(model, whole, dense, task, steps, seed)
+            return made(model, dense, task, steps, seed)
 
     def watched(self, training: Iterable[Progress], model: nn.Module) -> Iterator[Progress]:
         """What `training` of `model`, one of this recovery, yields.

@@ -15,7 +15,7 @@ from torch import nn
 from autoprune import plugins
 from autoprune.database.batches import drawing
 from autoprune.database.drawn import draw
-from autoprune.database.zeros import patterned_weights
+from autoprune.database.zeros import masked_weights, patterned_weights
 from autoprune.errors import InputError, did_you_mean
 from autoprune.evaluator.features import Features
 from autoprune.evaluator.fidelity import AUTO, fidelity_for
@@ -176,7 +176,9 @@ class Distilled:
             InputError: the model has not the modules of `features` as the dense one has them, or the optimizer refuses
                 its parameters.
         """
-        return self._begun(model, self.lesson(dense, task, steps, seed), steps, seed, after_step)
+        lesson = self.lesson(dense, task, steps, seed)
+        lesson = replace(lesson, patterned=lesson.patterned | masked_weights(model, dense))
+        return self._begun(model, lesson, steps, seed, after_step)
 
     def probe(self, model: nn.Module, lesson: Lesson, steps: int, seed: int, rate: float) -> None:
         """A course as short as `steps` at a peak rate, to its end: a whole cosine, of which no average is taken.

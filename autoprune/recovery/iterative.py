@@ -18,7 +18,7 @@ class Iterative:
     """`rounds` of cutting, repair and training, each with an equal share of the steps and a course of its own.
 
     After round r of N the widths are (1 - r/N)^3 of the way from the policy's to the dense ones, and atoms are ranked
-    anew among those that are left.
+    anew among those that are left; so are the weights of a matrix.
     """
 
     def __init__(self, rounds: int = 3, course: Distilled | None = None) -> None:
@@ -30,7 +30,8 @@ class Iterative:
         """The policies on the way, each narrower than the one before; the last one is `policy`."""
         dense, target = (np.asarray(p.array(structure)) for p in (Policy.dense(structure), policy))
         left = [(1.0 - r / self._rounds) ** 3 for r in range(1, self._rounds)]
-        whole = np.array([bool(g.matrices) for g in structure])  # a precision changes at once, at the end
+        # a precision and a pattern change at once, at the end
+        whole = np.array([g.kind == "bits" or bool(g.pattern) for g in structure])
         widths = [np.where(whole, dense, np.ceil(target + share * (dense - target))).astype(int) for share in left]
         found = [Policy.from_array(structure, row) for row in widths]
         return [*dict.fromkeys(p for p in found if p not in (policy, Policy.dense(structure))), policy]

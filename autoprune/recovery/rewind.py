@@ -7,25 +7,19 @@ from pathlib import Path
 
 from torch import nn
 
-from autoprune.errors import InputError
 from autoprune.protocols import Progress, Task
 from autoprune.recovery._distilled import Distilled
-from autoprune.tasks._weights import fill, read_checkpoint
-from autoprune.tracing.copies import copied
+from autoprune.recovery._early import Early
 
 
 class Rewind:
     """`weights` is the early checkpoint of the dense model; `course` says how it is trained from there.
 
-    The finished model tells which atoms are kept; their weights are those of the checkpoint, without a repair.
+    The finished model tells which atoms and which weights are kept; they are those of the checkpoint, without a repair.
     """
 
     def __init__(self, weights: Path | None = None, course: Distilled | None = None) -> None:
-        if weights is None:
-            raise InputError("recovery.options: rewind needs weights, an early checkpoint of the dense model")
-        if not Path(weights).is_file():
-            raise InputError(f"recovery.options: rewind: no weights file {weights}")
-        self._weights, self.course = Path(weights), course or Distilled()
+        self._early, self.course = Early("rewind", weights), course or Distilled()
 
     def check(self, dense: nn.Module) -> None:
         """Read the checkpoint once, before any work.
@@ -33,7 +27,7 @@ class Rewind:
         Raises:
             InputError: the file is damaged, or of another model than `dense`.
         """
-        self.start(copied(dense))
+        self._early.check(dense)
 
     def start(self, model: nn.Module) -> None:
         """Give a copy of the dense model the weights of the checkpoint, in place.
@@ -41,7 +35,7 @@ class Rewind:
         Raises:
             InputError: the file is missing or of another model.
         """
-        fill(model, read_checkpoint(self._weights), self._weights)
+        self._early.start(model)
 
     def __call__(self, model: nn.Module, dense: nn.Module, task: Task, steps: int, seed: int) -> Iterable[Progress]:
         """Train `model` in place, as one_shot does.

@@ -1,10 +1,10 @@
-"""Make it sparse, then cut: a penalty pulls whole atoms of the dense model to zero before they are removed."""
+"""Make it sparse, then cut: a penalty pulls atoms or weights of the dense model to zero before they go."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Literal, get_args
+from typing import Literal, Protocol, get_args
 
 import torch
 from torch import Tensor, nn
@@ -15,14 +15,16 @@ from autoprune.recovery._distilled import Distilled
 from autoprune.structure import Group
 from autoprune.tracing.wiring import batch_norms
 
-Penalty = Literal["group_lasso", "bn_l1"]
+Penalty = Literal["group_lasso", "bn_l1", "l1"]
+STRENGTHS: Mapping[Penalty, float] = {"group_lasso": 0.1, "bn_l1": 0.1, "l1": 0.005}
 
 
 class SparseFirst:
     """`share` of the steps train the dense model under a penalty, the rest the pruned one; `course` says how both.
 
     group_lasso: the norm of all that produces an atom (Wen et al. 2016, Learning Structured Sparsity); bn_l1: the size
-    of the batch norm scale behind it (Liu et al. 2017, Network Slimming). Both act as their proximal step after each
+    of the batch norm scale behind it (Liu et al. 2017, Network Slimming); l1: the size of each weight of the matrices
+    whose zeros are searched (Tibshirani 1996), for groups of kind weight. All act as their proximal step after each
     step of the optimizer: a norm falls by `strength` times the learning rate, and stays at zero once it is there.
     Weights under the penalty are not averaged: in an average nothing would be zero.
     """
@@ -30,7 +32,7 @@ class SparseFirst:
     def __init__(
         self,
         penalty: str = "group_lasso",
-        strength: float = 0.1,
+        strength: float | None = None,
         share: float = 0.5,
         course: Distilled | None = None,
     ) -> None:
@@ -38,11 +40,14 @@ class SparseFirst:
             raise InputError(
                 f"recovery.options: unknown penalty {penalty!r}; {did_you_mean(penalty, get_args(Penalty))}"
             )
-        if not strength > 0.0:
+        if strength is not None and not strength > 0.0:
             raise InputError(f"recovery.options: strength must be above 0, not {strength}")
         if not 0.0 < share < 1.0:
             raise InputError(f"recovery.options: share must lie between 0 and 1, not {share}")
-        self._penalty, self._strength, self.share = penalty, strength, share
+        self._penalty, self.share = penalty, share
+        self._strength = next(usual for name, usual in STRENGTHS.items() if name == penalty)
+        if strength is not None:
+            self._strength = strength
         self.course = course or Distilled()
 
     def before(
@@ -51,15 +56,11 @@ class SparseFirst:
         """Train `model`, a copy of the dense one, in place under the penalty on `groups`.
 
         Raises:
-            InputError: bn_l1 where no batch norm scales any group.
+            InputError: no group of `groups` is one for the penalty.
             ArithmeticError: the loss is not finite.
         """
-        role = "produce" if self._penalty == "group_lasso" else "carry"
-        atoms = [found for g in groups if g.narrows and (found := _Atoms.of(model, g, role)) is not None]
-        if not atoms:
-            raise InputError("recovery.options: penalty bn_l1 needs batch norms behind the groups; take group_lasso")
         own = replace(self.course, ema=None)
-        return own.course(model, dense, task, steps, seed, _shrinking(atoms, self._strength))
+        return own.course(model, dense, task, steps, seed, _shrinking(self._under(model, groups), self._strength))
 
     def __call__(self, model: nn.Module, dense: nn.Module, task: Task, steps: int, seed: int) -> Iterable[Progress]:
         """Train `model` in place, as one_shot does.
@@ -68,6 +69,40 @@ class SparseFirst:
             ArithmeticError: the loss is not finite.
         """
         return self.course.course(model, dense, task, steps, seed)
+
+    def _under(self, model: nn.Module, groups: Sequence[Group]) -> Sequence[_Shrinks]:
+        """What of `model` the penalty is on."""
+        if self._penalty == "l1":
+            names = [name for g in groups if g.kind == "weight" for name in g.matrices]
+            if not names:
+                raise InputError(
+                    "recovery.options: penalty l1 needs weights whose zeros are searched (space.granularity: weight, "
+                    "or a pattern such as 2:4); take group_lasso"
+                )
+            return [_Weights(model.get_parameter(name)) for name in names]
+        role = "produce" if self._penalty == "group_lasso" else "carry"
+        if not any(g.narrows for g in groups):
+            raise InputError(f"recovery.options: penalty {self._penalty} needs groups whose atoms are removed; take l1")
+        atoms = [found for g in groups if g.narrows and (found := _Atoms.of(model, g, role)) is not None]
+        if not atoms:
+            raise InputError("recovery.options: penalty bn_l1 needs batch norms behind the groups; take group_lasso")
+        return atoms
+
+
+class _Shrinks(Protocol):
+    def shrink(self, by: float) -> None:
+        """The proximal step of `by` times a penalty."""
+
+
+class _Weights:
+    """The weights of a matrix, each by itself."""
+
+    def __init__(self, weight: nn.Parameter) -> None:
+        self._weight = weight
+
+    def shrink(self, by: float) -> None:
+        """The proximal step of `by` times the size of each weight."""
+        self._weight.copy_(nn.functional.softshrink(self._weight, by))
 
 
 class _Atoms:
@@ -104,10 +139,10 @@ def _rows(parameter: Tensor, dim: int) -> Tensor:
     return parameter.movedim(dim, 0).reshape(parameter.shape[dim], -1)
 
 
-def _shrinking(atoms: Sequence[_Atoms], strength: float) -> Callable[[float], None]:
+def _shrinking(parts: Sequence[_Shrinks], strength: float) -> Callable[[float], None]:
     def after_step(rate: float) -> None:
         with torch.no_grad():
-            for group in atoms:
-                group.shrink(strength * rate)
+            for part in parts:
+                part.shrink(strength * rate)
 
     return after_step
