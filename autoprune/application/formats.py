@@ -11,8 +11,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from autoprune.application.masks import packed
 from autoprune.errors import InputError
+from autoprune.tracing.masks import packed
 
 LEVEL = 3
 """Of zstd, its own default: what servers and file systems compress with as they go."""

@@ -10,16 +10,16 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from autoprune.database.zeros import masked
+from autoprune.database.zeros import MEANT, masked
 from autoprune.errors import InputError
 from autoprune.front import Point
 from autoprune.tasks._weights import read_tensors
+from autoprune.tracing.masks import packed, unpacked
 
 MASKS = "masks.safetensors"
 KEY = "masks"
@@ -37,12 +37,17 @@ class Split:
     shapes: dict[str, tuple[int, ...]]
 
 
-def split(tensors: Mapping[str, Tensor], parameters: Iterable[str]) -> Split:
-    """The `parameters` among `tensors` that are masked as bits and values, where these take fewer bytes."""
+def split(tensors: Mapping[str, Tensor], parameters: Iterable[str], point: Point) -> Split:
+    """The `parameters` among `tensors` that are masked as bits and values, where these take fewer bytes.
+
+    Such are those whose zeros are a mask by their number, and those in which the policy of `point` wants zeros.
+    """
+    widths = point.policy.as_dict()
+    wanted = {n for g in point.base.groups if g.kind == "weight" and widths[g.name] < g.width for n in g.matrices}
     found = Split(dict(tensors), {}, {})
     for name in parameters:
         whole = tensors.get(name)
-        if whole is None or not masked(whole):
+        if whole is None or not (name in wanted or _is_masked(whole)):
             continue
         mask = whole != 0
         bits, values = packed(mask), whole[mask]
@@ -51,14 +56,12 @@ def split(tensors: Mapping[str, Tensor], parameters: Iterable[str]) -> Split:
     return found
 
 
-def packed(mask: Tensor) -> Tensor:
-    """Bits of a mask, row by row, uint8 [ceil(numel / 8)]; the first is the highest of its byte, spare ones are 0."""
-    return torch.from_numpy(np.packbits(mask.detach().cpu().contiguous().numpy().reshape(-1)))
-
-
-def unpacked(bits: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """The mask [shape] of `packed` bits."""
-    return torch.from_numpy(np.unpackbits(bits.numpy(), count=prod(shape))).bool().view(shape)
+def _is_masked(whole: Tensor) -> bool:
+    """By its zeros alone; of 8-bit integers without those that rounding makes, half as many as it makes ones."""
+    if not masked(whole):
+        return False
+    rounded = 0 if whole.is_floating_point() else int((whole.abs() == 1).sum()) // 2
+    return int((whole == 0).sum()) - rounded >= MEANT * whole.numel()
 
 
 def write_split(found: Split, point: Point, path: Path) -> None:

@@ -38,7 +38,8 @@ def write_weights(model: nn.Module, point: Point, path: Path) -> None:
             f"{trained[0]}{more}: the policy stores it in 8 bits, and it was trained since; it is saved in float32",
             stacklevel=4,
         )
-    write_split(split(tensors, [name for name, _ in model.named_parameters(remove_duplicate=False)]), point, path)
+    names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
+    write_split(split(tensors, names, point), point, path)
 
 
 def widened(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

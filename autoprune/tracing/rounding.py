@@ -87,7 +87,7 @@ class Narrow:
 def narrow_weights(model: nn.Module, groups: Iterable[Group], widths: Mapping[str, int]) -> Iterator[Narrow]:
     """The weights of `model` for which `widths` say fewer bits than the dense ones have; absent ones have none."""
     held = dict(model.named_parameters())
-    for name in (n for g in groups if g.matrices and widths[g.name] < g.width for n in g.matrices):
+    for name in (n for g in groups if g.kind == "bits" and widths[g.name] < g.width for n in g.matrices):
         if name in held:
             yield Narrow(name, held[name], output_dim(model.get_submodule(name.rpartition(".")[0])))
 

@@ -18,15 +18,19 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import autoprune
-from autoprune.application.masks import MASKS, packed, unpacked
+from autoprune.application.masks import MASKS, split
 from autoprune.application.plain import RECIPE, recipe
 from autoprune.errors import InputError
 from autoprune.files.policy_file import load_front, save_front
 from autoprune.front import Front
+from autoprune.matrices import with_weights
 from autoprune.policy import Policy
 from autoprune.space import Space
-from autoprune.tracing.rounding import round_weights
+from autoprune.structure import Structure
+from autoprune.tracing.masks import packed, unpacked
+from autoprune.tracing.rounding import nearest, round_weights
 from tests.application.test_stored import Net, front_of, policy_of
+from tests.points import front_over
 from tests.small import World, world_of
 
 DENSITY = 0.3
@@ -145,6 +149,35 @@ def test_zeros_and_8_bits_are_integers_of_what_is_left(tmp_path: Path) -> None:
     own: dict[str, object] = {}
     exec(recipe(True), own)
     assert alike(own["pruned"](net(), str(tmp_path / "small")), model)  # type: ignore[operator]
+
+
+def test_zeros_that_rounding_makes_and_dead_channels_are_no_mask(tmp_path: Path) -> None:
+    w = world_of(net(), (3, 8, 8), space=Space(bits=(32, 8)))
+    with torch.no_grad():
+        w.model.wide.weight.copy_(0.05 * torch.randn(w.model.wide.weight.shape))
+        w.model.wide.weight[:, 0, 0, 0] = 3.0  # one large number a row, and a fifth of the others become zero
+        w.model.stem.weight[:9] = 0.0
+    policy = policy_of(w, **{"wide.weight@bits": 8})
+    with pytest.warns(UserWarning, match="only slices"):
+        model = autoprune.apply(front_of(w, policy)[0], w.model, w.task.example_inputs())
+    assert float((nearest(model.wide.weight.detach()).integers == 0).float().mean()) > 0.15
+    autoprune.save(model, tmp_path / "small")
+    assert not (tmp_path / "small" / MASKS).exists()
+
+
+def test_where_the_policy_wants_zeros_a_weight_of_dead_columns_is_masked_too(w: World) -> None:
+    structure = with_weights(Structure((), w.structure.ops))
+    model, widths = net(), Policy.dense(structure).as_dict()
+    group = structure.group("wide.weight")
+    front = front_over(model, w.task.example_inputs(), structure=structure)
+    policy = Policy.of(widths | {group.name: group.grid[6]})
+    with torch.no_grad():
+        model.wide.weight[:, 2:] = 0.0
+    names, point = [name for name, _ in model.named_parameters()], replace(front[0], policy=policy)
+    found = split(model.state_dict(), names, point)
+    assert list(found.shapes) == ["wide.weight"]
+    assert found.tensors["wide.weight"].shape == (40 * 2 * 9,)
+    assert not split(model.state_dict(), names, replace(point, policy=Policy.of(widths))).bits
 
 
 PLAIN = """
