@@ -66,7 +66,8 @@ def with_weights(structure: Structure, pattern: str = "") -> Structure:
             continue
         shares = (kept / of, 1.0) if pattern else DENSITIES
         least = spec.shape[op.outputs]
-        grid = sorted({round(share * count) for share in shares if share * count >= least or share == 1.0})
+        # rounded down, so that one density for all matrices is within a budget of that density
+        grid = sorted({int(share * count + 1e-9) for share in shares if share * count >= least or share == 1.0})
         made.append(Group(spec.name, WEIGHT, count, (), tuple(grid), matrices=(spec.name,), pattern=pattern))
     if not made:
         why = f": the inputs of none divide by {of}" if pattern and frozen else ""
