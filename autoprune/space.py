@@ -155,7 +155,7 @@ def _grid(group: Group, space: Space, channels: int) -> tuple[int, ...]:
     multiple_of, max_sparsity = space.settings(group.name)
     if group.kind == WEIGHT:
         least = (1 - space.overridden(group.name).get("max_sparsity", 1)) * group.width
-        return tuple(w for w in group.grid if w >= least - 0.5)  # widths are shares, rounded
+        return tuple(w for w in group.grid if w > least - 1 + 1e-6)  # widths are shares, rounded down
     if not group.narrows:  # a block is present or not, a precision is one of a few
         return group.grid
     step = atoms_a_step(group, multiple_of, channels)

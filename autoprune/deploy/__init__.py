@@ -12,12 +12,15 @@ from torch import nn
 
 from autoprune import plugins
 from autoprune.errors import InputError
+from autoprune.matrices import WEIGHT
 from autoprune.policy import Policy
 from autoprune.space import Space, restrict
 from autoprune.structure import Group, Op, Structure
 
 IN_FLOAT = "this container is written in floating numbers"
 """Why weights of 8 bits cannot be in it."""
+IN_FULL = "this container stores every number of a weight, zeros too"
+"""Why it saves nothing by zeros."""
 LAYER = re.compile(r"(?<=\.)\d+(?=\.)")
 """The number of a layer in the name of a group or a tensor."""
 
@@ -109,11 +112,17 @@ def _alike(structure: Structure, grids: Mapping[str, object]) -> dict[str, list[
     return found
 
 
+def in_shape(group: Group) -> str | None:
+    """Why a container of plain floating tensors holds nothing of a group that leaves their shapes; None of another."""
+    return {"bits": IN_FLOAT, "weight": IN_FULL}.get(group.kind)
+
+
 def without(structure: Structure, reason: Callable[[Group], str | None]) -> Structure:
-    """The structure without the groups for which there is a `reason`; blocks leave nothing frozen behind."""
+    """The structure without the groups for which there is a `reason`; blocks and bits leave nothing frozen behind."""
     said = {group.name: reason(group) for group in structure}
     groups = tuple(g for g in structure if said[g.name] is None)
-    frozen = {g.name: str(said[g.name]) for g in structure if said[g.name] is not None and g.narrows}
+    told = (g for g in structure if said[g.name] is not None and (g.narrows or g.kind == WEIGHT))
+    frozen = {g.name: str(said[g.name]) for g in told}
     return Structure(groups, structure.ops, {**structure.frozen, **frozen}, structure.fingerprint)
 
 

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from autoprune.deploy import IN_FLOAT, without
+from autoprune.deploy import in_shape, without
 from autoprune.deploy._deci import (
     ATTENTION,
     FEED_FORWARD,
@@ -85,7 +85,7 @@ class GgufDeci:
 
         def reason(group: Group) -> str | None:
             if group.matrices:
-                return IN_FLOAT
+                return in_shape(group)
             if not llama:
                 return OTHERS
             if group.kind == "block" and group.name not in kept and not _is_layer(group):

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from autoprune.deploy import IN_FLOAT, tied, without
+from autoprune.deploy import in_shape, tied, without
 from autoprune.errors import InputError, one_line
 from autoprune.policy import Policy
 from autoprune.structure import Group, Structure
@@ -43,7 +43,7 @@ class HfUniform:
             if group.kind in ("head", "kv_group"):
                 return "the configuration ties the number of heads to the width of the model"
             if group.matrices:
-                return IN_FLOAT
+                return in_shape(group)
             return f"a configuration cannot hold a {group.kind} of one layer"
 
         held = _dividing(without(structure, reason))

@@ -29,7 +29,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from autoprune.deploy import IN_FLOAT, tied, without
+from autoprune.deploy import in_shape, tied, without
 from autoprune.deploy._deci import (
     ATTENTION,
     OTHERS,
@@ -105,7 +105,7 @@ class VllmDeci:
 
         def reason(group: Group) -> str | None:
             if group.matrices:
-                return IN_FLOAT
+                return in_shape(group)
             if not llama or odd:
                 return odd if llama else OTHERS
             if group.kind == "block":

@@ -8,6 +8,7 @@ from autoprune.errors import InputError, did_you_mean
 from autoprune.files.job_values import Sparsity, Step
 from autoprune.files.part import Part
 from autoprune.matrices import PRECISIONS, sparse_pattern
+from autoprune.structure import SHAPELESS
 
 GRANULARITIES = ("auto", "channel", "head", "kv_group", "neuron", "block", "bits", "weight")
 ALLOWED = f"{', '.join(GRANULARITIES)} or a pattern such as '2:4'"
@@ -78,6 +79,11 @@ class SpacePart(Part):
     @property
     def kinds(self) -> tuple[str, ...]:
         return (self.granularity,) if isinstance(self.granularity, str) else self.granularity
+
+    @property
+    def shapeless(self) -> bool:
+        """Whether what is searched leaves every shape: zeros and bits alone."""
+        return all(word in SHAPELESS or ":" in word for word in self.kinds)
 
     @property
     def counted(self) -> tuple[str, ...]:
