@@ -128,7 +128,7 @@ def test_other_weights_without_data_want_a_criterion_that_looks_at_weights_alone
     else:
         torch.save({"state_dict": {f"module.{k}": v for k, v in other.state_dict().items()}, "epoch": 3}, path)
     at = load_front(GOLDEN)[0].id
-    with pytest.raises(InputError, match="looks at weights alone: bn_scale, l1_norm, l2_norm, random"):
+    with pytest.raises(InputError, match="looks at weights alone: bn_scale, fpgm, l1_norm, l2_norm, random"):
         apply_file(GOLDEN, MIXED, at, tmp_path / "small", Order(weights=path))
     facts = apply_file(GOLDEN, MIXED, at, tmp_path / "small", Order(weights=path, criterion="l1_norm"))
     assert facts["atoms"] == "ranked anew (other weights)"
