@@ -97,3 +97,18 @@ def student_of(w: World) -> nn.Module:
         for i, p in enumerate(student.parameters()):
             p.mul_(0.8 + 0.05 * (i % 3))
     return student
+
+
+def thin(model: nn.Module, density: float) -> nn.Module:
+    """Of each matrix the largest weights stay, such a share of them; in place."""
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.dim() > 1:
+                small = p.abs().flatten().argsort()[: p.numel() - round(density * p.numel())]
+                p.masked_fill_(torch.zeros(p.numel(), dtype=torch.bool).index_fill(0, small, True).view(p.shape), 0.0)
+    return model
+
+
+def nonzeros(model: nn.Module) -> dict[str, int]:
+    """How many weights of each matrix are not zero."""
+    return {name: int((p != 0).sum()) for name, p in model.named_parameters() if p.dim() > 1}

@@ -215,7 +215,7 @@ class _Session:
             early, settled = self._early(made), bench.settled(self._evaluator, part.policy, self._keep)
             with torch.no_grad():
                 for name in (name for group in thinned for name in group.matrices):
-                    early.get_parameter(name).mul_(settled.get_parameter(name) != 0)
+                    early.get_parameter(name).masked_fill_(settled.get_parameter(name) == 0, 0.0)
             return early
         yield Step(REPAIR)
         return bench.settled(self._evaluator, part.policy, self._keep)

@@ -48,7 +48,7 @@ class Average:
     def mask(self, masks: Mapping[str, torch.Tensor]) -> None:
         """From now on these parameters are zero wherever their masks, bool, are False: in the average as well."""
         for name, alive in masks.items():
-            self._aside[name].mul_(alive)
+            self._aside[name].masked_fill_(~alive, 0.0)
 
     def state_dict(self) -> dict[str, Any]:
         """The weights that train, which the model does not hold."""

@@ -203,7 +203,7 @@ class Course:
             self._optimizer.step()
             with torch.no_grad():
                 for name, alive in self._held.items():
-                    self._named[name].mul_(alive)
+                    self._named[name].masked_fill_(~alive, 0.0)  # by a product some would be -0
         if self._after_step is not None:
             self._after_step(self._optimizer.param_groups[0]["lr"])
         self._schedule.after()
@@ -217,7 +217,7 @@ class Course:
         found = None if self._masking is None else self._masking(self.done, self._named, self._held)
         for name, alive in ({} if found is None else found).items():
             parameter = self._named[name]
-            parameter.mul_(alive)
+            parameter.masked_fill_(~alive, 0.0)
             for value in self._optimizer.state.get(parameter, {}).values():
                 if isinstance(value, Tensor) and value.shape == parameter.shape:
                     value.mul_(alive)

@@ -50,7 +50,7 @@ class Target:
         sizes = weight.detach().abs()
         if self.of:
             blocks = sizes.movedim(self.dim, -1).unflatten(-1, (-1, self.of))
-            rank = blocks.argsort(-1, descending=True, stable=True).argsort(-1)
+            rank = blocks.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
             fits = (rank < self.each).flatten(-2).movedim(-1, self.dim)
             sizes = torch.where(fits, sizes + 2 * sizes.max() + 1.0, sizes)
         return largest(sizes, kept, held)
@@ -82,7 +82,7 @@ def largest(scores: Tensor, kept: int, among: Tensor | None = None) -> Tensor:
 def keep_masked(model: nn.Module, name: str, mask: Tensor) -> None:
     """Zero what `mask` does not keep of a weight; one that 8 bits hold is made so anew, as its scales may change."""
     weight, side = model.get_parameter(name), _outputs(model, name)
-    left = weight.detach() * mask
+    left = weight.detach().masked_fill(~mask, 0.0)
     weight.copy_(nearest(left, side).weight if is_rounded(weight.detach(), side) else left)
 
 

@@ -16,7 +16,7 @@ from autoprune.structure import Group
 from autoprune.tracing.wiring import batch_norms
 
 Penalty = Literal["group_lasso", "bn_l1", "l1"]
-STRENGTHS: Mapping[Penalty, float] = {"group_lasso": 0.1, "bn_l1": 0.1, "l1": 0.005}
+STRENGTHS: Mapping[Penalty, float] = {"group_lasso": 0.1, "bn_l1": 0.1, "l1": 0.02}
 
 
 class SparseFirst:

@@ -6,10 +6,11 @@ import copy
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from autoprune.database.zeros import patterned, patterned_weights, said_of
+from autoprune.database.zeros import MEANT, masked, masked_weights, patterned, patterned_weights, said_of
 from autoprune.evaluation import Ask
+from autoprune.tracing.rounding import nearest
 from tests.evaluator.test_tiers import evaluator, narrow
 from tests.small import World, world, world_of
 
@@ -63,3 +64,42 @@ def test_dead_channels_and_dense_weights_are_no_pattern() -> None:
     assert not patterned(torch.zeros(8, 8))
     assert not patterned(torch.zeros(8))
     assert said_of(world("projection").model) == ""
+
+
+def scattered(shape: tuple[int, ...], share: float) -> Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(shape, generator=generator) * (torch.rand(shape, generator=generator) >= share)
+
+
+def test_a_mask_is_a_twentieth_of_zeros_and_a_pattern_a_quarter() -> None:
+    for share, found in ((0.02, (False, False)), (0.1, (True, False)), (0.5, (True, True))):
+        weight = scattered((64, 64), share)
+        assert (masked(weight), patterned(weight)) == found
+    assert not masked(torch.zeros(8))
+
+
+def test_rows_that_are_zero_as_a_whole_are_a_mask_where_the_dense_model_has_none() -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        dense = nn.Sequential(nn.Linear(8, 16), nn.Linear(16, 4))
+    small = copy.deepcopy(dense)
+    with torch.no_grad():
+        for layer in small:
+            layer.weight[:, :2] = 0.0
+    assert masked_weights(small) == frozenset()
+    assert masked_weights(small, dense) == {"0.weight", "1.weight"}
+    with torch.no_grad():
+        dense[1].weight[:, 5] = 0.0
+    assert masked_weights(small, dense) == {"0.weight"}, "the dense model has dead columns of its own"
+    assert masked_weights(dense, dense) == frozenset()
+
+
+def test_what_8_bits_round_to_zero_is_no_mask() -> None:
+    model = nn.Sequential(nn.Linear(64, 64))
+    for share, found in ((0.0, frozenset()), (0.1, {"0.weight"}), (0.9, {"0.weight"})):
+        weight = scattered((64, 64), share)
+        weight[:, 0] = 30.0
+        model[0].weight.data = nearest(weight).weight
+        assert float((model[0].weight == 0).float().mean()) > MEANT
+        assert masked(model[0].weight), share
+        assert masked_weights(model) == found, share
