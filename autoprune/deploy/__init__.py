@@ -19,8 +19,6 @@ from autoprune.structure import Group, Op, Structure
 
 IN_FLOAT = "this container is written in floating numbers"
 """Why weights of 8 bits cannot be in it."""
-IN_FULL = "this container stores every number of a weight, zeros too"
-"""Why it saves nothing by zeros."""
 LAYER = re.compile(r"(?<=\.)\d+(?=\.)")
 """The number of a layer in the name of a group or a tensor."""
 
@@ -110,11 +108,6 @@ def _alike(structure: Structure, grids: Mapping[str, object]) -> dict[str, list[
         if group.name not in grids and name in grids:
             found.setdefault(name, []).append(group.name)
     return found
-
-
-def in_shape(group: Group) -> str | None:
-    """Why a container of plain floating tensors holds nothing of a group that leaves their shapes; None of another."""
-    return {"bits": IN_FLOAT, "weight": IN_FULL}.get(group.kind)
 
 
 def without(structure: Structure, reason: Callable[[Group], str | None]) -> Structure:

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from autoprune.deploy import in_shape, without
+from autoprune.deploy import IN_FLOAT, without
 from autoprune.deploy._deci import (
     ATTENTION,
     FEED_FORWARD,
@@ -84,8 +84,8 @@ class GgufDeci:
         kept = {group.name for (i, part), group in parts.items() if part == ATTENTION and i > 0}
 
         def reason(group: Group) -> str | None:
-            if group.matrices:
-                return in_shape(group)
+            if group.kind == "bits":
+                return IN_FLOAT
             if not llama:
                 return OTHERS
             if group.kind == "block" and group.name not in kept and not _is_layer(group):

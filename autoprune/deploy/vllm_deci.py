@@ -29,7 +29,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from autoprune.deploy import in_shape, tied, without
+from autoprune.deploy import IN_FLOAT, tied, without
 from autoprune.deploy._deci import (
     ATTENTION,
     OTHERS,
@@ -104,8 +104,8 @@ class VllmDeci:
         odd = _odd_words([w for w in feed_forward_widths(structure).values() if w % MULTIPLE])
 
         def reason(group: Group) -> str | None:
-            if group.matrices:
-                return in_shape(group)
+            if group.kind == "bits":
+                return IN_FLOAT
             if not llama or odd:
                 return odd if llama else OTHERS
             if group.kind == "block":
