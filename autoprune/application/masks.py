@@ -153,7 +153,7 @@ def _metadata(path: Path) -> str | None:
 
 def _policy(point: Point) -> str:
     """What tells the policy of a point from others: widths, and what it says of its masks."""
-    told = [point.policy.widths, sorted(dict(getattr(point, "masks", {})).items())]
+    told = [point.policy.widths, sorted(dict(point.masks).items())]
     return f"sha256:{hashlib.sha256(json.dumps(told).encode()).hexdigest()}"
 
 

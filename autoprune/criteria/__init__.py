@@ -1,4 +1,4 @@
-"""Criteria, one file each: what an atom is worth. Here is how one is built, and what identifies it."""
+"""Criteria, one file each: what an atom or a weight is worth. Here is how one is built, and what identifies it."""
 
 from __future__ import annotations
 

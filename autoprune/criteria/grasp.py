@@ -23,11 +23,11 @@ class Grasp:
 
     To first order g'g falls by twice that when the weight goes. The paper removes the weights of the highest
     S = -w * (H g), so this is -S: what carries the flow is kept. g and H are those of all weights of two dimensions and
-    more, whichever are scored. The paper divides the logits by a temperature of 200 and takes new weights; here the
-    loss is the task's own, at the weights as they are.
+    more, whichever are scored. The paper scores weights before their training and divides the logits by a temperature
+    of 200; here the weights are as they come, and the loss is the task's own.
 
     Raises:
-        InputError: the model cannot be differentiated twice.
+        InputError: the model or its loss cannot be differentiated twice.
     """
 
     def __call__(self, model: nn.Module, groups: Sequence[Group], task: Task) -> Mapping[str, Tensor]:
@@ -39,7 +39,7 @@ class Grasp:
         slopes = means(NAME, work, tuple(matrices), task, lambda _, slope: slope)
         thetas = tuple(matrices.values())
         flow = [slopes[name].to(p) for name, p in matrices.items()]
-        totals, samples = [torch.zeros_like(p, dtype=wide(p), requires_grad=False) for p in thetas], 0
+        totals, samples = [torch.zeros_like(p, dtype=wide(p)) for p in thetas], 0
         for batch in calibration(NAME, task):
             samples += size(batch)
             for total, curved in zip(totals, _curvature(work, task, batch, thetas, flow), strict=True):

@@ -38,7 +38,7 @@ class Movement:
     def weights(self, model: nn.Module, names: Sequence[str], task: Task) -> Mapping[str, Tensor]:
         work = working_copy(model)
         weights = named_weights(work, names)
-        scores = {name: torch.zeros_like(w, dtype=wide(w), requires_grad=False) for name, w in weights.items()}
+        scores = {name: torch.zeros_like(w, dtype=wide(w)) for name, w in weights.items()}
         hint = f" after some steps at a learning_rate of {self._rate}; a lower one may keep it so"
         for _ in backward(NAME, work, task, self._batches(task), hint):
             with torch.no_grad():

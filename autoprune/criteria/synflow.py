@@ -33,30 +33,26 @@ class Synflow:
     one scoring: this is the first round.
 
     Raises:
-        InputError: the outputs or the scores are not finite, or no weight has any flow.
+        InputError: the outputs are not finite, or depend on no weight.
     """
 
     def __call__(self, model: nn.Module, groups: Sequence[Group], task: Task) -> Mapping[str, Tensor]:
         return summed_by_atom(model, groups, lambda names: self.weights(model, names, task))
 
     def weights(self, model: nn.Module, names: Sequence[str], task: Task) -> Mapping[str, Tensor]:
-        work, stated = working_copy(model), getattr(task, "outputs", None)
+        work = working_copy(model)
         ones = _ones(work, task)
         _make_absolute(work)
         with differentiable(), _Unshifted():
-            outputs = call_model(work, ones)
-            flow = pick_output(outputs, None if callable(stated) else stated).sum()
+            flow = pick_output(call_model(work, ones)).sum()
             if not flow.requires_grad or not bool(torch.isfinite(flow)):
                 raise InputError(
                     "criterion 'synflow': ones as inputs of the absolute weights give outputs that are not finite or "
                     "depend on no weight; take another criterion (l1_norm, snip)"
                 )
             flow.backward()
-        scores = {
-            name: torch.zeros_like(w) if w.grad is None else (w * w.grad).detach().abs()
-            for name, w in named_weights(work, names).items()
-        }
-        return {name: score.detach().cpu() for name, score in scores.items()}
+        found = ((name, w.detach(), w.grad) for name, w in named_weights(work, names).items())
+        return {name: (torch.zeros_like(w) if slope is None else w * slope).abs().cpu() for name, w, slope in found}
 
 
 class _Unshifted(TorchFunctionMode):
