@@ -50,8 +50,10 @@ def card(facts: Mapping[str, Any], point: Point) -> str:
 
 
 def extent(facts: Mapping[str, Any]) -> str:
-    """How much is left: of the multiply-accumulates, and of the time where that was measured."""
+    """How much is left: of the multiply-accumulates, of masked weights, and of the time where that was measured."""
     said = f"{facts['macs_ratio']:.1%} of its multiply-accumulates"
+    if told := facts.get("zeros"):
+        said += f", {told['density']:.1%} of the numbers in its masked weights"
     found = facts.get("latency")
     return said if not found else f"{said}, {found['ratio']:.0%} of its latency"
 

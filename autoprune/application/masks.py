@@ -103,6 +103,12 @@ def read_whole(path: Path, point: Point) -> dict[str, Tensor]:
     return tensors
 
 
+def names_in(path: Path) -> frozenset[str]:
+    """The weights that lie beside the file at `path` as masks; none where there is no such file."""
+    place = path.with_name(MASKS)
+    return frozenset(read_tensors(place)) if place.exists() else frozenset()
+
+
 def _masks(
     place: Path,
     bits: Mapping[str, Tensor],

@@ -9,8 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from autoprune.application.formats import bytes_by_format
-from autoprune.application.masks import MASKS, read_whole
-from autoprune.database.zeros import masked
+from autoprune.application.masks import names_in, read_whole
 from autoprune.front import Point
 from autoprune.tracing.patterns import follows, parsed
 from autoprune.tracing.rounding import output_dim
@@ -25,11 +24,10 @@ def zeros_in(model: nn.Module, point: Point, path: Path) -> dict[str, Any]:
     `nonzeros` and `weights` count the numbers of masked weights, `layers` has the density of each and the pattern that
     it holds, `bytes` what these numbers take by format, as 8-bit integers where the file has such (`bytes_by_format`).
     """
-    if not path.with_name(MASKS).exists():
+    if not (masked := names_in(path)):
         return {}
     stored = read_whole(path, point)
-    names = [name for name, _ in model.named_parameters()]
-    weights = {name: stored[name] for name in names if name in stored and masked(stored[name])}
+    weights = {name: stored[name] for name, _ in model.named_parameters() if name in masked}
     patterns = {g.matrices[0]: g.pattern for g in point.base.groups if g.pattern}
     layers = {name: _layer(model, name, weight, patterns) for name, weight in weights.items()}
     kept, count = sum(layer["nonzeros"] for layer in layers.values()), sum(w.numel() for w in weights.values())

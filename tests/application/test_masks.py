@@ -226,6 +226,7 @@ def test_apply_json_and_the_card_say_what_the_zeros_are(made: nn.Module, saved: 
     assert told["density"] == pytest.approx(DENSITY, abs=0.05)
     assert told["bytes"]["dense"]["plain"] == sum(weight.nbytes for weight in weights.values())
     card = (saved / "README.md").read_text()
+    assert f"of its multiply-accumulates, {told['density']:.1%} of the numbers in its masked weights" in card
     assert f"{told['nonzeros']:,} of the {told['weights']:,} numbers in masked weights" in card
     assert f"| bits and values, as in this folder | {told['bytes']['mask']['plain']:,} |" in card
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 import autoprune
@@ -57,6 +58,10 @@ def test_uniform_layers_are_read_by_transformers_alone(
     name: str, kind: str, keys: tuple[str, ...], tmp_path: Path
 ) -> None:
     folder = write_model(tmp_path / "dense", name)
+    held = load_file(folder / "model.safetensors")
+    for query in (held[name] for name in held if name.endswith(("q_proj.weight", "query.weight"))):
+        query[::2, ::2] = 0.0
+    save_file(held, folder / "model.safetensors", {"format": "pt"})
     dense = opened(folder, kind)
     structure = searched(analyze(dense, INPUTS), Space(), "hf-uniform")
     assert all("*" in group.name for group in structure)
@@ -67,6 +72,8 @@ def test_uniform_layers_are_read_by_transformers_alone(
     small = autoprune.load(tmp_path / "small")
     with torch.no_grad():
         torch.testing.assert_close(alone(**INPUTS[0])[0], small(**INPUTS[0])[0], rtol=1e-4, atol=1e-5)
+    zeros = [sum(int((p == 0).sum()) for p in m.parameters() if p.dim() > 1) for m in (alone, small)]
+    assert zeros[0] == zeros[1] > 0
     config, before = (json.loads((f / "config.json").read_text()) for f in (tmp_path / "small" / "hf-uniform", folder))
     narrower = [key for key in keys if config[key] < before[key]]
     assert narrower

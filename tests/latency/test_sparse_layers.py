@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from torch import nn
@@ -9,6 +11,7 @@ from torch import nn
 from autoprune.errors import InputError
 from autoprune.latency import sparse_layers
 from autoprune.latency.sparse_layers import pays_from, sparse_times
+from tests.conftest import ROOT
 
 
 def test_a_layer_is_timed_at_every_density_and_left_as_it_is() -> None:
@@ -24,6 +27,13 @@ def test_a_layer_is_timed_at_every_density_and_left_as_it_is() -> None:
     assert torch.equal(layer.weight, before)
     (conv,) = sparse_times(nn.Conv2d(4, 8, 3, padding=1), torch.randn(2, 4, 5, 5), (0.1,), seconds=0.1)
     assert conv.columns == 50
+
+
+def test_the_example_of_the_docs_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    text = (ROOT / "docs" / "production.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```python\n(.*?)```", text.split("## Zeros")[1].split("\n## ")[0], re.DOTALL)
+    exec(example, {})
+    assert capsys.readouterr().out.strip() in ("None", "0.05", "0.1", "0.3")
 
 
 def test_from_which_density_on_it_pays() -> None:

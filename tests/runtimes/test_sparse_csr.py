@@ -126,6 +126,7 @@ def test_which_of_the_two_stays_is_what_was_measured(
     SparseCsr()(model, (x,), 1)()
     made = [m for m in built() if isinstance(m, CsrLinear | CsrConv2d)]
     assert len(made) == (3 if faster else 0)
+    assert (built()[0] is model) != faster
     with torch.inference_mode():
         torch.testing.assert_close(built()[0](x), model(x), rtol=1e-4, atol=1e-4)
 
@@ -150,6 +151,21 @@ def test_a_dense_model_and_layers_that_somebody_listens_to_run_as_they_are(
     for model, x in ((dense, torch.randn(1, 64, 16, 16)), (heard, torch.randn(2, 8))):
         SparseCsr()(model, (x,), 1)()
         assert built()[0] is model
+
+
+def test_a_whole_model_that_is_slower_with_its_sparse_layers_runs_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: dict[int, Callable[[], object]] = {}
+    real = sparse_csr.torch_runner
+
+    def kept(model: nn.Module, inputs: tuple[object, ...]) -> Callable[[], object]:
+        return made.setdefault(id(model), real(model, inputs))
+
+    asked: list[bool] = []
+    monkeypatch.setattr(sparse_csr, "torch_runner", kept)
+    monkeypatch.setattr(sparse_csr, "_takes_less", lambda *runs: asked.append(True) or len(asked) <= 3)
+    model = thinned(Net())
+    assert SparseCsr()(model, (torch.randn(1, 64, 16, 16),), 1) is made[id(model)]
+    assert (len(asked), len(made)) == (4, 2)
 
 
 def test_a_layer_that_is_called_in_another_way_stays_dense(
