@@ -69,11 +69,10 @@ def with_weights(structure: Structure, pattern: str = "") -> Structure:
         if inputs % of:
             frozen[spec.name] = f"it reads {inputs} inputs, which {pattern} does not divide: it stays dense"
             continue
-        shares = (kept / of, 1.0) if pattern else DENSITIES
-        least = spec.shape[op.outputs]
         # rounded down, so that one density for all matrices is within a budget of that density
-        grid = sorted({int(share * count + 1e-9) for share in shares if share * count >= least or share == 1.0})
-        made.append(Group(spec.name, WEIGHT, count, (), tuple(grid), matrices=(spec.name,), pattern=pattern))
+        widths = [count * kept // of] if pattern else [int(share * count + 1e-6) for share in DENSITIES]
+        grid = {w for w in widths if w >= spec.shape[op.outputs]} | {count}
+        made.append(Group(spec.name, WEIGHT, count, (), tuple(sorted(grid)), matrices=(spec.name,), pattern=pattern))
     if not made:
         why = f": the inputs of none divide by {of}" if pattern and weights_of(structure) else ""
         raise InputError(f"space.granularity: no weight of the model can be {pattern or 'sparse'}{why}")

@@ -137,3 +137,8 @@ def test_what_a_job_asks_for_in_vain_is_said() -> None:
         bits = Job.of({**JOB, "space": {"bits": [32, 8]}, "objectives": {"costs": ["macs", *costs]}}, mlp())
         found = [line for line in ignored(bits, settings_of(bits)) if line.startswith("space.bits saves nothing here")]
         assert len(found) == said
+    for costs, said in (([], 1), (["nonzeros"], 0), (["bytes"], 0)):
+        space = {"granularity": ["channel", "weight"]}
+        zeros = Job.of({**JOB, "space": space, "objectives": {"costs": ["macs", *costs]}}, mlp())
+        found = [line for line in ignored(zeros, settings_of(zeros)) if "zeros in weights save nothing here" in line]
+        assert len(found) == said

@@ -52,7 +52,7 @@ class Products:
         product = np.broadcast_to(self._coefficients, (*np.shape(widths)[:-1], len(self)))
         for column in self._factors.T:
             product = product * sizes[..., column]
-        return np.ascontiguousarray(product)  # so that sums of one policy and of many add up in one order
+        return np.asarray(product)
 
     def _sizes_at(self, widths: FloatArray) -> FloatArray:
         """Widths [..., groups] -> all sizes [..., sizes]."""
@@ -65,10 +65,12 @@ class Polynomial:
     """Sum of coefficient * product of affine sizes. Called with widths [..., groups], gives absolute costs [...].
 
     Equal products are merged, so that a network of many alike layers costs microseconds. Values are whole numbers
-    and exact in float64 up to 2**53, but for densities.
+    and exact in float64 up to 2**53, but for densities: those are summed `in_order`, as rounding shows there, so that
+    one policy gets the same last bit alone and among many.
     """
 
-    def __init__(self, n_groups: int, terms: Iterable[Term]) -> None:
+    def __init__(self, n_groups: int, terms: Iterable[Term], in_order: bool = False) -> None:
+        self._in_order = in_order
         merged: dict[tuple[Affine, ...], float] = {}
         self._constant = 0.0
         for coefficient, factors in terms:
@@ -81,7 +83,9 @@ class Polynomial:
 
     def __call__(self, widths: IntArray) -> FloatArray:
         """Widths [..., groups] -> cost [...]."""
-        return np.asarray(self._products(widths).sum(axis=-1) + self._constant, dtype=np.float64)
+        products = self._products(widths)
+        products = np.ascontiguousarray(products) if self._in_order else products
+        return np.asarray(products.sum(axis=-1) + self._constant, dtype=np.float64)
 
 
 def macs_polynomial(structure: Structure, effective: bool = False) -> Polynomial:
@@ -100,7 +104,7 @@ def macs_polynomial(structure: Structure, effective: bool = False) -> Polynomial
             if op.weight not in specs:
                 raise InputError(f"operation {op.name!r}: no operation owns its weight {op.weight!r}")
             terms.append(_thinned(_numel(specs[op.weight], op.positions, size, blocks), density.get(op.weight)))
-    return Polynomial(len(structure), terms)
+    return Polynomial(len(structure), terms, in_order=effective)
 
 
 def numel_polynomial(structure: Structure, weight_of: Callable[[TensorSpec], int]) -> Polynomial:
@@ -116,7 +120,7 @@ def nonzeros_polynomial(structure: Structure) -> Polynomial:
     """Weights that are not zero of the matrices that zeros may be searched in, whether they are or not."""
     size, blocks, density = _sizes(structure), _blocks(structure), _densities(structure)
     terms = [_thinned(_numel(s, 1, size, blocks), density.get(s.name)) for _, s in weights_of(structure)]
-    return Polynomial(len(structure), terms)
+    return Polynomial(len(structure), terms, in_order=True)
 
 
 class Stored:
@@ -145,7 +149,7 @@ class Stored:
                 rows = size.get((spec.name, side), (spec.shape[side], ()))
                 fewer = (width, ((i, -1),))
                 terms.append((SCALE / (width - least), (rows, *blocks.get(spec.name, ()), fewer)))
-        self._dense = Polynomial(n, terms)
+        self._dense = Polynomial(n, terms, in_order=bool(sparse))
         self._numbers = Products(n, [_numel(spec, 1, size, blocks) for _, spec in sparse])
         outputs = [size.get((spec.name, side), (spec.shape[side], ())) for side, spec in sparse]
         held = [blocks.get(spec.name, ()) for _, spec in sparse]
@@ -166,7 +170,7 @@ class Stored:
             bits = np.where(self._bits < 0, self._whole, held[..., np.maximum(self._bits, 0)])
             fewer = numbers / BYTE * np.minimum(bits, 1 + bits * density) + self._scales(widths)
             taken = np.where(bits < self._whole, np.minimum(fewer, taken), taken)
-        return np.asarray(total + taken.sum(axis=-1))
+        return np.asarray(total + np.ascontiguousarray(taken).sum(axis=-1))
 
 
 def _products(op: Op, structure: Structure) -> tuple[int, tuple[Affine, ...]]:

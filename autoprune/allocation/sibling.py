@@ -14,6 +14,7 @@ import numpy as np
 from autoprune.allocation.budget import Limits, Projector
 from autoprune.allocation.depth import AtDepth
 from autoprune.errors import InputError
+from autoprune.matrices import WEIGHT
 from autoprune.policy import IntArray, Policy, canonical
 from autoprune.protocols import Cost, FloatArray
 from autoprune.structure import Group, Slice, Structure
@@ -283,9 +284,9 @@ class _LeftDense:
     def __call__(self, group: Group) -> bool:
         if not self._shapes:  # a file of 0.1.0 does not say what else there is
             return True
-        if group.matrices:
-            return False
         known = self._stage_of(group)[1] in self._names
+        if group.matrices:  # one that has zeros is called as its weight
+            return known and group.kind == WEIGHT
         return known and (group.kind, *self._place(group.slices[0])) not in self._cut
 
     def _place(self, part: Slice) -> tuple[str, str, int]:

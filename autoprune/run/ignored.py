@@ -19,7 +19,9 @@ def ignored(job: Job, settings: Settings) -> tuple[str, ...]:
         said.append(
             "space.bits saves nothing here: no cost counts them; search for bytes or latency (objectives.costs)"
         )
-    if job.space.counted and not any(cost in (*job.space.counted, "bytes") or ":" in cost for cost in counted):
+    if job.space.counted and not any(
+        cost in (*job.space.counted, "bytes", "latency") or ":" in cost for cost in counted
+    ):
         said.append(
             "space.granularity: zeros in weights save nothing here: no cost counts them; search for nonzeros, "
             "effective_macs or bytes (objectives.costs)"

@@ -18,7 +18,7 @@ from autoprune.policy import Policy, canonical
 from autoprune.protocols import FloatArray
 from autoprune.structure import Group, Slice, Structure
 from tests.siblings import network, random_policy, staged
-from tests.synthetic import single_steps
+from tests.synthetic import single_steps, sparse
 
 BLOCKS = st.tuples(st.integers(1, 3), st.integers(1, 4), st.integers(1, 5))
 PLANES = st.sampled_from([(4, 8, 16), (8, 16, 32), (6, 12, 12)])
@@ -214,3 +214,18 @@ def test_strangers_are_told_in_one_line_what_each_has() -> None:
     named_otherwise = replace(encoder, kind="channel")
     with pytest.raises(InputError, match="none of them correspond"):
         wishes(network(source), Policy.dense(source), replace(stranger, groups=(named_otherwise,)))
+
+
+def test_densities_are_carried_over_by_depth_and_a_matrix_that_was_left_dense_stays_so() -> None:
+    source, target = (sparse(staged(blocks, (8, 8, 8))) for blocks in ((1, 2, 1), (1, 3, 1)))
+    dense = "layer3.0.conv2.weight"
+    searched = Structure(tuple(g for g in source if g.name not in (dense, "linear.weight")), source.ops)
+    widths = {g.name: g.width for g in searched}
+    named = {f"layer2.{i}.conv1.weight": i for i in range(2)}
+    few = {name: searched.group(name).grid[4 + 4 * i] for name, i in named.items()}  # densities .15 and .5 or so
+    theirs = Network(searched.groups, network(source).shapes)
+    found = wishes(theirs, Policy.of({**widths, **few}), network(target))
+    assert dense not in found
+    first, last = (few[name] / searched.group(name).width for name in named)
+    ratios = [found[f"layer2.{i}.conv1.weight"].ratio for i in range(3)]
+    assert ratios == pytest.approx([first, (first + last) / 2, last])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
@@ -24,10 +25,14 @@ STRUCTURES = {
     "mixed": sparse(PLAIN),
     "blocks": sparse(with_blocks(PLAIN)),
 }
-PROBLEMS = {name: make_problem(structure) for name, structure in STRUCTURES.items()}
 NOTHING_TO_LEAVE = ("depth_width",)
 """Samplers that need blocks, and say so."""
 LOW = {"alone": 0.1, "pattern": 0.5, "mixed": 0.1, "blocks": 0.1}
+
+
+@cache
+def problem_over(space: str) -> Problem:
+    return make_problem(STRUCTURES[space])
 
 
 @pytest.fixture(params=[*STRUCTURES])
@@ -37,7 +42,7 @@ def space(request: pytest.FixtureRequest) -> str:
 
 @pytest.mark.parametrize("name", plugins.names("strategies"))
 def test_a_strategy_meets_its_target_to_the_cell_or_refuses_the_kinds(name: str, space: str) -> None:
-    structure, problem = STRUCTURES[space], PROBLEMS[space]
+    structure, problem = STRUCTURES[space], problem_over(space)
     cost = problem.costs["nonzeros"]
     if space == "blocks" and name in ("erk", "owl"):
         with pytest.raises(InputError, match="and the space has block"):
@@ -72,7 +77,7 @@ def asked(name: str, problem: Problem, seed: int, n: int) -> list[Ask]:
 
 @pytest.mark.parametrize("name", plugins.names("samplers"))
 def test_a_sampler_proposes_on_the_grids_within_the_budget_and_repeats(name: str, space: str) -> None:
-    structure, problem = STRUCTURES[space], PROBLEMS[space]
+    structure, problem = STRUCTURES[space], problem_over(space)
     if name in NOTHING_TO_LEAVE and space != "blocks":
         with pytest.raises(InputError, match="needs blocks"):
             build_sampler(name, problem, np.random.default_rng(0), {})
