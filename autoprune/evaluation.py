@@ -46,8 +46,9 @@ class Evaluation:
 
     `passes` counts passes over the calibration set (a backward pass counts two), `seconds` the wall time.
     A failure is a value: `error` says why in one line. `sample_losses` are those of the single samples of the
-    validation split in their order, for bootstraps and paired tests; empty on other splits. `penalised` if the loss
-    counts what a constraint misses, as samplers are told it; no record holds such a one.
+    validation split in their order, for bootstraps and paired tests; empty on other splits. `masks` are the hashes of
+    the zeros that weights were given, by their groups, on the validation split as well. `penalised` if the loss counts
+    what a constraint misses, as samplers are told it; no record holds such a one.
     """
 
     ask: Ask
@@ -58,11 +59,13 @@ class Evaluation:
     seconds: float = 0.0
     error: str | None = None
     sample_losses: tuple[float, ...] = ()
+    masks: Mapping[str, str] = field(default_factory=dict)
     penalised: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "costs", MappingProxyType(dict(self.costs)))
         object.__setattr__(self, "metrics", MappingProxyType(dict(self.metrics)))
+        object.__setattr__(self, "masks", MappingProxyType(dict(self.masks)))
         if math.isnan(self.loss):
             raise InputError("an evaluation's loss must not be NaN; a failure has loss=inf and says why in `error`")
         if (self.error is not None) != math.isinf(self.loss):
@@ -78,4 +81,4 @@ class Evaluation:
 
     def __reduce__(self) -> Any:  # mapping proxies do not pickle, and evaluations cross process borders
         values = (self.ask, self.loss, dict(self.costs), dict(self.metrics), self.passes, self.seconds, self.error)
-        return (Evaluation, (*values, self.sample_losses))
+        return (Evaluation, (*values, self.sample_losses, dict(self.masks)))

@@ -55,7 +55,7 @@ class Point:
     `costs` as in the file: macs, macs_ratio, params, bytes, plugged-in ones by their name, latency if it was measured.
     `losses` and `metrics` map "validation" and, for finalists, "finetuned" to a loss (its name, value, and perhaps low
     and high) and to the task's metrics; `finetuned` is what trained those: recipe, steps, seed. `trial` is the index of
-    the ask in the study.
+    the ask in the study. Groups of kind `weight` are not in `keep`: those that have zeros are in `masks`, by a hash.
     """
 
     id: str
@@ -67,6 +67,7 @@ class Point:
     trial: int
     base: Base = field(repr=False)
     finetuned: Mapping[str, Any] = field(default_factory=dict)
+    masks: Mapping[str, str] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         return point_words(self)

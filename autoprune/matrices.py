@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from math import prod
+from typing import Final
 
 from autoprune.errors import InputError
-from autoprune.structure import Group, Op, Structure, TensorSpec
+from autoprune.structure import PATTERN, Group, Op, Structure, TensorSpec
 
 PRECISIONS = (32, 8)
 """Bits that a number may have: float32, and signed integers with a scale an output."""
@@ -14,6 +15,10 @@ LEAST_SIDE = 16
 """Rows and columns from which on a matrix is worth a scale for each output; smaller ones stay as they are."""
 FLAT = 2
 """Dimensions of a weight that is no convolution's."""
+WEIGHT: Final = "weight"
+"""What a space calls single weights, and their kind."""
+EMBEDDING = "Embedding"
+"""What the classes of tables have in their names."""
 TOGETHER = ("head", "kv_group", "neuron")
 """Kinds whose producers lie side by side in a layer (query, key and value; gate and up): one precision for all."""
 
@@ -22,31 +27,55 @@ DENSITIES = (0.01, 0.025, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.85, 1
 """Shares of the numbers of a matrix that may stay; those that leave less than one a row are left out."""
 
 
+def sparse_pattern(granularity: Sequence[str]) -> str | None:
+    """The pattern "n:m" that a space's granularity names, "" for single weights, None where it leaves zeros alone.
+
+    Raises:
+        InputError: a pattern beside single weights or another one, or one that is none.
+    """
+    patterns = [word for word in granularity if ":" in word]
+    for word in patterns:
+        if not PATTERN.fullmatch(word) or numbers_of(word)[0] >= numbers_of(word)[1]:
+            raise InputError(f"space.granularity: {word!r} is no pattern n:m with n below m, such as 2:4")
+    found = [word for word in granularity if word in (WEIGHT, *patterns)]
+    if len(found) > 1:
+        raise InputError(f"space.granularity: {' and '.join(found)} exclude each other; name one of them")
+    return next((word.removeprefix(WEIGHT) for word in found), None)
+
+
+def numbers_of(pattern: str) -> tuple[int, int]:
+    """(n, m) of "n:m"."""
+    kept, of = pattern.split(":")
+    return int(kept), int(of)
+
+
 def with_weights(structure: Structure, pattern: str = "") -> Structure:
     """`structure` with a group of kind `weight` for every matrix of a layer, called as its tensor.
 
     The width is how many of its numbers stay. With a `pattern` "n:m" its grid is that share and all, and matrices whose
-    inputs do not divide by m move to `frozen`. The groups of such a structure tell weights apart by no atoms: which of
-    them stay is a mask. The fingerprint stays.
+    inputs do not divide by m move to `frozen`, as do those that read one channel. The groups of such a structure tell
+    weights apart by no atoms: which of them stay is a mask. The fingerprint stays.
 
     Raises:
-        InputError: the pattern is none, or no weight of the model can hold it.
+        InputError: no weight of the model can hold the pattern.
     """
     made, frozen = list[Group](), dict(structure.frozen)
-    kept, of = (int(number) for number in pattern.split(":")) if pattern else (0, 1)
-    if pattern and not 0 < kept < of:
-        raise InputError(f"space.granularity: {pattern!r} is no pattern n:m with n below m, such as 2:4")
-    for op, spec in weights_of(structure):
+    kept, of = numbers_of(pattern) if pattern else (0, 1)
+    for op, spec in _matrices(structure):
+        if _depthwise(spec):
+            frozen[spec.name] = "each of its outputs reads one channel: it stays dense"
+            continue
         count, inputs = prod(spec.shape), spec.shape[1 - op.outputs]
         if inputs % of:
             frozen[spec.name] = f"it reads {inputs} inputs, which {pattern} does not divide: it stays dense"
             continue
         shares = (kept / of, 1.0) if pattern else DENSITIES
         least = spec.shape[op.outputs]
-        grid = sorted({round(share * count) for share in shares if share * count >= least or share == 1.0})
-        made.append(Group(spec.name, "weight", count, (), tuple(grid), matrices=(spec.name,), pattern=pattern))
+        # rounded down, so that one density for all matrices is within a budget of that density
+        grid = sorted({int(share * count + 1e-9) for share in shares if share * count >= least or share == 1.0})
+        made.append(Group(spec.name, WEIGHT, count, (), tuple(grid), matrices=(spec.name,), pattern=pattern))
     if not made:
-        why = f": the inputs of none divide by {of}" if pattern and frozen else ""
+        why = f": the inputs of none divide by {of}" if pattern and weights_of(structure) else ""
         raise InputError(f"space.granularity: no weight of the model can be {pattern or 'sparse'}{why}")
     return Structure((*structure.groups, *made), structure.ops, frozen, structure.fingerprint)
 
@@ -54,10 +83,9 @@ def with_weights(structure: Structure, pattern: str = "") -> Structure:
 def weights_of(structure: Structure) -> list[tuple[Op, TensorSpec]]:
     """The matrices that zeros may be searched in, with the layers that own them, in execution order.
 
-    Embeddings, norms, biases, weights that an embedding shares and depthwise convolutions are none.
+    Embeddings, norms, biases, weights that an embedding shares and convolutions that read one channel are none.
     """
-    found = ((op, spec) for op in structure.ops if (spec := _own_weight(op)) is not None)
-    return [(op, spec) for op, spec in found if len(spec.shape) > 1 and not _depthwise(spec)]
+    return [(op, spec) for op, spec in _matrices(structure) if not _depthwise(spec)]
 
 
 def with_precisions(structure: Structure, bits: Sequence[int]) -> Structure:
@@ -96,6 +124,13 @@ def _sets(structure: Structure) -> list[list[str]]:
         if (spec := _own_weight(op)) is not None and _is_matrix(spec):
             sets.setdefault(together.get(spec.name, spec.name), []).append(spec.name)
     return list(sets.values())
+
+
+def _matrices(structure: Structure) -> Iterator[tuple[Op, TensorSpec]]:
+    """Weights of two and more dimensions with the layers that own them, those of embeddings set aside."""
+    for op in structure.ops:  # an embedding whose weight makes outputs too has products
+        if EMBEDDING not in op.type and (spec := _own_weight(op)) is not None and len(spec.shape) > 1:
+            yield op, spec
 
 
 def _own_weight(op: Op) -> TensorSpec | None:

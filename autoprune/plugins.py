@@ -72,7 +72,10 @@ def names(folder: Folder) -> tuple[str, ...]:
 
 
 SHIPPED = {
-    "criteria": ("bn_scale", "l1_norm", "l2_norm", "obs", "random", "taylor"),
+    "criteria": (
+        *("bn_scale", "fisher", "fpgm", "grasp", "l1_norm", "l2_norm", "movement"),
+        *("obs", "random", "snip", "synflow", "taylor", "wanda"),
+    ),
     "costs": ("bytes", "kv_bytes", "latency", "macs", "params"),
     "losses": ("bernoulli_kl", "cosine", "kl", "mse"),
 }

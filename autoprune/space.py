@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from types import MappingProxyType
 from typing import Any, Literal
 
 from autoprune.errors import InputError, did_you_mean
-from autoprune.matrices import with_precisions
-from autoprune.structure import Group, Structure
+from autoprune.matrices import WEIGHT, numbers_of, sparse_pattern, weights_of, with_precisions, with_weights
+from autoprune.structure import SHAPELESS, Group, Structure
 
 Step = int | Literal["auto"]
 AUTO = "auto"
@@ -26,11 +26,13 @@ OVERRIDABLE = ("max_sparsity", "multiple_of")
 class Space:
     """The searched part of a structure. Globs speak of group names; a later override wins over an earlier one.
 
-    `granularity` lists the kinds that are searched, `auto` all structured ones that the model has; `max_sparsity` is
-    the largest share of a group's atoms that may go (of blocks, which are one atom each, only where an override says
+    `granularity` lists the kinds that are searched, `auto` all structured ones that the model has; `weight`, or a
+    pattern such as "2:4" in its place, makes a group of every matrix whose zeros are searched. `max_sparsity` is the
+    largest share of a group's atoms that may go (of blocks, which are one atom each, only where an override says
     so; one that holds an excluded group stays as well), `multiple_of` the step of the widths in channels (`auto`
-    leaves at most 32 widths a group), `overrides` maps a glob to other values of these two. `bits` are the precisions
-    that weights may have, 32 among them; none where it is empty. They are searched whatever `granularity` says.
+    leaves at most 32 widths a group), `overrides` maps a glob to other values of these two. How many weights may go an
+    override alone says, and no step concerns them. `bits` are the precisions that weights may have, 32 among them; none
+    where it is empty. They are searched whatever `granularity` says.
     """
 
     granularity: tuple[str, ...] = (AUTO,)
@@ -43,6 +45,7 @@ class Space:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "overrides", MappingProxyType({k: dict(v) for k, v in self.overrides.items()}))
+        sparse_pattern(self.granularity)
         _check("space", self.multiple_of, self.max_sparsity)
         for glob, values in self.overrides.items():
             for key in values:
@@ -71,25 +74,37 @@ def restrict(structure: Structure, space: Space, step: int = 1) -> Structure:
     """`structure` with the grids of `space`; what it leaves out moves to `frozen`. The fingerprint stays.
 
     Where `space` leaves the step of the widths to us (auto), groups of channels that are wide enough have none below
-    `step` channels: what computes them takes as long for the widths between.
+    `step` channels: what computes them takes as long for the widths between. Under a pattern n:m what narrows the
+    inputs of its matrices has only widths that leave a multiple of m of them.
 
     Raises:
-        InputError: a glob matches no group (the message lists the names), or no group is left to search.
+        InputError: a glob matches no group (the message lists the names), no group is left to search, a step that is
+            asked for breaks a pattern, or an override leaves less than one weight a row.
     """
     if space.bits:
         structure = with_precisions(structure, space.bits)
+    found = structure.frozen
+    pattern = sparse_pattern(space.granularity)
+    if pattern is not None:
+        structure = with_weights(structure, pattern)
     if structure.groups:
-        _check_globs(structure, space)
+        _check_globs(structure, space, structure.frozen.keys() - found.keys())
         _check_kinds(structure, space)
     groups: list[Group] = []
     frozen = dict(structure.frozen)
     kept = _kept_blocks(structure, space)
+    patterned = _Patterned(structure, [g for g in structure if g.pattern and _left_out(g, space, step) is None])
     for group in structure.groups:
         reason = _left_out(group, space, step) if group.name not in kept else "it holds what is to stay"
         if reason is None:
-            groups.append(replace(group, grid=_grid(group, *space.settings(group.name), step)))
-        elif group.narrows:  # what a block or a matrix is made of is not frozen for that
+            group = replace(group, grid=patterned.grid(group, space, _grid(group, space, step)))
+            if pattern and len(group.grid) < 2:
+                reason = f"{group.width} wide: {pattern} divides no smaller width for what reads it"
+        if reason is None:
+            groups.append(group)
+        elif group.narrows or group.kind == WEIGHT:  # what a block is made of is not frozen for that, nor what has bits
             frozen[group.name] = reason
+    _check_rows(structure, [g.name for g in groups if g.kind == WEIGHT and not g.pattern], space)
     if not groups:
         why = "; ".join(f"{name}: {reason}" for name, reason in list(frozen.items())[:5]) or "the model has no groups"
         raise InputError(f"nothing is left to search ({why})")
@@ -110,13 +125,13 @@ def _kept_blocks(structure: Structure, space: Space) -> set[str]:
 
 
 def _named(group: Group, glob: str) -> bool:
-    """Whether a glob speaks of a group that has to stay for that; a precision stays where its weights are not."""
+    """Whether a glob speaks of a group that has to stay for that; bits and zeros stay where their weights are not."""
     return not group.matrices and fnmatchcase(group.name, glob)
 
 
 def _left_out(group: Group, space: Space, step: int) -> str | None:
     """Why the group is not searched, or None."""
-    if group.kind not in (*space.granularity, "bits") and space.granularity != (AUTO,):
+    if group.kind not in (*space.granularity, *SHAPELESS) and space.granularity != (AUTO,):
         return f"its kind is {group.kind}, the job searches {', '.join(space.granularity)} (space.granularity)"
     if not any(fnmatchcase(group.name, glob) for glob in space.include):
         return "not among space.include"
@@ -124,21 +139,56 @@ def _left_out(group: Group, space: Space, step: int) -> str | None:
         if fnmatchcase(group.name, glob):
             return f"excluded by {glob!r} (space.exclude)"
     multiple_of, max_sparsity = space.settings(group.name)
+    if group.kind == WEIGHT:
+        why = "space.overrides keeps it dense" if len(group.grid) > 1 else "its outputs read one number each"
+        return why if len(_grid(group, space, step)) < 2 else None
     if group.matrices:
         held = space.overridden(group.name).get("max_sparsity", 1) < 1 - group.grid[0] / group.width
         return "space.overrides keeps its precision" if held else None
-    if len(_grid(group, multiple_of, max_sparsity, step)) < 2:
+    if len(_grid(group, space, step)) < 2:
         return f"{group.width} wide: no smaller width with multiple_of {multiple_of} and max_sparsity {max_sparsity}"
     return None
 
 
-def _grid(group: Group, multiple_of: Step, max_sparsity: float, channels: int = 1) -> tuple[int, ...]:
+def _grid(group: Group, space: Space, channels: int) -> tuple[int, ...]:
     """Multiples from the floor up, the full width last; only widths that the structure itself allows."""
+    multiple_of, max_sparsity = space.settings(group.name)
+    if group.kind == WEIGHT:
+        least = (1 - space.overridden(group.name).get("max_sparsity", 1)) * group.width
+        return tuple(w for w in group.grid if w > least - 1 + 1e-6)  # widths are shares, rounded down
     if not group.narrows:  # a block is present or not, a precision is one of a few
         return group.grid
     step = atoms_a_step(group, multiple_of, channels)
     least = max(math.ceil((1 - max_sparsity) * group.width - 1e-9), step)  # 1 - 0.9 is a hair above 0.1
     return tuple(w for w in group.grid if w == group.width or (w >= least and w % step == 0))
+
+
+class _Patterned:
+    """What the groups do to the inputs of the matrices that `held`, groups of weights, may give a pattern n:m."""
+
+    def __init__(self, structure: Structure, held: Sequence[Group]) -> None:
+        self._pattern = held[0].pattern if held else "0:1"
+        self._of = numbers_of(self._pattern)[1]
+        names = {g.name for g in held}
+        self._inputs = {(spec.name, 1 - op.outputs) for op, spec in weights_of(structure) if spec.name in names}
+
+    def grid(self, group: Group, space: Space, grid: tuple[int, ...]) -> tuple[int, ...]:
+        """Of a group's `grid` the widths that leave each of these matrices a multiple of m inputs.
+
+        Raises:
+            InputError: a step that the space asks for leaves other ones.
+        """
+        owned = {place: n for place, n in _positions_an_atom(group).items() if place in self._inputs}
+        multiple_of = space.settings(group.name)[0]
+        step = 0 if multiple_of == "auto" else atoms_a_step(group, multiple_of)
+        for (tensor, _), each in owned.items():
+            if each * step % self._of:
+                where = "overrides" if "multiple_of" in space.overridden(group.name) else "multiple_of"
+                raise InputError(
+                    f"space.{where}: in steps of {multiple_of} {group.name!r} leaves {tensor!r} numbers of inputs that "
+                    f"{self._pattern} does not divide; let multiple_of be auto or a multiple of {self._of}"
+                )
+        return tuple(w for w in grid if not any(each * (group.width - w) % self._of for each in owned.values()))
 
 
 def atoms_a_step(group: Group, multiple_of: Step, channels: int = 1) -> int:
@@ -165,16 +215,37 @@ def _channels_an_atom(group: Group) -> int:
     One where maps are flattened behind it or a fused weight holds it twice, several where grouped convolutions tie
     them.
     """
+    return max(1, min(filter(None, _positions_an_atom(group).values()), default=1))
+
+
+def _positions_an_atom(group: Group) -> dict[tuple[str, int], int]:
+    """(tensor, dim) -> positions that the first atom owns there."""
     owned: dict[tuple[str, int], int] = {}
     for s in group.slices:
         owned[s.tensor, s.dim] = owned.get((s.tensor, s.dim), 0) + len(s.positions(0))
-    return max(1, min(filter(None, owned.values()), default=1))
+    return owned
 
 
-def _check_globs(structure: Structure, space: Space) -> None:
+def _check_rows(structure: Structure, names: Collection[str], space: Space) -> None:
+    """Of the matrices called `names` no override may leave less than a weight for each output."""
+    for op, spec in weights_of(structure):
+        if spec.name not in names:
+            continue
+        rows, count = spec.shape[op.outputs], math.prod(spec.shape)
+        wanted = space.overridden(spec.name).get("max_sparsity", 0.0)
+        if (1 - wanted) * count < rows - 1e-6:  # 1 - 0.9 is a hair below 0.1
+            most = math.floor((1 - rows / count) * 1e4) / 1e4
+            raise InputError(
+                f"space.overrides: max_sparsity {wanted:g} leaves {spec.name!r} less than one weight for each of its "
+                f"{rows} rows of {count // rows}; at most {most:g} may go"
+            )
+
+
+def _check_globs(structure: Structure, space: Space, others: Collection[str] = ()) -> None:
+    """Each glob must match a group, or one of the `others`, which are none for a reason of their own."""
     for where, globs in (("include", space.include), ("exclude", space.exclude), ("overrides", space.overrides)):
         for glob in globs:
-            if not any(fnmatchcase(name, glob) for name in structure.names):
+            if not any(fnmatchcase(name, glob) for name in (*structure.names, *others)):
                 hint = did_you_mean(glob, structure.names)
                 raise InputError(f"space.{where}: {glob!r} matches no group; {hint}")
 
@@ -182,7 +253,7 @@ def _check_globs(structure: Structure, space: Space) -> None:
 def _check_kinds(structure: Structure, space: Space) -> None:
     """Each kind must be there: one that is asked for in vain would go unnoticed."""
     there = {group.kind for group in structure.groups}
-    lost = [kind for kind in space.granularity if kind not in (*there, AUTO)]
+    lost = [kind for kind in space.granularity if kind not in (*there, AUTO) and ":" not in kind]
     if lost:
         had = ", ".join(sorted(there))
         both = {"head", "kv_group"} <= {*space.granularity, *there}

@@ -10,9 +10,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from autoprune.costs.bytes import Bytes
+from autoprune.costs.effective_macs import EffectiveMacs
 from autoprune.costs.macs import Macs
+from autoprune.costs.nonzeros import Nonzeros
 from autoprune.costs.params import Params
 from autoprune.evaluation import Ask, Evaluation
+from autoprune.matrices import with_weights
 from autoprune.pareto import hypervolume, pareto_front
 from autoprune.policy import Policy
 from autoprune.protocols import Budget, Cost, Problem, Sampler
@@ -68,6 +71,11 @@ def with_blocks(plain: Structure) -> Structure:
     return Structure((*blocks, *plain.groups), plain.ops, plain.frozen)
 
 
+def sparse(plain: Structure, pattern: str = "", alone: bool = False) -> Structure:
+    """`plain` with groups of weights, or those `alone`."""
+    return with_weights(Structure((), plain.ops, plain.frozen) if alone else plain, pattern)
+
+
 def attending() -> Structure:
     """The chain and an attention of four heads of eight; its products follow the heads."""
     plain, wide = chain(), 32
@@ -104,11 +112,17 @@ class Hills:
         return Evaluation(
             ask,
             true_loss(self.structure, ask.policy) * math.exp(noise),
-            {"macs": float(Macs(self.structure)(ask.policy.array(self.structure)))},
+            {n: float(cost(ask.policy.array(self.structure))) for n, cost in counted(self.structure).items()},
             {"accuracy": 1.0 / (1.0 + true_loss(self.structure, ask.policy))},
             passes=ask.fraction,
             seconds=self.seconds,
         )
+
+
+def counted(structure: Structure) -> dict[str, Cost]:
+    """What is said of every evaluation, the cost of the budget first: where there are weights those that are left."""
+    sparse_ones = any(g.kind == "weight" for g in structure)
+    return {"nonzeros": Nonzeros(structure)} if sparse_ones else {"macs": Macs(structure)}
 
 
 class Asks:
@@ -160,9 +174,11 @@ def make_problem(structure: Structure | None = None, n_trials: int = 60, seeded:
     rng = np.random.default_rng(5)
     scores = {g.name: np.sort(rng.gamma(2.0, size=g.width))[::-1] for g in structure.groups}
     costs: dict[str, Cost] = {"macs": Macs(structure), "params": Params(structure), "bytes": Bytes(structure)}
-    budget = Budget("macs", 0.3, 0.9, (0.7, 0.5, 0.3), {})
+    costs |= {"effective_macs": EffectiveMacs(structure), **counted(structure)}
+    cost = next(iter(counted(structure)))
+    budget = Budget(cost, 0.3, 0.9, (0.7, 0.5, 0.3), {})
     hills = Hills(structure)
-    problem = Problem(structure, scores, costs, budget, ("macs",), n_trials, table=sensitivity(structure, hills))
+    problem = Problem(structure, scores, costs, budget, (cost,), n_trials, table=sensitivity(structure, hills))
     if not seeded:
         return problem
     plans: list[Callable[[Problem, float], Policy]] = [uniform, global_]

@@ -10,7 +10,7 @@ from autoprune.costs.bytes import Bytes
 from autoprune.costs.macs import Macs
 from autoprune.errors import InputError
 from autoprune.families import analyze
-from autoprune.matrices import with_precisions
+from autoprune.matrices import with_precisions, with_weights
 from autoprune.policy import Policy
 from autoprune.space import Space, restrict
 from autoprune.structure import Group
@@ -109,3 +109,20 @@ def test_depthwise_convolutions_have_no_precision() -> None:
     )
     names = [g.name for g in restrict(analyze(model.eval(), INPUTS), Space(bits=(32, 8))) if g.kind == "bits"]
     assert names == ["4.weight@bits"]
+
+
+def test_matrices_of_layers_have_zeros_and_a_tied_embedding_has_none() -> None:
+    plain = analyze(Net(), INPUTS)
+    found = with_weights(plain)
+    assert [g.name for g in found if g.kind == "weight"] == ["wide.weight", "point.weight", "head.weight"]
+    why = "each of its outputs reads one channel: it stays dense"
+    assert {n: r for n, r in found.frozen.items() if n not in plain.frozen} == {"stem.weight": why, "depth.weight": why}
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 64}
+    config = transformers.LlamaConfig(vocab_size=50, tie_word_embeddings=True, **sizes)
+    model = transformers.LlamaForCausalLM(config).eval()
+    found = with_weights(analyze(model, (torch.randint(0, 50, (2, 8)),)), "2:4")
+    names = [g.name.removeprefix("model.layers.0.") for g in found if g.kind == "weight"]
+    attention = [f"self_attn.{name}_proj.weight" for name in "qkvo"]
+    assert names == [*attention, *(f"mlp.{name}_proj.weight" for name in ("gate", "up", "down"))]
+    assert all(g.grid == (g.width // 2, g.width) for g in found if g.kind == "weight")

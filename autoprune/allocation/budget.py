@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from autoprune.codec import Codec
 from autoprune.errors import InputError, did_you_mean
+from autoprune.matrices import WEIGHT
 from autoprune.policy import IntArray, Policy
 from autoprune.protocols import Budget, Cost, FloatArray
 from autoprune.structure import Structure
@@ -206,23 +207,27 @@ class Projector:
 def normalised(structure: Structure, scores: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
     """Scores over their group's mean, so that groups compare; a group without any score gets ones.
 
-    Blocks, which are one atom each, are taken as one group, and so are precisions, whose bits go together.
+    Blocks, which are one atom each, are taken as one group, and so are precisions, whose bits go together, and the
+    weights of all matrices, which compare as they are. Scores of weights, millions of them, keep their type.
 
     Raises:
         InputError: a group has no scores, too few of them, or one that is not finite.
     """
     given: dict[str, FloatArray] = {}
     for group in structure.groups:
-        values = np.asarray(scores.get(group.name, ()), dtype=np.float64)
+        values = np.asarray(scores.get(group.name, ()), dtype=None if group.kind == WEIGHT else np.float64)
         if values.shape != (group.width,) or not np.isfinite(values).all():
             raise InputError(f"group {group.name!r} needs {group.width} finite scores, not shape {values.shape}")
         given[group.name] = values
     together = {kind: [given[g.name] for g in structure.groups if g.kind == kind] for kind in ("block", "bits")}
     common = {kind: float(np.mean(np.concatenate(some))) for kind, some in together.items() if some}
+    weights = [given[g.name] for g in structure.groups if g.kind == WEIGHT]
+    if weights:
+        common[WEIGHT] = sum(float(np.sum(v, dtype=np.float64)) for v in weights) / sum(v.size for v in weights)
     result: dict[str, FloatArray] = {}
     for group in structure.groups:
         values = given[group.name]
-        mean = common.get(group.kind, float(np.mean(values)))
+        mean = common[group.kind] if group.kind in common else float(np.mean(values))
         result[group.name] = values / mean if mean > 0 else np.ones_like(values)
     return result
 
@@ -230,9 +235,14 @@ def normalised(structure: Structure, scores: Mapping[str, FloatArray]) -> dict[s
 def _gains(structure: Structure, scores: Mapping[str, FloatArray]) -> FloatArray:
     """For every cell of every grid, flat: the scores of the atoms that the step to the next width brings back."""
     parts: list[FloatArray] = []
-    for name, values in normalised(structure, scores).items():
-        kept = np.concatenate([[0.0], np.cumsum(np.sort(values)[::-1])])[list(structure.group(name).grid)]
-        parts.append(np.append(np.diff(kept), 0.0))
+    for group, values in zip(structure.groups, normalised(structure, scores).values(), strict=True):
+        if group.kind == WEIGHT:  # a sum between each two widths, and no array of all of them
+            starts = group.width - np.array(group.grid[::-1])
+            sums = np.add.reduceat(np.sort(values), starts, dtype=np.float64)
+            parts.append(np.append(sums[:-1][::-1], 0.0))
+        else:
+            kept = np.concatenate([[0.0], np.cumsum(np.sort(values)[::-1])])[list(group.grid)]
+            parts.append(np.append(np.diff(kept), 0.0))
     return np.concatenate(parts)
 
 

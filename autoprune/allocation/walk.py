@@ -16,6 +16,7 @@ import numpy.typing as npt
 from autoprune.allocation.budget import Projector
 from autoprune.allocation.knapsack import Allocator, penalties
 from autoprune.errors import InputError, did_you_mean
+from autoprune.matrices import WEIGHT
 from autoprune.policy import IntArray, Policy
 from autoprune.protocols import FloatArray, Problem
 from autoprune.structure import Op, Structure
@@ -259,14 +260,16 @@ def _layer_features(structure: Structure) -> FloatArray:
     owners = {op.weight: op for op in structure.ops if op.weight is not None}
     rows = []
     for index, group in enumerate(structure.groups):
-        made = [owners[s.tensor] for s in group.slices if s.role == "produce" and s.tensor in owners]
+        own = [s.tensor for s in group.slices if s.role == "produce"] + list(group.matrices) * (group.kind == WEIGHT)
+        made = [owners[name] for name in own if name in owners]
         op = max(made, key=lambda o: o.positions * math.prod(shapes.get(o.weight or "", (1,))), default=None)
-        rows.append([index, math.log1p(group.width), *_geometry(op, shapes, group.width)])
+        atoms = group.width if op is None or group.kind != WEIGHT else shapes[op.weight or ""][op.outputs]
+        rows.append([index, math.log1p(group.width), *_geometry(op, shapes, atoms)])
     return np.column_stack([_over_largest(column) for column in np.array(rows, dtype=np.float64).T])
 
 
 def _geometry(op: Op | None, shapes: Mapping[str, tuple[int, ...]], width: int) -> list[float]:
-    """[log inputs, height, breadth, stride, kernel] of the layer that produces a group."""
+    """[log inputs, height, breadth, stride, kernel] of the layer that produces a group, or has its weights."""
     if op is None:
         return [0.0, 1.0, 1.0, 1.0, 1.0]
     inputs = math.prod(shapes.get(op.weight or "", (1,))) / max(1, width * math.prod(op.kernel))

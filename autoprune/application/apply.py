@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import platform
-import warnings
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from autoprune import plugins
+from autoprune.application.by_shapes import ranked, sliced
 from autoprune.application.checkpoints import Place
 from autoprune.application.loader import load_applied as load_applied
 from autoprune.application.loader import remember
@@ -26,20 +26,15 @@ from autoprune.criteria import Named, build_criterion
 from autoprune.errors import InputError
 from autoprune.evaluator.settings import Settings
 from autoprune.files.job import checked_task
-from autoprune.front import Base, Point
+from autoprune.front import Point
 from autoprune.protocols import Criterion, Step, Task, finished
 from autoprune.recovery import build_recovery
-from autoprune.structure import Structure
-from autoprune.tracing.copies import check_module, copied
+from autoprune.tracing.copies import check_module
 from autoprune.tracing.fingerprint import weights_fingerprint
+from autoprune.tracing.masks import masks_of
 from autoprune.tracing.one_thread import one_thread
-from autoprune.tracing.rounding import round_weights
-from autoprune.tracing.slim import slim
 from autoprune.tracing.verify import verify
 from autoprune.version import __version__
-
-NO_DATA: Any = None
-"""The task of a criterion that looks at weights alone."""
 
 
 def apply(  # noqa: PLR0913  # the words of the verb, as the command line has them
@@ -167,8 +162,8 @@ def applying(
     replayed = weights == point.base.weights_fingerprint
     moved = point.base.space.get(KEY)
     if task is None:
-        keep = dict(point.keep) if replayed else _ranked(point, model, structure, manner.criterion)
-        small = _sliced(model, structure, keep)
+        keep = dict(point.keep) if replayed else ranked(point, model, structure, manner.criterion)
+        small = sliced(point, model, structure, keep, manner.criterion)
         validation, recipe, course = None, {}, {}
     else:
         made = yield from repairing(point, model, structure, task, manner, point.keep if replayed else None)
@@ -179,13 +174,14 @@ def applying(
     lent = dict(model.named_parameters())
     for name, mine in small.named_parameters():
         mine.requires_grad_(lent[name].requires_grad)
+    masks = masks_of(small, structure, point.policy.as_dict())
     base = point.base if replayed else replace(point.base, weights_fingerprint=weights, order={})
     facts: dict[str, Any] = {
         "point": point.id,
         "macs_ratio": point.ratio("macs"),
         "params_ratio": point.ratio("params"),
         "costs": _costs(point),
-        "atoms": _atoms(point, keep, replayed),
+        "atoms": _atoms(point, keep, masks, replayed),
         "test": None,
         "validation": validation,
         "course": course or None,
@@ -197,12 +193,12 @@ def applying(
         "files": [],
         **({KEY: dict(moved)} if moved else {}),
     }
-    return Applied(small.train(model.training), _kept(point, keep, base, validation if moved else None), facts)
+    kept = _kept(replace(point, keep=keep, masks=masks, base=base), validation if moved else None)
+    return Applied(small.train(model.training), kept, facts)
 
 
-def _kept(point: Point, keep: Mapping[str, tuple[int, ...]], base: Base, found: Mapping[str, Any] | None) -> Point:
-    """The point with what it really keeps; the figures of another structure give way to those that were found here."""
-    kept = replace(point, keep=keep, base=base)
+def _kept(kept: Point, found: Mapping[str, Any] | None) -> Point:
+    """The point as it is; the figures of another structure give way to those that were found here."""
     if found is None:
         return kept
     return replace(kept, losses={"validation": found["loss"]}, metrics={"validation": found["metrics"]}, finetuned={})
@@ -215,34 +211,12 @@ def _costs(point: Point) -> dict[str, dict[str, int]]:
     return {n: {"dense": round(dense[n]), "pruned": round(dense[n] * point.ratio(n))} for n in known}
 
 
-def _atoms(point: Point, keep: Mapping[str, tuple[int, ...]], replayed: bool) -> str:
-    """How the kept atoms were chosen, in words."""
+def _atoms(point: Point, keep: Mapping[str, tuple[int, ...]], masks: Mapping[str, str], replayed: bool) -> str:
+    """How the kept atoms were chosen, and the numbers of weights that have zeros, in words."""
     if not replayed:
         return f"ranked anew ({'another structure' if KEY in point.base.space else 'other weights'})"
-    return "replayed" if keep == dict(point.keep) else "ranked anew (by the recovery)"
-
-
-def _ranked(point: Point, model: nn.Module, structure: Structure, criterion: Criterion) -> dict[str, tuple[int, ...]]:
-    """The atoms that a criterion which looks at weights alone would keep."""
-    if not getattr(criterion, "weights_only", False):
-        free = [n for n in plugins.names("criteria") if getattr(plugins.load("criteria", n), "weights_only", False)]
-        raise InputError(
-            "the model has other weights than the policy was found on, so its atoms must be ranked anew, and that "
-            f"needs data: give a task, or a criterion that looks at weights alone: {', '.join(free)}"
-        )
-    widths = point.policy.as_dict()
-    scores = criterion(model, [g for g in structure if g.narrows], NO_DATA)
-    best = {name: score.argsort(descending=True, stable=True)[: widths[name]] for name, score in scores.items()}
-    kept = {name: tuple(sorted(atoms.tolist())) for name, atoms in best.items()}
-    return kept | {g.name: tuple(range(widths[g.name])) for g in structure if not g.narrows}
-
-
-def _sliced(model: nn.Module, structure: Structure, keep: Mapping[str, tuple[int, ...]]) -> nn.Module:
-    warnings.warn(
-        "without a task autoprune.apply only slices: nothing is compensated or repaired; give task=... (or --task JOB)",
-        stacklevel=4,
-    )
-    small = copied(model)
-    slim(small, structure, keep)
-    round_weights(small, structure, {name: len(atoms) for name, atoms in keep.items()})
-    return small
+    if keep != dict(point.keep):
+        return "ranked anew (by the recovery)"
+    rounded = {name for g in point.base.groups if g.kind == "bits" for name in g.matrices}  # to more zeros
+    other = [name for name, mask in masks.items() if name not in rounded and mask != point.masks.get(name)]
+    return "replayed" if not other else f"replayed, but for the zeros of {len(other)} weights (made anew here)"

@@ -60,7 +60,8 @@ class Bench:
     def kept(self, evaluator: TieredEvaluator, policy: Policy) -> Kept:
         """The atoms that `evaluator` keeps at a policy."""
         database = evaluator.stitcher.database
-        return {name: tuple(database.keep(name, width).tolist()) for name, width in policy.widths}
+        ranked = [g.name for g in self.structure if g.kind != "weight"]
+        return {name: tuple(database.keep(name, policy.as_dict()[name]).tolist()) for name in ranked}
 
     def bare(self, keep: Kept, like: nn.Module | None = None) -> nn.Module:
         """The dense model with the atoms of `keep` alone, without a repair; with the weights of `like`, if it is given.

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from autoprune.application.plain import RECIPE
+from autoprune.application.plain import recipe
 from autoprune.costs._latency_words import rest_words
 from autoprune.front import Point
 
 FILES = {
     "model.safetensors": "the weights",
+    "masks.safetensors": "where the values of masked weights stand: a bit a number, the first the highest of its byte",
     "policy.json": "the policy: which atoms of which group are kept",
     "apply.json": "the figures of this card, and what the plain recipe below reads",
     "config.json": "the dense model's configuration, from which `autoprune.load` builds it",
@@ -23,6 +24,12 @@ FILES = {
     "model.pt2": "read by `torch.export.load`, without the model's code",
 }
 
+FORMATS = {
+    "dense": "dense",
+    "mask": "bits and values, as in this folder",
+    "csr": "CSR, the smallest types of indices",
+}
+
 
 def card(facts: Mapping[str, Any], point: Point) -> str:
     """README.md of the folder that holds `point`, applied; `facts` are those of apply.json, as many as there are."""
@@ -33,6 +40,7 @@ def card(facts: Mapping[str, Any], point: Point) -> str:
         *transferred(facts),
         "\n".join(["| | dense | pruned |", "|---|---|---|", *(f"| {' | '.join(row)} |" for row in rows(facts))]),
         *timing(facts),
+        *zeros(facts),
         *_failed(facts),
         "\n".join(_made(facts, point)),
         "\n".join(_loading(facts)),
@@ -50,8 +58,12 @@ def extent(facts: Mapping[str, Any]) -> str:
 
 def _opening(facts: Mapping[str, Any], point: Point) -> str:
     """What this is; what it is not, where no data were there."""
-    said = f"Point `{point.id}` of a search by autoprune. Whole channels, heads, neurons or blocks are gone, so it is a"
-    said += " smaller dense model of the same class; its inputs and outputs are those of the dense one."
+    said = f"Point `{point.id}` of a search by autoprune. "
+    if _smaller(point) or "zeros" not in facts:
+        said += "Whole channels, heads, neurons or blocks are gone, so it is a smaller dense model of the same class; "
+    else:
+        said += "Weights of it are zero and its shapes are those of the dense model, so it is of the same class; "
+    said += "its inputs and outputs are those of the dense one."
     if (
         facts.get("test") is None
         and facts.get("validation") is None
@@ -63,6 +75,12 @@ def _opening(facts: Mapping[str, Any], point: Point) -> str:
             "promises. Apply it with `--task` and a job to have all of that."
         )
     return said
+
+
+def _smaller(point: Point) -> bool:
+    """Whether the policy removes anything, beside weights and bits."""
+    widths = point.policy.as_dict()
+    return any(widths[g.name] < g.width for g in point.base.groups if not g.matrices)
 
 
 def transferred(facts: Mapping[str, Any]) -> Iterator[str]:
@@ -125,6 +143,26 @@ def timing(facts: Mapping[str, Any]) -> Iterator[str]:
         )
 
 
+def zeros(facts: Mapping[str, Any]) -> Iterator[str]:
+    """The section on zeros, if there are any: how many, what they weigh by format, density and pattern by layer."""
+    if not (told := facts.get("zeros")):
+        return
+    layers, total = told["layers"], f"{told['nonzeros']:,} of the {told['weights']:,} numbers"
+    yield "## Zeros"
+    densities = ", ".join(f"{name} {layer['density']:.3g}" for name, layer in layers.items())
+    yield f"{total} in masked weights are not zero ({told['density']:.1%}). By weight: {densities}."
+    for pattern in sorted({layer["pattern"] for layer in layers.values() if "pattern" in layer}):
+        held = [name for name, layer in layers.items() if layer.get("pattern") == pattern]
+        who = "all of them" if len(held) == len(layers) else ", ".join(held)
+        yield f"At most {pattern.replace(':', ' of every ')} inputs that lie side by side are not zero: {who}."
+    sizes = told["bytes"]
+    kinds = list(sizes["dense"])
+    heads = {"plain": "bytes", "zstd": "after zstd"}
+    table = [f"| format of these weights | {' | '.join(heads[k] for k in kinds)} |", "|---" * (len(kinds) + 1) + "|"]
+    table += [f"| {FORMATS[f]} | {' | '.join(f'{own[k]:,}' for k in kinds)} |" for f, own in sizes.items()]
+    yield "\n".join(table)
+
+
 def _made(facts: Mapping[str, Any], point: Point) -> Iterator[str]:
     """How it came to be: the recipe, seeds and versions."""
     space, told = point.base.space, dict(facts.get("recipe") or {})
@@ -163,7 +201,7 @@ def _loading(facts: Mapping[str, Any]) -> Iterator[str]:
     yield "Without autoprune, from the dense model's own code:"
     yield ""
     yield "```python"
-    yield RECIPE.rstrip()
+    yield recipe("zeros" in facts).rstrip()
     yield ""
     yield 'model = pruned(build(), "FOLDER")  # build(): the dense model, from your code'
     yield "```"

@@ -32,12 +32,14 @@ from autoprune.application.loader import (
     write_facts,
     write_model,
 )
+from autoprune.application.masks import MASKS
 from autoprune.application.match import unlike
 from autoprune.application.order import REQUEST, Order, own_front, request_of
 from autoprune.application.repair import Manner, searched_settings
 from autoprune.application.sources import Source, source_of_job, source_of_name
 from autoprune.application.timed import latency_facts
 from autoprune.application.transfer import KEY, SAME, Sibling, carried, sibling_of, within
+from autoprune.application.zeros import zeros_in
 from autoprune.deploy import check_model, misfits
 from autoprune.errors import InputError, RunError, did_you_mean
 from autoprune.evaluator.settings import Settings
@@ -241,7 +243,8 @@ def _delivered(
         write_config(applied.model, draft, source.folder)
         more, failed = write_extras(point, source, applied.model, order, draft)
         facts |= more | ({"failed": failed} if failed else {REQUEST: request})
-        facts["bytes"] = {"dense": _bytes(source), "pruned": (draft / WEIGHTS).stat().st_size}
+        facts["bytes"] = {"dense": _bytes(source), "pruned": sum(path.stat().st_size for path in _stored(draft))}
+        facts |= zeros_in(applied.model, applied.kept, draft / WEIGHTS)
         others = sorted(path.name for path in draft.iterdir() if path.name not in (WEIGHTS, POLICY))
         facts["files"] = [str(out / name) for name in (WEIGHTS, POLICY, *others, FACTS, CARD)]
         write_facts(facts, draft)
@@ -274,6 +277,11 @@ def _parts(point: Point, measured_on: Mapping[str, Any], timed: Mapping[str, Any
     if not alike or dense is None or pruned is None or not set(dense) <= set(pruned):
         return {}
     return {"parts": {"dense": dict(dense), "pruned": {name: pruned[name] for name in dense}}}
+
+
+def _stored(folder: Path) -> list[Path]:
+    """The files that hold the weights: those of the values, and of the masks where there are any."""
+    return [path for name in (WEIGHTS, MASKS) if (path := folder / name).exists()]
 
 
 def _bytes(source: Source) -> int:

@@ -48,7 +48,7 @@ def write_extras(
     for name in order.export:
         tried(partial(_exported, name, source, model, draft))
     if order.int8 and (draft / ONNX).is_file():
-        chosen = any(group.matrices for group in point.base.groups)
+        chosen = any(group.kind == "bits" for group in point.base.groups)
         tried(lambda: {"int8": _int8(source, model, draft, chosen)})
     if order.deploy is not None:
         tried(lambda: _contained(point, source, model, str(order.deploy), draft))

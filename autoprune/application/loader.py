@@ -14,15 +14,17 @@ from torch import Tensor, nn
 from autoprune import plugins
 from autoprune.application.card import card
 from autoprune.application.hugging_face import CONFIG, TOKENIZER, dense_from_config, write_config
+from autoprune.application.masks import MASKS, read_whole
 from autoprune.application.match import difference, matching
 from autoprune.application.stored import widened, write_weights
+from autoprune.application.zeros import zeros_in
 from autoprune.errors import InputError
 from autoprune.files.job import Job
 from autoprune.files.policy_file import front_text, load_front, read_front
 from autoprune.files.whole import read_mapping, whole_folder
 from autoprune.front import Front, Point
 from autoprune.structure import Op, Structure, TensorSpec
-from autoprune.tasks._weights import fill, read_tensors
+from autoprune.tasks._weights import fill
 from autoprune.tracing.copies import copied
 from autoprune.tracing.fingerprint import weights_fingerprint
 from autoprune.tracing.slim import named_tensors, slim
@@ -31,11 +33,11 @@ ORIGIN = "autoprune_origin"
 """Attribute of an applied model that says where it comes from: plain strings, so that it pickles anywhere."""
 WEIGHTS, POLICY, FACTS, CARD = "model.safetensors", "policy.json", "apply.json", "README.md"
 OLD_FACTS = "report.json"
-EXPORTS = ("model.onnx", "model.onnx.data", "model.int8.onnx", "model.pt2", CARD, "masks.safetensors")
+EXPORTS = ("model.onnx", "model.onnx.data", "model.int8.onnx", "model.pt2", CARD, MASKS)
 FOREIGN = ("model.xml", "model.bin", "model.mlpackage")
 """Exports for OpenVINO and Core ML."""
 OURS = frozenset({WEIGHTS, POLICY, FACTS, OLD_FACTS, CONFIG, *TOKENIZER, *EXPORTS, *FOREIGN, *plugins.names("deploy")})
-OF_APPLY = ("request", "int8", "bytes", "failed", "folder")
+OF_APPLY = ("request", "int8", "bytes", "failed", "folder", "zeros")
 """Facts of the folder that `apply` wrote, which are not those of another one."""
 Factory = Callable[[], Any]
 
@@ -88,7 +90,9 @@ def save(model: nn.Module, folder: str | Path) -> None:
     beside = Path(str(origin.facts.get("folder", ""))) if origin.facts.get("folder") else None
     with whole_folder(out) as draft:
         write_model(model, origin.policy, draft)
-        told = {**facts, "files": [WEIGHTS, POLICY, *write_config(model, draft, beside), FACTS, CARD]}
+        facts |= zeros_in(model, point_of(model), draft / WEIGHTS)
+        own = [WEIGHTS, *([MASKS] if (draft / MASKS).exists() else []), POLICY]
+        told = {**facts, "files": [*own, *write_config(model, draft, beside), FACTS, CARD]}
         write_facts(told, draft)
         (draft / CARD).write_text(card(told, point_of(model)), encoding="utf-8")
 
@@ -188,7 +192,7 @@ def read_facts(folder: Path) -> Mapping[str, Any]:
 def _cut(model: nn.Module, structure: Structure, point: Point, facts: Mapping[str, Any], folder: Path) -> nn.Module:
     """Cut `model` in place and fill it from the folder."""
     slim(model, structure, point.keep)
-    fill(model, widened(read_tensors(folder / WEIGHTS)), folder / WEIGHTS)
+    fill(model, widened(read_whole(folder / WEIGHTS, point)), folder / WEIGHTS)
     remember(model, point, {**facts, "folder": str(folder.resolve())}, str(folder))
     return model
 

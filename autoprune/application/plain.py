@@ -43,6 +43,35 @@ def pruned(dense, folder):
     return dense.eval()
 '''
 """Plain PyTorch that does what `autoprune.load` does, from apply.json's `rebuild`."""
+UNMASKED = '''\
+def unmasked(folder):
+    """The tensors of the folder; masked weights lie there as values, and as bits that say where these stand."""
+    stored = load_file(f"{folder}/model.safetensors")
+    with safe_open(f"{folder}/masks.safetensors", "pt") as file:
+        for name, shape in json.loads(file.metadata()["masks"])["shapes"].items():
+            bits = numpy.unpackbits(file.get_tensor(name).numpy(), count=math.prod(shape))
+            whole = torch.zeros(len(bits), dtype=stored[name].dtype)
+            whole[torch.from_numpy(bits).bool()] = stored[name]
+            stored[name] = whole.view(shape)
+    return stored
+
+'''
+
+
+def recipe(with_masks: bool) -> str:
+    """`RECIPE`, or the one that puts the values of masked weights back to their places first."""
+    if not with_masks:
+        return RECIPE
+    read, found = 'load_file(f"{folder}/model.safetensors")', RECIPE
+    for old, new in (
+        ("import json\n", "import json\nimport math\nimport numpy\n"),
+        ("import load_file\n", "import load_file\nfrom safetensors import safe_open\n"),
+        (read, "unmasked(folder)"),
+        ("def pruned(", f"{UNMASKED}def pruned("),
+    ):
+        assert old in found
+        found = found.replace(old, new)
+    return found
 
 
 def rebuild_facts(dense: nn.Module, small: nn.Module) -> dict[str, Any]:

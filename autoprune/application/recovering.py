@@ -20,7 +20,7 @@ from autoprune.application.checkpoints import Place, Saved
 from autoprune.application.training import Training
 from autoprune.database.drawn import samples_in
 from autoprune.errors import RunError
-from autoprune.evaluator.keep_best import PROBE_STEPS, Best, checks, copied, restore
+from autoprune.evaluator.keep_best import Best, checks, copied, restore
 from autoprune.evaluator.material import BATCH_SIZE
 from autoprune.evaluator.tiers import TieredEvaluator
 from autoprune.policy import Policy
@@ -156,10 +156,9 @@ class _Session:
         if course is not None:
             if self.state.rate is None:
                 yield Step("peak rate")
-                model, short = evaluator.stitcher.model, min(PROBE_STEPS, steps)
                 lesson = course.lesson(self._bench.dense, self._bench.task, steps, self.seed)
-                probe = partial(course.probe, model, lesson, short, self.seed)
-                self.state.rate = evaluator.probed_rate(probe, course.usual_rate)
+                probe = partial(course.probe, evaluator.stitcher.model, lesson, self.seed)
+                self.state.rate = evaluator.probed_rate(probe, course.usual_rate, steps)
             self._recovery.at_rate(self.state.rate)
         elif takes(training.recovery, RATE) and RATE not in training.options:
             yield Step("peak rate")

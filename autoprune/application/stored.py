@@ -1,4 +1,4 @@
-"""How a pruned model lies on disk: weights of 8 bits as integers beside their scales, all others as they are."""
+"""How a pruned model lies on disk: weights of 8 bits as integers and scales, masked ones as bits and values."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from autoprune.application.masks import split, write_split
 from autoprune.front import Point
 from autoprune.tracing.rounding import along, narrow_weights, nearest
 
@@ -18,7 +18,7 @@ SCALES = ".scales"
 
 
 def write_weights(model: nn.Module, point: Point, path: Path) -> None:
-    """All tensors of a pruned model as safetensors.
+    """All tensors of a pruned model as safetensors, masks of its zeros beside them (`application.masks`).
 
     A weight that was trained since it was rounded is no longer what 8 bits hold: it is written in float32, and that is
     said.
@@ -38,7 +38,8 @@ def write_weights(model: nn.Module, point: Point, path: Path) -> None:
             f"{trained[0]}{more}: the policy stores it in 8 bits, and it was trained since; it is saved in float32",
             stacklevel=4,
         )
-    save_file({k: v.contiguous().clone() for k, v in tensors.items()}, path)
+    names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
+    write_split(split(tensors, names, point), point, path)
 
 
 def widened(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

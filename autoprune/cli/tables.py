@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -24,9 +25,9 @@ def console(json_: bool = False) -> Console:
     return made if made.is_terminal else Console(stderr=json_, width=PLAIN_WIDTH)
 
 
-KINDS = ("head", "kv_group", "neuron", "channel", "block", "bits")
-WHOLE = ("block", "bits")
-"""Kinds that share their MACs with the groups inside."""
+KINDS = ("head", "kv_group", "neuron", "channel", "block", "bits", "weight")
+WHOLE = ("block", "bits", "weight")
+"""Kinds that share their MACs with other groups."""
 
 
 def print_inspect(facts: Mapping[str, Any]) -> None:
@@ -51,7 +52,8 @@ def _by_group(groups: Sequence[Mapping[str, Any]]) -> Table:
         table.add_column(heading, justify="left" if heading in ("group", "kind") else "right")
     for g in groups:
         allowed = "there or not" if g["kind"] == "block" else _allowed(g)
-        table.add_row(g["name"], g["kind"], str(g["width"]), allowed, f"{g['macs_share']:.1%}")
+        width = "x".join(map(str, g["shape"])) if g["kind"] == "weight" else str(g["width"])
+        table.add_row(g["name"], g["kind"], width, allowed, f"{g['macs_share']:.1%}")
     return table
 
 
@@ -66,21 +68,35 @@ def _by_layer(groups: Sequence[Mapping[str, Any]]) -> Table:
     for g in groups:
         layers.setdefault(_layer(g["name"]), []).append(g)
     for layer, own in layers.items():
-        cells = [", ".join(_allowed(g) for g in own if g["kind"] == kind) for kind in kinds]
-        narrowed = [g for g in own if g["kind"] not in WHOLE] or own  # a block holds them: none counts twice
+        cells = [_cell([_allowed(g) for g in own if g["kind"] == kind]) for kind in kinds]
+        # a block holds the others, and weights are theirs: none counts twice
+        matrices = [g for g in own if g["kind"] == "weight"]
+        narrowed = [g for g in own if g["kind"] not in WHOLE] or matrices or own
         shares = [sum(g[key] for g in narrowed) for key in ("macs_share", "params_share")]
         table.add_row(layer, *cells, *(f"{share:.1%}" for share in shares))
     table.caption = "a group is called " + ", ".join(next(g["name"] for g in groups if g["kind"] == k) for k in kinds)
     return table
 
 
+def _cell(allowed: Sequence[str]) -> str:
+    """What several groups of a layer allow, equals counted."""
+    counts = Counter(allowed)
+    return ", ".join(what if n == 1 else f"{n} x {what}" for what, n in counts.items())
+
+
 def _allowed(group: Mapping[str, Any]) -> str:
-    """Widths from the least to the dense one, and how many; of a block, there or not, its name in the layer."""
+    """Widths from the least to the dense one, and how many; of a block, there or not, its name in the layer.
+
+    Of weights the shares that may stay.
+    """
     grid = group["grid"]
     if group["kind"] == "block":
         return "the layer" if group["name"] == _layer(group["name"]) else str(group["name"].rpartition(".")[2])
     if group["kind"] == "bits":
         return " or ".join(map(str, grid))
+    if group["kind"] == "weight":
+        least = f"{100 * grid[0] / grid[-1]:.3g}..100 % ({len(grid)})"
+        return f"{group['pattern']} or dense" if group["pattern"] else least
     return f"{grid[0]}..{grid[-1]} ({len(grid)})"
 
 

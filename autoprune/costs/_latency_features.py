@@ -100,7 +100,7 @@ class Features:
 
 def _precision_of(structure: Structure, weights: Sequence[str]) -> IntArray:
     """For each of some `weights` the index of its precision, -1 where it has none."""
-    known = {name: i for i, g in enumerate(structure.groups) for name in g.matrices}
+    known = {name: i for i, g in enumerate(structure.groups) if g.kind == "bits" for name in g.matrices}
     return np.array([known.get(weight, -1) for weight in weights], dtype=np.int64)
 
 

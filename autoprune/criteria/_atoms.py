@@ -1,8 +1,8 @@
-"""From values of tensor elements to one value an atom."""
+"""From values of tensor elements to one value an atom, and the weights that are scored one by one."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,39 @@ def atom_sums(values: Tensor, piece: Slice, width: int) -> Tensor:
     """Sum of `values` (the shape of the slice's tensor) over everything that an atom owns, [width]."""
     rows = values.detach().cpu().double().movedim(piece.dim, 0).reshape(values.shape[piece.dim], -1).sum(1)
     return torch.stack([rows[list(piece.positions(a))].sum() for a in range(width)])
+
+
+def summed_by_atom(
+    model: nn.Module, groups: Sequence[Group], scores: Callable[[Sequence[str]], Mapping[str, Tensor]]
+) -> dict[str, Tensor]:
+    """Scores of atoms [width] by group: what each owns of the producing weights, whose own scores are added up.
+
+    `scores` gives those of the weights of the names that it is called with, in the shape of each; a weight that it
+    leaves out counts for nothing.
+    """
+    pieces = {group.name: [piece for piece, _ in produced_weights(model, group)] for group in groups}
+    own = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    names = dict.fromkeys(piece.tensor for found in pieces.values() for piece in found if piece.tensor in own)
+    values = scores(tuple(names))
+    return {
+        group.name: sum(
+            (atom_sums(values[p.tensor], p, group.width) for p in pieces[group.name] if p.tensor in values),
+            torch.zeros(group.width, dtype=torch.float64),
+        )
+        for group in groups
+    }
+
+
+def normalised_total(model: nn.Module, group: Group, score: Callable[[Tensor, Slice, int], Tensor]) -> Tensor:
+    """What `score` gives [width] for each producing weight, its slice and the width, normalised and added."""
+    parts = [normalised(score(weight, piece, group.width)) for piece, weight in produced_weights(model, group)]
+    return sum(parts, torch.zeros(group.width, dtype=torch.float64))
+
+
+def named_weights(model: nn.Module, names: Sequence[str]) -> dict[str, nn.Parameter]:
+    """The parameters `names` of `model`; one that two layers share has either's name."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    return {name: parameters[name] for name in names}
 
 
 def produced_weights(model: nn.Module, group: Group) -> Iterator[tuple[Slice, Tensor]]:

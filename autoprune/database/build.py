@@ -21,8 +21,9 @@ from autoprune.database.consumers import (
 )
 from autoprune.database.grams import Gram, collecting_grams
 from autoprune.database.levels import Levels
+from autoprune.database.masking import weight_scores
 from autoprune.database.rounding import rounding_scores
-from autoprune.database.scored import checked, scored, scored_by_grams
+from autoprune.database.scored import checked, scored, scored_by_grams, scored_weights
 from autoprune.database.store import LevelDatabase
 from autoprune.files.machine import free_memory
 from autoprune.protocols import Batch, Criterion, GramCriterion, Step, Task, finished
@@ -68,6 +69,8 @@ class Ingredients:
         scores = self.scores
         if scores is None:
             scores = scored_by_grams(criterion, self.group, self.consumers)
+        if self.group.kind == "weight":
+            return Levels.of_weights(self.consumers, scores)
         if self.group.matrices:
             return Levels.of_matrices(self.consumers, scores)
         return Levels.of(self.consumers, scores, keep)
@@ -106,7 +109,7 @@ def building(
             yield part
         else:
             name = part.group.name
-            made[name] = part.levels(criterion, None if keep is None else keep[name])
+            made[name] = part.levels(criterion, None if keep is None else keep.get(name))
             yield Step(LEVELS, len(made), len(structure), "groups")
     return LevelDatabase.of({name: made[name] for name in structure.names})
 
@@ -128,15 +131,20 @@ def collecting(
     on_grams = isinstance(criterion, GramCriterion)
     yield Step(STATISTICS)
     ranked = [g for g in structure.groups if g.narrows]
-    scores = {} if on_grams else scored(criterion, model, ranked, task)
+    single = [] if on_grams else [g for g in structure.groups if g.kind == "weight"]
+    scores = {} if on_grams or not ranked else scored(criterion, model, ranked, task)
+    scores = {**scores, **scored_weights(criterion, model, single, task)}
     batches = task.statistics.cut_to(task.batch_size)
-    plan = Plan.of(model, structure.groups, find_sites(model, task.example_inputs()))
+    plan = Plan.of(model, structure.groups, find_sites(model, task.example_inputs()), {g.name for g in single})
     parts = plan.parts([g for g in structure.groups if g.name not in done], most or _room(model) // GRAM_SHARE)
     for number, groups in enumerate(parts):
         read = yield from _reading(model, plan, groups, task, batches, (number, len(parts), len(batches)))
         for group, consumers in read.by_group(model, groups):
             if group.kind == "block":
                 own: Tensor | None = read.energy(model, group)
+            elif group.kind == "weight":
+                own = weight_scores(model, group, consumers) if on_grams else scores.get(group.name)
+                own = checked(criterion, group, own)
             elif group.matrices:
                 own = rounding_scores(model, group, consumers)
             else:
@@ -172,9 +180,9 @@ class Plan:
     sizes: Mapping[str, int]
 
     @staticmethod
-    def of(model: nn.Module, groups: Sequence[Group], sites: Mapping[str, Site]) -> Plan:
-        """The plan for `groups`."""
-        readers = consumed(groups, sites) | in_matrices(groups, sites)
+    def of(model: nn.Module, groups: Sequence[Group], sites: Mapping[str, Site], without: Collection[str] = ()) -> Plan:
+        """The plan for `groups`; those called `without` ask for no Grams."""
+        readers = consumed(groups, sites) | in_matrices(groups, sites) | {name: [] for name in without}
         known = {w for names in readers.values() for w in names}
         own = {g.name: [s.tensor for s in g.slices if s.tensor in known][-1:] for g in groups if g.kind == "block"}
         cuts = cut_channels(groups, sites, model)

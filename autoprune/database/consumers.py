@@ -88,14 +88,14 @@ def consumed(groups: Sequence[Group], sites: Mapping[str, Site]) -> dict[str, li
 
 
 def in_matrices(groups: Sequence[Group], sites: Mapping[str, Site]) -> dict[str, list[str]]:
-    """For every precision its weights whose inputs are known; those of grouped convolutions are rounded without."""
+    """For every group of matrices its weights whose inputs are known; of grouped convolutions nobody asks for them."""
     return {g.name: [n for n in g.matrices if n in sites and sites[n].groups == 1] for g in groups if g.matrices}
 
 
 def matrices_of(
     model: nn.Module, group: Group, names: Sequence[str], sites: Mapping[str, Site], grams: Mapping[str, Gram]
 ) -> list[Consumer]:
-    """The weights called `names` of a precision, each with all of its columns as atoms."""
+    """The weights called `names` of a group of matrices, each with all of its channels as atoms."""
     found = []
     for name in names:
         site, weight = sites[name], model.get_parameter(name).detach()

@@ -24,7 +24,10 @@ Layout = list[dict[str, object]]
 
 @dataclass(frozen=True)
 class Levels:
-    """One group: `scores` float64 [atoms], `order` int64 [atoms], the atom kept longest first, and its readers."""
+    """One group: `scores` float64 [atoms], `order` int64 [atoms], the atom kept longest first, and its readers.
+
+    Of a weight whose zeros are searched the scores are float32 [numbers], and there is no order.
+    """
 
     scores: Tensor
     order: Tensor
@@ -47,8 +50,12 @@ class Levels:
     @staticmethod
     def of_matrices(consumers: Sequence[Consumer], scores: Tensor) -> Levels:
         """Of a precision: its bits go from the last one on, the columns of its matrices lie as they do in them."""
-        columns = range(max((int(c.atoms[-1]) + 1 for c in consumers), default=0))
-        return Levels(scores.double().cpu(), torch.arange(len(scores)), _factored(consumers, columns))
+        return Levels(scores.double().cpu(), torch.arange(len(scores)), _as_they_lie(consumers))
+
+    @staticmethod
+    def of_weights(consumers: Sequence[Consumer], scores: Tensor) -> Levels:
+        """Of a matrix whose zeros are searched: a score for each number, and no order, for they are too many."""
+        return Levels(scores.float().cpu(), torch.empty(0, dtype=torch.long), _as_they_lie(consumers))
 
     def kept(self, width: int) -> Tensor:
         """Kept atoms, ascending, int64 [width]."""
@@ -87,6 +94,11 @@ class Levels:
             parts = (Part(*(t[f"{i}.{j}.{part}"] for part in ("atoms", "factor", "mean"))) for j in found)
             readers.append(Factored(reader_of(facts, t[f"{i}.positions"]), tuple(parts)))
         return Levels(t["scores"], t["order"], tuple(readers))
+
+
+def _as_they_lie(consumers: Sequence[Consumer]) -> tuple[Factored, ...]:
+    """Whole matrices, their columns in their own order."""
+    return _factored(consumers, range(max((int(c.atoms[-1]) + 1 for c in consumers), default=0)))
 
 
 def _factored(consumers: Sequence[Consumer], order: Sequence[int]) -> tuple[Factored, ...]:

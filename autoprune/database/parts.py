@@ -54,7 +54,7 @@ def load_levels(folder: Path, number: int) -> Levels:
 
 def save_ingredients(path: Path, part: Ingredients) -> None:
     """What `load_ingredients` reads, whole or not at all."""
-    tensors = {} if part.scores is None else {"scores": part.scores.double().cpu()}
+    tensors = {} if part.scores is None else {"scores": part.scores.cpu()}
     for i, c in enumerate(part.consumers):
         tensors |= {f"{i}.{name}": getattr(c, name) for name in PARTS} | {f"{i}.positions": c.reader.positions}
     save_tensors(path, tensors, [{"group": asdict(part.group)}, *(layout_of(c.reader) for c in part.consumers)])

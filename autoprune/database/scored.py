@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from autoprune import plugins
 from autoprune.database.consumers import Consumer
 from autoprune.errors import InputError
-from autoprune.protocols import Criterion, GramCriterion, Task
+from autoprune.protocols import Criterion, GramCriterion, Task, WeightCriterion
 from autoprune.structure import Group
 
 
@@ -20,10 +21,44 @@ def scored(criterion: Criterion, model: nn.Module, groups: Sequence[Group], task
     Raises:
         InputError: it fails, gives no mapping, or leaves the model changed.
     """
+    return _called(criterion, criterion, model, groups, task)
+
+
+def scored_weights(
+    criterion: Criterion | GramCriterion, model: nn.Module, groups: Sequence[Group], task: Task
+) -> Mapping[str, Tensor]:
+    """The criterion's scores of single weights, flat, by the groups of kind `weight`.
+
+    Raises:
+        InputError: it scores none, or not all of them, or what `scored` refuses.
+    """
+    if not groups:
+        return {}
+    if not isinstance(criterion, WeightCriterion):
+        able = [n for n in plugins.names("criteria") if hasattr(plugins.load("criteria", n), "weights")]
+        raise InputError(
+            f"criterion {plugins.name_of('criteria', criterion)} scores no single weights, and the space has some: "
+            f"take {', '.join(('obs', *able))}"
+        )
+    found = _called(criterion, criterion.weights, model, [g.name for g in groups], task)
+    shapes = {g.name: model.get_parameter(g.name).shape for g in groups}
+    for g in groups:
+        if isinstance(mine := found.get(g.name), Tensor) and mine.shape != shapes[g.name]:
+            raise InputError(
+                f"criterion {plugins.name_of('criteria', criterion)} must score {g.name} in its shape "
+                f"{tuple(shapes[g.name])}, not {tuple(mine.shape)}"
+            )
+    return {name: scores.detach().flatten() for name, scores in found.items()}
+
+
+def _called(
+    criterion: Criterion | GramCriterion, ask: Callable[..., Any], model: nn.Module, what: Sequence[Any], task: Task
+) -> Mapping[str, Tensor]:
+    """What `ask` of a criterion gives; an error of it names the criterion."""
     name = plugins.name_of("criteria", criterion)
     before = _traces(model)
     with plugins.before_work(), plugins.calling("criteria", name, "on this model"):
-        scores = criterion(model, groups, task)
+        scores = ask(model, what, task)
         if not isinstance(scores, Mapping):
             raise TypeError(f"it gives a {type(scores).__name__}, not scores by group")
         after = _traces(model)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -12,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from autoprune.database.entries import Entry
-from autoprune.database.rounding import compensated, factors_at
+from autoprune.database.numbers import Cut, Numbers
 from autoprune.database.store import LevelDatabase
 from autoprune.policy import Policy
 from autoprune.structure import Group, Structure
 from autoprune.tracing.copies import copied
-from autoprune.tracing.rounding import Rounded, nearest
+from autoprune.tracing.masks import digest
 from autoprune.tracing.sizes import set_sizes
 from autoprune.tracing.slim import absent, named_tensors, set_attributes
 from autoprune.tracing.stand_ins import leave_out, modules_of, put_back
@@ -67,7 +66,7 @@ class Stitcher:
             groups = {group for tensor in of for group in self._compensated_for(tensor)}
             entries = self.database.entries_at({group: new[group] for group in groups}, self.dense)
             for tensor in sorted(stale):
-                self.live[tensor].data = self._stored(tensor, self._slice(tensor, self._filled(tensor, entries)))
+                self.live[tensor].data = self._stored(tensor, self._slice(tensor, self._filled(tensor, entries)), new)
         self._dirty.clear()
         put_back(self.model, self._modules)
         if stale:
@@ -109,42 +108,40 @@ class Stitcher:
 
     def rounds(self, tensor: str) -> bool:
         """Whether the policy stores a weight in fewer bits."""
-        group = self._precision.get(tensor)
-        return group is not None and dict(self.policy.widths)[group.name] < group.width
+        return self._numbers.rounds(tensor, dict(self.policy.widths))
 
-    def _stored(self, tensor: str, value: Tensor) -> Tensor:
-        """The cut weight as it is stored: rounded where its precision says so, what is left making up for it."""
-        if not self.rounds(tensor):
+    @property
+    def masks(self) -> Mapping[str, Tensor]:
+        """Which numbers stay, bool like the cut weight, of the weights that the policy gives zeros."""
+        return self._numbers.masks
+
+    def mask_digests(self) -> dict[str, str]:
+        """Their hashes, as policy files have them."""
+        return {name: digest(mask) for name, mask in sorted(self.masks.items())}
+
+    def _stored(self, tensor: str, value: Tensor, widths: Mapping[str, int]) -> Tensor:
+        """The cut weight with its zeros, and rounded, where the policy says so."""
+        if tensor not in self._matrices:
             return value
-        widths = dict(self.policy.widths)
-        state = repr([(name, widths[name]) for name, touched in self._touches.items() if tensor in touched])
-        stem = f"{hashlib.sha256(f'{tensor}{self._compensated}{state}'.encode()).hexdigest()[:24]}-8"
-        entry = self.database.entries.get({stem: partial(self._rounded, tensor, value)})[stem]
-        found = Rounded(entry["integers"].to(value.device), entry["scales"].to(value.device), self._outputs[tensor])
-        return self.laid_out(tensor, found.weight)
+        like = partial(self._cut_alike, tensor)
+        return self.laid_out(tensor, self._numbers.held(Cut(tensor, value, partial(self.kept, tensor), like), widths))
 
-    def _rounded(self, tensor: str, value: Tensor) -> Entry:
-        reader = self.database.matrix(self._precision[tensor].name, tensor)
-        if reader is None or not self._compensated or reader.reader.patterned:
-            found = nearest(value, self._outputs[tensor])
-        else:
-            kept = self.kept(tensor, reader.reader.dim)
-            found = compensated(value.cpu(), reader.reader.kind, factors_at(reader, kept))
-        return {"integers": found.integers.cpu().contiguous(), "scales": found.scales.cpu().contiguous()}
+    def _cut_alike(self, tensor: str, value: Tensor) -> Tensor:
+        """Numbers that belong to those of a dense tensor, where the policy leaves them."""
+        return self._slice(tensor, value.view(self.dense[tensor].shape)).contiguous()
 
     def _prepare(self) -> None:
-        ends = np.cumsum([0, *(g.width for g in self.structure)]).tolist()
-        starts = dict(zip(self.structure.names, ends, strict=False))
-        total = sum(g.width for g in self.structure)
-        self._starts = starts
+        atoms = [g for g in self.structure if not g.matrices]
+        *ends, total = np.cumsum([0, *(g.width for g in atoms)]).tolist()
+        self._starts = starts = dict(zip((g.name for g in atoms), ends, strict=True))
         device = next(iter(self.dense.values())).device
         self._alive = torch.ones(total + 1, dtype=torch.bool, device=device)
         owners: dict[tuple[str, int], Tensor] = {}
         self._blocks = [g for g in self.structure if g.kind == "block"]
         self._modules = modules_of(self.model, self._blocks)
         held = {g.name: set(g.tensors) for g in self.structure}
-        self._precision = {tensor: g for g in self.structure for tensor in g.matrices}
-        self._outputs = {str(op.weight): op.outputs for op in self.structure.ops}
+        self._matrices = frozenset(tensor for g in self.structure for tensor in g.matrices)
+        self._numbers = Numbers(self.structure, self.database, self._compensated)
         self._touches: dict[str, set[str]] = {
             g.name: set() if g.kind == "block" else held[g.name] for g in self.structure
         }
@@ -177,6 +174,8 @@ class Stitcher:
             self._touches[group].add(bias)
 
     def _choose(self, group: str, width: int) -> None:
+        if group not in self._starts:
+            return
         start, count = self._starts[group], self.structure.group(group).width
         self._alive[start : start + count] = False
         self._alive[start + self.database.keep(group, width).to(self._alive.device)] = True

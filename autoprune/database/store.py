@@ -51,9 +51,9 @@ class LevelDatabase:
         made = self.entries.get(makers)
         return {group: made[name] for group, name in narrow.items()}
 
-    def matrix(self, precision: str, tensor: str) -> Factored | None:
-        """What is known of the inputs of a matrix, under the name of its precision."""
-        return next((f for f in self.levels[precision].readers if f.reader.weight == tensor), None)
+    def matrix(self, group: str, tensor: str) -> Factored | None:
+        """What is known of the inputs of a matrix, under the name of its precision or of the matrix itself."""
+        return next((f for f in self.levels[group].readers if f.reader.weight == tensor), None)
 
     def scores(self, structure: Structure) -> dict[str, FloatArray]:
         """The criterion's scores of every group of `structure`."""

@@ -12,6 +12,7 @@ from torch import nn
 
 from autoprune import plugins
 from autoprune.errors import InputError
+from autoprune.matrices import WEIGHT
 from autoprune.policy import Policy
 from autoprune.space import Space, restrict
 from autoprune.structure import Group, Op, Structure
@@ -110,10 +111,11 @@ def _alike(structure: Structure, grids: Mapping[str, object]) -> dict[str, list[
 
 
 def without(structure: Structure, reason: Callable[[Group], str | None]) -> Structure:
-    """The structure without the groups for which there is a `reason`; blocks leave nothing frozen behind."""
+    """The structure without the groups for which there is a `reason`; blocks and bits leave nothing frozen behind."""
     said = {group.name: reason(group) for group in structure}
     groups = tuple(g for g in structure if said[g.name] is None)
-    frozen = {g.name: str(said[g.name]) for g in structure if said[g.name] is not None and g.narrows}
+    told = (g for g in structure if said[g.name] is not None and (g.narrows or g.kind == WEIGHT))
+    frozen = {g.name: str(said[g.name]) for g in told}
     return Structure(groups, structure.ops, {**structure.frozen, **frozen}, structure.fingerprint)
 
 

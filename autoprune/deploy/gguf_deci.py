@@ -84,7 +84,7 @@ class GgufDeci:
         kept = {group.name for (i, part), group in parts.items() if part == ATTENTION and i > 0}
 
         def reason(group: Group) -> str | None:
-            if group.matrices:
+            if group.kind == "bits":
                 return IN_FLOAT
             if not llama:
                 return OTHERS

@@ -33,21 +33,21 @@ class HfUniform:
             raise InputError(f"deploy: hf-uniform holds models of transformers, not a {type(model).__name__}")
 
     def restrict(self, structure: Structure) -> Structure:
-        """Blocks, channels and other heads stay; the rest is tied over the layers."""
+        """Blocks, channels and other heads stay; the rest is tied over the layers, but for zeros."""
         tensors = [part.tensor for group in structure for part in group.slices]
         llama = any(GATED in name for name in (*tensors, *(spec.name for op in structure.ops for spec in op.tensors)))
 
         def reason(group: Group) -> str | None:
-            if group.kind == "neuron" or (group.kind == "kv_group" and llama):
-                return None
+            if group.kind in ("neuron", "weight") or (group.kind == "kv_group" and llama):
+                return None  # zeros are numbers like others
             if group.kind in ("head", "kv_group"):
                 return "the configuration ties the number of heads to the width of the model"
-            if group.matrices:
+            if group.kind == "bits":
                 return IN_FLOAT
             return f"a configuration cannot hold a {group.kind} of one layer"
 
         held = _dividing(without(structure, reason))
-        return tied(held, held.groups)
+        return tied(held, [group for group in held if group.kind != "weight"])
 
     def write(self, model: nn.Module, structure: Structure, policy: Policy, folder: Path) -> None:
         """`model`, the pruned one, as a folder of transformers' own.

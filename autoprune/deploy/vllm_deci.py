@@ -104,7 +104,7 @@ class VllmDeci:
         odd = _odd_words([w for w in feed_forward_widths(structure).values() if w % MULTIPLE])
 
         def reason(group: Group) -> str | None:
-            if group.matrices:
+            if group.kind == "bits":
                 return IN_FLOAT
             if not llama or odd:
                 return odd if llama else OTHERS

@@ -17,8 +17,12 @@ from autoprune.protocols import Progress
 
 CHECKS = 4
 """How often a course is scored, evenly spaced, beside its start."""
-PROBE_STEPS = 15
-"""A whole short schedule: fewer tell a rate that is too high from a good one no better than chance."""
+PROBE_STEPS, LONG_SHARE, LONGEST = 15, 4, 80
+"""A whole short schedule: fewer steps tell a rate that is too high from a good one no better than chance. Where none of
+them is better than the start, they tell nothing either: the least rate harms least. Then a probe is one part in so many
+of the course, of so many steps at most."""
+ENOUGH = 0.98
+"""Of the loss of the start: what a probe must get below to tell something."""
 FACTOR = 3.0
 LOWEST, HIGHEST = -5, 1
 """How far from the usual rate the peak may lie, in powers of the factor."""
@@ -123,20 +127,45 @@ def keep_best(model: nn.Module, training: Iterable[Progress], score: Callable[[]
     return best.finish()
 
 
-def find_rate(probe: Callable[[float], float], usual: float) -> float:
-    """The peak rate, the usual one times a power of three, of least `probe(rate)`: the loss after a short course.
+def probe_lengths(steps: int) -> tuple[int, ...]:
+    """How many steps the probes for a course of `steps` have: few, and more where those tell nothing."""
+    short, longer = min(PROBE_STEPS, steps), min(LONGEST, steps // LONG_SHARE)
+    return (short, longer) if longer > short else (short,)
 
-    From the usual rate downwards as long as that is better, else one step up.
+
+def find_rate(probe: Callable[[float, int], float], usual: float, start: float, lengths: Sequence[int]) -> float:
+    """The peak rate, the usual one times a power of three, of least `probe(rate, steps)`: the loss after so many steps.
+
+    Of the first of the `lengths` at which a probe is clearly better than the loss of the `start`, else of the last.
     """
-    losses = {0: probe(usual), -1: probe(usual / FACTOR)}
+
+    def at(length: int) -> Callable[[int], float]:
+        return lambda power: probe(usual * FACTOR**power, length)
+
+    for length in lengths:
+        enough = -math.inf if length == lengths[-1] else ENOUGH * start
+        power, loss = _least(at(length), enough)
+        if loss < enough:
+            break
+    return float(f"{usual * FACTOR**power:.4g}")
+
+
+def _least(probe: Callable[[int], float], enough: float) -> tuple[int, float]:
+    """The power of least `probe`, and what that is: from 0 downwards as long as that is better, else one step up.
+
+    Downwards only if the first two get below `enough`, where that is a number.
+    """
+    losses = {0: probe(0), -1: probe(-1)}
     way, limit = (1, HIGHEST) if losses[0] < losses[-1] else (-1, LOWEST)
     best = 0 if way == 1 else -1
+    if way == -1 and math.isfinite(enough) and losses[best] >= enough:
+        return best, losses[best]
     while best != limit:
-        losses[best + way] = probe(usual * FACTOR ** (best + way))
+        losses[best + way] = probe(best + way)
         if losses[best + way] > losses[best]:
             break
         best += way
-    return float(f"{usual * FACTOR**best:.4g}")
+    return best, losses[best]
 
 
 def copied(model: nn.Module) -> dict[str, Tensor]:

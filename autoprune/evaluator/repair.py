@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from autoprune.database.masking import within
 from autoprune.database.rounding import by_channel, compensated
 from autoprune.database.stitch import Stitcher
 from autoprune.evaluator.dense_reference import (
@@ -28,7 +29,7 @@ from autoprune.evaluator.dense_reference import (
 )
 from autoprune.evaluator.lock_step import Meet, alone
 from autoprune.evaluator.precision import computed_dtype, exactly, widened
-from autoprune.evaluator.ridge import Rows, Settle, ridge_over
+from autoprune.evaluator.ridge import Rows, Settle, ridge_over, shrunk
 from autoprune.tracing.calls import (
     ADDS,
     LINEAR,
@@ -279,16 +280,25 @@ class Refit(TorchFunctionMode):
         self.stitcher.mark_dirty(dirty)
 
     def _settle(self, site: Site, prior: Tensor) -> Settle | None:
-        """How the fitted weight is rounded, where the policy stores it in fewer bits."""
-        if not self.stitcher.rounds(site.weight):
+        """What the policy makes of the fitted weight: its zeros, and numbers that fewer bits hold."""
+        mask, rounds = self.stitcher.masks.get(site.weight), self.stitcher.rounds(site.weight)
+        if mask is None and not rounds:
             return None
+        alive = None if mask is None else to_matrix(mask, site.kind, site.groups).flatten(2)
 
         def settle(weight: Tensor, second: Tensor) -> Tensor:
+            if alive is not None:
+                parts = zip(alive, prior.flatten(2), weight, shrunk(second), strict=True)
+                weight = torch.stack([within(*part) for part in parts])
+            return rounded(weight, second) if rounds else weight
+
+        def rounded(weight: Tensor, second: Tensor) -> Tensor:
             native = from_matrix(weight.view_as(prior), site.kind, self.stitcher.live[site.weight].shape[2:])
             if site.groups > 1:
                 found = nearest(native, kept_dim(site.kind))
             else:
-                found = compensated(native, site.kind, [by_channel(second[0], prior.shape[2])])
+                factor = by_channel(second[0], prior.shape[2])
+                found = compensated(native, site.kind, [factor], zeros=alive is not None)
             return to_matrix(found.weight, site.kind, site.groups).flatten(2).to(weight.dtype)
 
         return settle

@@ -43,13 +43,18 @@ def ridge_over(
     return w, (mt - mu @ w.transpose(1, 2)).flatten()
 
 
+def shrunk(second: Tensor) -> Tensor:
+    """The Gram [g, columns, columns] with the shrinkage towards the prior on its diagonal."""
+    return second + _ridge(second.diagonal(dim1=1, dim2=2).mean(1)) * _eye(second)
+
+
 def _by_columns(pieces: Sequence[Rows], n: int, prior: Tensor) -> Tensor:
     """(u'u / n + ridge)^-1 (u't / n + ridge prior): [g, columns, rows]."""
     with fast_products():
         second = _sum(_products(u, u) for u, _ in pieces) / n
         cross = _sum(_products(u, t) for u, t in pieces) / n
     ridge = _ridge(second.diagonal(dim1=1, dim2=2).mean(1))
-    found: Tensor = torch.linalg.solve(second + ridge * _eye(second), cross + ridge * prior)
+    found: Tensor = torch.linalg.solve(shrunk(second), cross + ridge * prior)
     return found
 
 

@@ -26,11 +26,11 @@ from autoprune.evaluator.fidelity import Tally
 from autoprune.evaluator.finetune import Course, Lesson, Recipe, usual_rate
 from autoprune.evaluator.judge import Judge, Score, Way
 from autoprune.evaluator.keep_best import (
-    PROBE_STEPS,
     checks,
     copied,
     find_rate,
     keep_best,
+    probe_lengths,
     restore,
     scorings,
 )
@@ -93,6 +93,7 @@ class TieredEvaluator:
         self.costs = {name: build_cost(name, structure, latency) for name in settings.costs}
         self._all_sites = find_sites(dense, task.example_inputs())
         readers = {w for names in consumed(structure.groups, self._all_sites).values() for w in names}
+        readers |= {name for g in structure if g.kind == "weight" for name in g.matrices}
         self._patterned = patterned_weights(dense)
         fitted = readers - self._patterned
         self.sites = {n: s for n, s in self._all_sites.items() if n in fitted and s.calls == 1}
@@ -128,7 +129,8 @@ class TieredEvaluator:
                 self.stitcher.mark_dirty()
                 return Evaluation.failed(ask, f"{name} is {value}", costs, seconds)
         passes = score.samples / self.parts.total
-        return Evaluation(ask, score.loss, costs, score.metrics, passes, seconds, sample_losses=score.single)
+        masks = self.stitcher.mask_digests() if ask.split == "validation" else {}
+        return Evaluation(ask, score.loss, costs, score.metrics, passes, seconds, None, score.single, masks)
 
     @one_thread()
     def repaired(self, ask: Ask) -> nn.Module:
@@ -193,24 +195,26 @@ class TieredEvaluator:
     def found_rate(self, steps: int) -> float:
         """The peak learning rate of a fine-tune: that of the settings, or the best of a few probes, once."""
         if self._rate is None:
-            short = min(PROBE_STEPS, steps)
-            train = partial(self._short, steps, short)
-            self._rate = self.probed_rate(train, lambda model: usual_rate(bool(batch_norms(model))))
+            train = partial(self._short, steps)
+            self._rate = self.probed_rate(train, lambda model: usual_rate(bool(batch_norms(model))), steps)
         return self._rate
 
-    def _short(self, steps: int, short: int, rate: float) -> int:
+    def _short(self, steps: int, rate: float, short: int) -> int:
         return self._course(steps, rate, short).advance(short)
 
     @one_thread()
-    def probed_rate(self, train: Callable[[float], object], usual: Callable[[nn.Module], float]) -> float:
-        """The best peak rate for `train`, which gives the resident model a short course; it comes back as it was.
+    def probed_rate(
+        self, train: Callable[[float, int], object], usual: Callable[[nn.Module], float], steps: int
+    ) -> float:
+        """The best peak rate for a course of `steps`; the resident model comes back as it was.
 
-        `usual` is asked for the one to look around, of the model that is probed.
+        `train` gives it a short course, of a rate and so many steps; `usual` is asked for the rate to look around, of
+        the model that is probed.
         """
         policy, model = self.stitcher.policy, self.stitcher.model
         weights = copied(model)
         try:
-            found = with_room(lambda: self._probed(train, usual), self._make_room)
+            found = with_room(lambda: self._probed(train, usual, steps), self._make_room)
         finally:
             model.requires_grad_(False)
         self.stitcher.stitch(policy)
@@ -317,26 +321,29 @@ class TieredEvaluator:
         self.stitcher.mark_dirty()  # before the first step: whatever happens in it
         return Course(self.stitcher.model, lesson, schedule or steps, self.settings.seed, at_once, Recipe(rate))
 
-    def _probed(self, train: Callable[[float], object], usual: Callable[[nn.Module], float]) -> float:
+    def _probed(self, train: Callable[[float, int], object], usual: Callable[[nn.Module], float], steps: int) -> float:
         """The peak rate for a policy that depends on nothing but the structure, so that any ask finds the same."""
         model = self.stitcher.model
         middle = {g.name: min(g.grid, key=lambda w: (abs(w - PROBED_SHARE * g.width), -w)) for g in self.structure}
         self._settle(Ask(Policy.of(middle), "refit"))
         start = copied(model)
 
-        def probe(rate: float) -> float:
+        def loss() -> float:
+            found = self.fidelity(self.samples.batches("heldback"), "heldback")
+            return found if math.isfinite(found) else math.inf
+
+        def probe(rate: float, length: int) -> float:
             restore(model, start)
             self.stitcher.mark_dirty()
             try:
-                train(rate)
+                train(rate, length)
             except (ArithmeticError, RuntimeError) as error:  # a model may run in eval mode alone once it is narrow
                 if is_out_of_memory(error):
                     raise
                 return math.inf
-            loss = self.fidelity(self.samples.batches("heldback"), "heldback")
-            return loss if math.isfinite(loss) else math.inf
+            return loss()
 
-        return find_rate(probe, usual(model))
+        return find_rate(probe, usual(model), loss(), probe_lengths(steps))
 
     def _held_back(self) -> float:
         """What the search minimises, of the resident model on the held-back samples; inf where that is no number."""

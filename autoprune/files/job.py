@@ -48,6 +48,8 @@ PLUGGED: Mapping[Plugged, tuple[plugins.Folder, str]] = {
     "recovery": ("recovery", "schedule"),
 }
 """The sections with options of their own: the folder of their plug-in, and the key that names it."""
+SHAPED = ("macs", "params", "kv_bytes")
+"""Costs of shapes alone."""
 TASK_MEMBERS = ("build", "example_inputs", "split", "loss", "metrics", "directions")
 
 
@@ -86,6 +88,11 @@ class Job(Part):
         if budget.cost not in self.objectives.costs:
             raise ValueError(
                 f"the budget's cost {budget.cost!r} must be one of objectives.costs {self.objectives.costs}"
+            )
+        if self.space.counted and self.space.shapeless and budget.cost in SHAPED:
+            raise ValueError(
+                f"the budget's cost {budget.cost!r} does not see zeros, and space.granularity names nothing that it "
+                f"sees; take {', '.join(self.space.counted)} or bytes"
             )
         outside = [at for at in budget.at if not budget.low <= at <= budget.high]
         if self.sync_to is not None and not self.sync_to.strip():

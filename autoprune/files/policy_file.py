@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from autoprune import plugins
 from autoprune.errors import InputError
 from autoprune.files import old_form
-from autoprune.files.policy_form import SCHEMA, FrontFile, GroupFile, PointFile
+from autoprune.files.policy_form import SCHEMA, FrontFile, GroupFile, MaskFile, PointFile
 from autoprune.files.whole import write_whole
 from autoprune.front import Base, Front, Point
 from autoprune.front_table import flat_row
@@ -140,7 +140,8 @@ def _group_to_json(group: Group, order: Sequence[int] | None) -> dict[str, Any]:
     slices = [_special(s) for s in group.slices]
     ranks = {} if order is None else {"order": list(order)}
     more = {name: [_special(s) for s in some] for name in ("sizes", "stands") if (some := getattr(group, name))}
-    whole = {"matrices": list(group.matrices)} if group.matrices else {}
+    whole: dict[str, Any] = {"matrices": list(group.matrices)} if group.matrices else {}
+    whole |= {"pattern": group.pattern} if group.pattern else {}
     return {
         "kind": group.kind,
         "width": group.width,
@@ -160,7 +161,9 @@ def _special(part: Slice | Size | Stand) -> dict[str, Any]:
 def _point_to_json(point: Point) -> dict[str, Any]:
     order = [group.name for group in point.base.groups]
     widths = point.policy.as_dict()
-    own = {name: list(point.keep[name]) for name in order if point.keep[name] != _first(point.base, name, widths[name])}
+    ranked = {name: point.keep[name] for name in order if name in point.keep}
+    own: dict[str, Any] = {n: list(kept) for n, kept in ranked.items() if kept != _first(point.base, n, widths[n])}
+    own |= {name: {"mask": mask} for name, mask in point.masks.items()}
     return {
         "id": point.id,
         "widths": {name: widths[name] for name in order},
@@ -214,7 +217,7 @@ def _front_from_file(parsed: FrontFile, path: str) -> Front:
 def _group_from_file(name: str, g: GroupFile) -> Group:
     slices, sizes = (Slice(**s.model_dump()) for s in g.slices), (Size(**s.model_dump()) for s in g.sizes)
     stands = tuple(Stand(**s.model_dump()) for s in g.stands)
-    return Group(name, g.kind, g.width, tuple(slices), g.grid, tuple(sizes), stands, g.matrices)
+    return Group(name, g.kind, g.width, tuple(slices), g.grid, tuple(sizes), stands, g.matrices, g.pattern)
 
 
 def _named_task(model: str) -> dict[str, Any]:
@@ -225,6 +228,7 @@ def _named_task(model: str) -> dict[str, Any]:
 
 def _point_from_file(p: PointFile, base: Base, seed: int) -> Point:
     ranked = {name: kept for name, w in p.widths.items() if (kept := _first(base, name, w)) is not None}
+    own = {name: kept for name, kept in p.keep.items() if not isinstance(kept, MaskFile)}
     losses: dict[str, Mapping[str, Any]] = {k: v.model_dump(exclude_none=True) for k, v in p.losses.items()}
     metrics: dict[str, Mapping[str, float]] = {k: v for k, v in p.metrics.items()}
     finetuned: Mapping[str, Any] = p.finetuned
@@ -240,13 +244,14 @@ def _point_from_file(p: PointFile, base: Base, seed: int) -> Point:
     return Point(
         p.id,
         Policy.of(p.widths),
-        {**ranked, **p.keep},
+        {**ranked, **own},
         p.costs,
         losses=losses,
         metrics=metrics,
         trial=p.trial,
         base=base,
         finetuned=finetuned,
+        masks={name: kept.mask for name, kept in p.keep.items() if isinstance(kept, MaskFile)},
     )
 
 
@@ -295,11 +300,16 @@ def _check_front(front: Front, path: str) -> None:
 def _check_point(point: Point, base: Base) -> None:
     widths = point.policy.as_dict()
     names = {group.name for group in base.groups}
-    for what, given in (("widths", set(widths)), ("keep", set(point.keep))):
-        if given != names:
-            raise InputError(f"its {what} must name every group once; wrong or missing: {sorted(given ^ names)}")
+    ranked = {group.name for group in base.groups if group.kind != "weight"}
+    for what, given, wanted in (("widths", set(widths), names), ("keep", set(point.keep), ranked)):
+        if given != wanted:
+            raise InputError(f"its {what} must name every group once; wrong or missing: {sorted(given ^ wanted)}")
+    if other := sorted(point.masks.keys() - (names - ranked)):
+        raise InputError(f"it has a mask for {other[0]!r}, which is no group of kind weight")
     for group in base.groups:
         group.check(widths[group.name])
+        if group.name not in ranked:
+            continue
         keep = tuple(point.keep[group.name])
         ascending = list(keep) == sorted(set(keep))
         inside = not keep or (keep[0] >= 0 and keep[-1] < group.width)

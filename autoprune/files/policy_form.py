@@ -57,6 +57,7 @@ class GroupFile(_Part):
     sizes: tuple[SizeFile, ...] = ()
     stands: tuple[StandFile, ...] = ()
     matrices: tuple[str, ...] = ()
+    pattern: str = ""
 
 
 class FingerprintFile(_Part):
@@ -89,16 +90,22 @@ class LossFile(_Part):
     high: Number | None = None
 
 
+class MaskFile(_Part):
+    """Which numbers of a weight stay, as the hash of the packed bits of all that the structured groups leave of it."""
+
+    mask: str = Field(pattern=r"^sha256:[0-9a-f]{64}$")
+
+
 class PointFile(_Part):
     """One point; widths and kept atoms in original coordinates.
 
-    `keep` names the groups that do not keep the first of their order. Files of 0.1.0 have no `losses`: there they
-    stand among the metrics.
+    `keep` names the groups that do not keep the first of their order, and those of kind `weight` that have zeros. Files
+    of 0.1.0 have no `losses`: there they stand among the metrics.
     """
 
     id: str
     widths: dict[str, int]
-    keep: dict[str, tuple[int, ...]] = Field(default_factory=dict)
+    keep: dict[str, tuple[int, ...] | MaskFile] = Field(default_factory=dict)
     costs: dict[str, Number | dict[str, Number]]
     losses: dict[str, LossFile] = Field(default_factory=dict)
     metrics: dict[str, dict[str, Number]]

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import re
-
 from pydantic import Field, field_validator, model_validator
 
-from autoprune.errors import did_you_mean
+from autoprune.errors import InputError, did_you_mean
 from autoprune.files.job_values import Sparsity, Step
 from autoprune.files.part import Part
-from autoprune.matrices import PRECISIONS
+from autoprune.matrices import PRECISIONS, sparse_pattern
+from autoprune.structure import SHAPELESS
 
-GRANULARITIES = ("auto", "channel", "head", "kv_group", "neuron", "block", "bits")
-LATER = ("weight",)
-"""Kinds that policy files may know and this version does not search."""
+GRANULARITIES = ("auto", "channel", "head", "kv_group", "neuron", "block", "bits", "weight")
+ALLOWED = f"{', '.join(GRANULARITIES)} or a pattern such as '2:4'"
+ZEROS = ("nonzeros", "effective_macs")
+"""Costs that a search of weights tells beside the usual ones."""
 
 
 class OverridePart(Part):
@@ -26,8 +26,11 @@ class OverridePart(Part):
 class SpacePart(Part):
     """Which groups are searched: `granularity` auto takes all structured kinds that the model has.
 
-    Widths come in steps of `multiple_of` channels, `auto` leaves at most 32 a group. `bits` are the precisions that
-    weights may have: [32, 8] lets each be stored in 8 bits; granularity `bits` implies it.
+    `weight` searches which weights of each matrix are zero, a pattern such as "2:4" which matrices hold two of
+    every four; one of the two, alone or listed with structured kinds. `max_sparsity` binds structured kinds alone, an
+    override's all that it names. Widths come in steps of `multiple_of` channels, `auto` leaves at most 32 a group.
+    `bits` are the precisions that weights may have: [32, 8] lets each be stored in 8 bits; granularity `bits` implies
+    it.
     """
 
     granularity: str | tuple[str, ...] = "auto"
@@ -47,17 +50,19 @@ class SpacePart(Part):
 
     @model_validator(mode="after")
     def _known_granularity(self) -> SpacePart:
+        try:
+            sparse_pattern(self.kinds)
+        except InputError as error:
+            raise ValueError(str(error).removeprefix("space.")) from error
         for word in self.kinds:
-            if word in LATER or re.fullmatch(r"\d+:\d+", word):
-                raise ValueError(f"granularity {word!r} is not in this version; it has {', '.join(GRANULARITIES)}")
-            if word not in GRANULARITIES:
+            if word not in GRANULARITIES and ":" not in word:
                 raise ValueError(f"unknown granularity {word!r}; {did_you_mean(word, GRANULARITIES)}")
         if len(set(self.kinds)) < len(self.kinds):
             raise ValueError(f"granularity names a kind twice: {', '.join(self.kinds)}")
         if "auto" in self.kinds and len(self.kinds) > 1:
-            raise ValueError("granularity: auto stands alone, it is all kinds that the model has")
+            raise ValueError("granularity: auto stands alone, it is all structured kinds that the model has")
         if not self.kinds:
-            raise ValueError(f"granularity lists nothing; allowed: {', '.join(GRANULARITIES)}")
+            raise ValueError(f"granularity lists nothing; allowed: {ALLOWED}")
         return self
 
     @field_validator("granularity", mode="before")
@@ -68,9 +73,19 @@ class SpacePart(Part):
                 n, m = divmod(word, 60)  # YAML 1.1 reads 2:4 as a number to the base of 60
                 raise ValueError(f"{word} is no granularity; YAML reads {n}:{m} so unless it is quoted: '{n}:{m}'")
             if not isinstance(word, str):
-                raise ValueError(f"{word!r} is no granularity; allowed: {', '.join(GRANULARITIES)}")
+                raise ValueError(f"{word!r} is no granularity; allowed: {ALLOWED}")
         return value
 
     @property
     def kinds(self) -> tuple[str, ...]:
         return (self.granularity,) if isinstance(self.granularity, str) else self.granularity
+
+    @property
+    def shapeless(self) -> bool:
+        """Whether what is searched leaves every shape: zeros and bits alone."""
+        return all(word in SHAPELESS or ":" in word for word in self.kinds)
+
+    @property
+    def counted(self) -> tuple[str, ...]:
+        """Costs that a search of this space tells whether it limits them or not, beside those that all tell."""
+        return () if sparse_pattern(self.kinds) is None else ZEROS

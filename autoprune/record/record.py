@@ -84,6 +84,7 @@ class Record:
             **{"costs": dict(evaluation.costs), "metrics": dict(evaluation.metrics), "clock": round(self.clock(), 3)},
             **({"loss": evaluation.loss} if evaluation.ok else {"error": evaluation.error}),
             **({"sample_losses": list(evaluation.sample_losses)} if evaluation.sample_losses else {}),
+            **({"masks": dict(evaluation.masks)} if evaluation.masks else {}),
         }
         full = state == TrialState.COMPLETE
         trial = optuna.trial.create_trial(
@@ -151,6 +152,6 @@ def _from_trial(trial: optuna.trial.FrozenTrial) -> tuple[Stage, int, str, Evalu
     a: Mapping[str, Any] = trial.user_attrs
     ask = Ask(Policy.of(trial.params), a["tier"], a["fraction"], a["split"])
     loss = a.get("loss", float("inf"))
-    single = tuple(a.get("sample_losses", ()))
-    evaluation = Evaluation(ask, loss, a["costs"], a["metrics"], a["passes"], a["seconds"], a.get("error"), single)
+    more = tuple(a.get("sample_losses", ())), a.get("masks", {})
+    evaluation = Evaluation(ask, loss, a["costs"], a["metrics"], a["passes"], a["seconds"], a.get("error"), *more)
     return a["stage"], a["ask"], a["label"], evaluation

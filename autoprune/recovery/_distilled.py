@@ -180,7 +180,7 @@ class Distilled:
         lesson = replace(lesson, patterned=lesson.patterned | masked_weights(model, dense))
         return self._begun(model, lesson, steps, seed, after_step)
 
-    def probe(self, model: nn.Module, lesson: Lesson, steps: int, seed: int, rate: float) -> None:
+    def probe(self, model: nn.Module, lesson: Lesson, seed: int, rate: float, steps: int) -> None:
         """A course as short as `steps` at a peak rate, to its end: a whole cosine, of which no average is taken.
 
         Raises:

@@ -47,10 +47,11 @@ def points_of(
     Control arms appear where the search told them as seeds and no other point beats them.
     """
     made = []
+    ranked = {g.name for g in base.groups if g.kind != "weight"}
     for i, found in enumerate(findings):
         tuned = {} if found.tuned is None else {"finetuned": found.tuned}
         told = {"validation": found.scored, **tuned}
-        keep = {n: tuple(database.keep(n, w).tolist()) for n, w in found.policy.widths}
+        keep = {n: tuple(database.keep(n, w).tolist()) for n, w in found.policy.widths if n in ranked}
         ratios = found.scored.costs
         costs: dict[str, Any] = {c: _absolute(c, ratios[c] * dense_cost) for c, dense_cost in base.costs.items()}
         costs["macs_ratio"] = ratios["macs"]
@@ -66,6 +67,7 @@ def points_of(
             trial=found.trial,
             base=base,
             finetuned={} if found.tuned is None else proxy_recipe(settings, found.tuned.loss < found.scored.loss),
+            masks=dict(found.scored.masks),
         )
         made.append(point)
     return tuple(made)
@@ -84,7 +86,7 @@ def scored_base(base: Base, dense: Evaluation, database: LevelDatabase) -> Base:
     """
     if not dense.ok:
         raise RunError(f"the dense model fails on validation: {dense.error}")
-    order = {g.name: ranking(database, g) for g in base.groups}
+    order = {g.name: ranking(database, g) for g in base.groups if g.kind != "weight"}
     return replace(base, metrics={"validation": dict(dense.metrics)}, order=order)
 
 

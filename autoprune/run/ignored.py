@@ -19,6 +19,11 @@ def ignored(job: Job, settings: Settings) -> tuple[str, ...]:
         said.append(
             "space.bits saves nothing here: no cost counts them; search for bytes or latency (objectives.costs)"
         )
+    if job.space.counted and not any(cost in (*job.space.counted, "bytes") or ":" in cost for cost in counted):
+        said.append(
+            "space.granularity: zeros in weights save nothing here: no cost counts them; search for nonzeros, "
+            "effective_macs or bytes (objectives.costs)"
+        )
     part = job.evaluator
     if "finalists" in part.model_fields_set and part.finalists > part.tuned_finalists:
         said.append(f"evaluator.finalists: {part.finalists} is not used: evaluator.finetune_steps is 0")

@@ -15,6 +15,7 @@ from autoprune.allocation.sensitivity import Table, TablePlan, load_table
 from autoprune.codec import Codec
 from autoprune.evaluation import Evaluation, Labelled
 from autoprune.files.job import Job
+from autoprune.matrices import WEIGHT
 from autoprune.protocols import Step, Task
 from autoprune.record.folder import new_folder
 from autoprune.record.lock import locked
@@ -30,21 +31,26 @@ from autoprune.tracing.inputs import described
 
 
 def inspect_facts(structure: Structure, task: Task) -> dict[str, Any]:
-    """What `inspect` shows, as plain values; a group's shares are those of the operations and parameters it scales."""
+    """What `inspect` shows, as plain values; a group's shares are those of the operations and parameters it scales.
+
+    Those of a group of weights are its layer's; it has the `shape` of its matrix and its `pattern` too.
+    """
     shapes = {t.name: t.shape for op in structure.ops for t in op.tensors}
     macs = {op.name: op.positions * math.prod(shapes[op.weight] if op.weight else ()) for op in structure.ops}
     numbers = {t.name: math.prod(t.shape) for op in structure.ops for t in op.tensors if t.is_parameter}
     total, params = max(sum(macs.values()), 1), sum(numbers.values())
     groups = []
     for group in structure:
-        own = {s.tensor for s in group.slices}
+        zeros = group.matrices if group.kind == WEIGHT else ()
+        own = {*(s.tensor for s in group.slices), *zeros}
         scaled = [op for op in structure.ops if op.weight in own or (op.weight is None and group.name in op.groups)]
         shares = {
             "macs_share": sum(macs[op.name] for op in scaled) / total,
             "params_share": sum(n for name, n in numbers.items() if name in own) / max(params, 1),
         }
         facts = {"name": group.name, "kind": group.kind, "width": group.width, "grid": list(group.grid)}
-        groups.append({**facts, **shares})
+        sparse = {"shape": list(shapes[group.matrices[0]]), "pattern": group.pattern} if zeros else {}
+        groups.append({**facts, **sparse, **shares})
     shapes_in = [x["shape"] for x in described(task.example_inputs())]
     return {
         "fingerprint": structure.fingerprint,

@@ -18,6 +18,7 @@ from autoprune.database.factors import SMALL
 from autoprune.errors import InputError
 from autoprune.evaluator.settings import Settings
 from autoprune.files.machine import free_memory, own_memory, size
+from autoprune.matrices import WEIGHT
 from autoprune.structure import Structure
 
 SHARE = 0.9
@@ -97,8 +98,12 @@ def check_room(structure: Structure, inputs: Any, settings: Settings) -> None:
 
 
 def database_bytes(structure: Structure) -> int:
-    """About what the level database takes on disk: a triangular factor of every consumer, stored whole."""
-    return sum(n * n * (4 if n > SMALL else 8) for n in gram_columns(structure).values())
+    """About what the level database takes on disk: a triangular factor of every consumer, stored whole.
+
+    And the scores of all weights where their zeros are searched.
+    """
+    scores = 4 * sum(g.width for g in structure if g.kind == WEIGHT)
+    return scores + sum(n * n * (4 if n > SMALL else 8) for n in gram_columns(structure).values())
 
 
 def entry_bytes(structure: Structure) -> int:
@@ -108,7 +113,10 @@ def entry_bytes(structure: Structure) -> int:
     for group in (g for g in structure if g.narrows):
         read = {s.tensor for s in group.slices if s.role == "consume" and s.tensor in shapes}
         total += sum(math.prod(shapes[name]) for name in read) * 4 * sum(w / group.width for w in group.grid)
-    total += sum(math.prod(shapes[name]) for group in structure for name in group.matrices)  # a byte a number
+    rounded = (name for group in structure if group.kind != WEIGHT for name in group.matrices)
+    total += sum(math.prod(shapes[name]) for name in rounded)  # a byte a number
+    # a bit for each weight and the values that stay, of every density but the dense one
+    total += sum(g.width / 8 + 4 * w for g in structure if g.kind == WEIGHT for w in g.grid[:-1])
     return int(total)
 
 
@@ -118,11 +126,16 @@ def drop_work(structure: Structure) -> float:
 
 
 def gram_columns(structure: Structure) -> dict[str, int]:
-    """Columns of the Gram of every weight that reads a group, those that are compensated in blocks by their blocks."""
+    """Columns of the Gram of every weight that reads a group, those that are compensated in blocks by their blocks.
+
+    And of every matrix that is rounded or whose zeros are searched.
+    """
     shapes: Mapping[str, Sequence[int]] = {t.name: t.shape for op in structure.ops for t in op.tensors}
     groups = [g for g in structure if g.narrows]
     read = {(s.tensor, s.dim) for g in groups for s in g.slices if s.role == "consume" and s.tensor in shapes}
-    whole = {name: math.prod(shapes[name][1:]) for g in structure for name in g.matrices}
+    whole = {name: math.prod(shapes[name][1:]) for g in structure if g.kind != WEIGHT for name in g.matrices}
+    side = {op.weight: op.outputs for op in structure.ops}
+    whole |= {g.name: g.width // shapes[g.name][side[g.name]] for g in structure if g.kind == WEIGHT}
     own = {n: shapes[n][dim] * math.prod(shapes[n][2:]) for n, dim in sorted(read) if len(shapes[n]) > 1}
     return {name: min(LARGEST, columns) for name, columns in (whole | own).items()}
 

@@ -359,7 +359,7 @@ def settings_of(job: Job) -> Settings:
     """What an evaluator is told of a job: the door at which configuration stops."""
     e, loss = job.evaluator, job.objectives.loss
     metric, direction = (None, None) if isinstance(loss, str) else (loss.metric, loss.direction)
-    costs = tuple(dict.fromkeys([*COSTS, *job.objectives.costs, *job.budget.plain().limits]))
+    costs = tuple(dict.fromkeys([*COSTS, *job.space.counted, *job.objectives.costs, *job.budget.plain().limits]))
     return Settings(
         loss=loss if isinstance(loss, str) else AUTO,
         metric=metric,

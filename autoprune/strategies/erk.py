@@ -13,7 +13,7 @@ from autoprune.strategies._declared import declares
 from autoprune.structure import Structure
 
 
-@declares(kinds=("channel", "head", "kv_group", "neuron"))  # a block has no shape
+@declares(kinds=("channel", "head", "kv_group", "neuron", "weight"))  # a block has no shape
 def erk(problem: Problem, target: float) -> Policy:
     """Erdos-Renyi kernel (Evci et al. 2020): densities min(1, c * erk), c as large as the budget and limits allow."""
     structure = problem.structure
@@ -32,11 +32,16 @@ def erk(problem: Problem, target: float) -> Policy:
 
 
 def erk_densities(structure: Structure) -> FloatArray:
-    """For each group, (n_in + n_out + k_h + k_w) / (n_in * n_out * k_h * k_w), averaged over the weights it scales."""
+    """For each group, (n_in + n_out + k_h + k_w) / (n_in * n_out * k_h * k_w), averaged over the weights it scales.
+
+    That of a group of weights is its own matrix, as in the paper.
+    """
     shapes = {spec.name: spec.shape for op in structure.ops for spec in op.tensors}
     weights = {op.weight for op in structure.ops if op.weight is not None}
     densities = []
     for group in structure.groups:
-        scaled = [shapes[t] for t in dict.fromkeys(s.tensor for s in group.slices) if t in weights]
+        scaled = [
+            shapes[t] for t in dict.fromkeys((*(s.tensor for s in group.slices), *group.matrices)) if t in weights
+        ]
         densities.append(np.mean([sum(shape) / prod(shape) for shape in scaled]) if scaled else 1.0)
     return np.array(densities, dtype=np.float64)

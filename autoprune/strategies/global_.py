@@ -11,6 +11,10 @@ from autoprune.strategies._thresholds import above_threshold
 
 
 def global_(problem: Problem, target: float) -> Policy:
-    """Atoms above one threshold stay, such that the budget's cost is at most `target` and all limits hold."""
-    ascending = [np.sort(s) for s in normalised(problem.structure, problem.scores).values()]
+    """Atoms above one threshold stay, such that the budget's cost is at most `target` and all limits hold.
+
+    Weights compare by their scores as they are: by `l1_norm` these are the magnitudes of
+    `torch.nn.utils.prune.global_unstructured`.
+    """
+    ascending = (np.sort(s) for s in normalised(problem.structure, problem.scores).values())
     return above_threshold(problem, target, ascending)

@@ -13,12 +13,12 @@ from autoprune.strategies._thresholds import above_threshold
 def lamp(problem: Problem, target: float) -> Policy:
     """Layer-adaptive magnitude pruning (Lee et al. 2021) on the scores of any criterion, within all limits."""
     scores = normalised(problem.structure, problem.scores).values()
-    return above_threshold(problem, target, [lamp_scores(s) for s in scores])
+    return above_threshold(problem, target, (lamp_scores(s) for s in scores))
 
 
 def lamp_scores(scores: FloatArray) -> FloatArray:
     """Scores [width] in any order -> LAMP scores [width], ascending: s_i^2 / sum of s_j^2 over all j not below i."""
-    s = np.maximum(np.sort(scores), 0.0)
+    s = np.maximum(np.sort(scores), 0.0).astype(np.float64)  # sums over millions of weights
     squares = (s / max(float(s[-1]), np.finfo(np.float64).tiny)) ** 2
     remaining = np.cumsum(squares[::-1])[::-1]
     shares = np.divide(squares, remaining, out=np.ones_like(squares), where=remaining > 0)

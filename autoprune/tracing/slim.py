@@ -79,7 +79,7 @@ def removed_positions(
     for name in keep:
         if name not in structure.names:
             raise InputError(f"`keep` names an unknown group {name!r}; {did_you_mean(name, structure.names)}")
-    for group in structure.groups:
+    for group in (g for g in structure.groups if g.slices):
         gone = _removed_atoms(group, keep.get(group.name))
         if len(gone) == 0 or (group.kind == "block" and not blocks):
             continue

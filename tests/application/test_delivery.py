@@ -128,13 +128,36 @@ def test_other_weights_without_data_want_a_criterion_that_looks_at_weights_alone
     else:
         torch.save({"state_dict": {f"module.{k}": v for k, v in other.state_dict().items()}, "epoch": 3}, path)
     at = load_front(GOLDEN)[0].id
-    with pytest.raises(InputError, match="looks at weights alone: bn_scale, l1_norm, l2_norm, random"):
+    with pytest.raises(InputError, match="looks at weights alone: bn_scale, fpgm, l1_norm, l2_norm, random"):
         apply_file(GOLDEN, MIXED, at, tmp_path / "small", Order(weights=path))
     facts = apply_file(GOLDEN, MIXED, at, tmp_path / "small", Order(weights=path, criterion="l1_norm"))
     assert facts["atoms"] == "ranked anew (other weights)"
     small = autoprune.load(tmp_path / "small", factory=mixed)
     held = {tuple(row.flatten().tolist()) for row in next(other.parameters())}
     assert {tuple(row.flatten().tolist()) for row in next(small.parameters())} <= held
+
+
+@SLICED
+def test_zeros_that_a_model_brings_are_counted_in_its_bytes_and_shown(tmp_path: Path) -> None:
+    at = load_front(GOLDEN)[0].id
+    facts = apply_file(GOLDEN, f"{__name__}:half_zero", at, tmp_path / "small", Order(criterion="l1_norm"))
+    sizes = [(tmp_path / "small" / name).stat().st_size for name in ("model.safetensors", "masks.safetensors")]
+    assert facts["bytes"]["pruned"] == sum(sizes)
+    assert [Path(path).name for path in facts["files"]].count("masks.safetensors") == 1
+    assert set(facts["zeros"]["layers"]) == {"hidden.weight"}
+    card = (tmp_path / "small" / "README.md").read_text()
+    assert "By weight: hidden.weight 0.5" in card
+    assert "- `masks.safetensors`: where the values of masked weights stand" in card
+    small = autoprune.load(tmp_path / "small", factory=mixed)
+    assert facts["zeros"]["nonzeros"] == int(small.get_parameter("hidden.weight").count_nonzero())
+
+
+def half_zero() -> nn.Module:
+    model = mixed()
+    with torch.no_grad():
+        model.get_parameter("hidden.weight")[:, ::2] *= 0.0
+        model.get_parameter("hidden.weight")[::2] = model.get_parameter("hidden.weight")[::2].roll(1, 1)
+    return model
 
 
 def test_a_model_that_is_none_of_the_three_is_told_what_it_may_be() -> None:

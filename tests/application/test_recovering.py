@@ -305,10 +305,10 @@ def test_the_peak_rate_is_found_once_with_the_optimizer_that_trains_and_kept(
     rates = list[float](), list[float]()
     probe = Distilled.probe
 
-    def noted(self: Distilled, model: nn.Module, lesson: Any, steps: int, seed: int, rate: float) -> None:
+    def noted(self: Distilled, model: nn.Module, lesson: Any, seed: int, rate: float, steps: int) -> None:
         assert self.optimizer == "adagrad"
         rates[0].append(rate)
-        probe(self, model, lesson, steps, seed, rate)
+        probe(self, model, lesson, seed, rate, steps)
 
     monkeypatch.setattr(Distilled, "probe", noted)
     place = Place(tmp_path / "kept", "one")

@@ -210,6 +210,24 @@ def test_search_leaves_its_files_and_a_table_of_the_asked_budgets(finished_run: 
         assert [row["id"] for row in csv.DictReader(file)] == [point.id for point in front]
 
 
+def test_inspect_shows_the_densities_of_weights_and_what_stays_dense(capsys: pytest.CaptureFixture[str]) -> None:
+    zeros = (
+        "budget={nonzeros: [0.3, 0.9]}",
+        "objectives={loss: kl, costs: [nonzeros]}",
+        "space.exclude=[linear.weight]",
+    )
+    arguments = [part for said in zeros for part in ("--set", said)]
+    assert run(["inspect", DIGITS, *arguments, "--set", "space.granularity=weight"]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"layer2\.0\.conv1\.weight +│ weight +│ +\d+x\d+x3x3 +│ +\d[\d.]*\.\.100 % \(\d+\)", out)
+    assert "frozen: linear.weight: excluded by 'linear.weight' (space.exclude)" in out
+    assert "frozen: conv1.weight: each of its outputs reads one channel: it stays dense" in out
+    assert run(["inspect", DIGITS, *arguments, "--set", "space.granularity='2:4'", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert all(g["pattern"] == "2:4" and len(g["grid"]) == 2 and g["macs_share"] > 0 for g in facts["groups"])
+    assert "linear.weight" in facts["frozen"]
+
+
 def test_inspect_measures_the_sensitivity_table_and_says_what_it_predicts(
     tiny: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

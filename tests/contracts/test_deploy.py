@@ -17,6 +17,7 @@ from autoprune.space import Space
 from autoprune.structure import Structure
 from autoprune.tracing.ops import count_macs
 from tests.deploy.decoders import INPUTS, analysed, cut, decoder
+from tests.synthetic import sparse
 
 KIND = "grouped queries"
 each = pytest.mark.parametrize("name", plugins.names("deploy"))
@@ -39,6 +40,16 @@ def test_what_it_holds_is_part_of_what_there_is_and_the_rest_says_why(name: str,
     gone = {g.name for g in llama if g.kind != "block"} - {g.name for g in held}
     assert all(part in held.frozen or "*" in "".join(held.names) for part in gone)
     assert {n for op in held.ops for n in op.groups} <= {*held.names, *llama.names}
+
+
+@each
+def test_it_holds_zeros_or_says_that_it_stores_them(name: str, llama: Structure) -> None:
+    there = {g.name for g in sparse(llama) if g.kind == "weight"}
+    held = searched(llama, Space(("kv_group", "neuron", "weight")), name)
+    kept = {g.name for g in held if g.kind == "weight"}
+    told = {n for n, why in held.frozen.items() if why == "this container stores every number of a weight, zeros too"}
+    assert kept | told == there
+    assert not kept & told
 
 
 @each

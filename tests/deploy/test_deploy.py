@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 import autoprune
+from autoprune import plugins
 from autoprune.allocation.polynomial import macs_polynomial
 from autoprune.application.delivery import apply_file
 from autoprune.application.order import Order
@@ -22,6 +23,7 @@ from autoprune.errors import InputError
 from autoprune.families import analyze
 from autoprune.files.job import Job
 from autoprune.files.policy_file import save_front
+from autoprune.matrices import with_weights
 from autoprune.policy import Policy
 from autoprune.space import Space
 from autoprune.tracing.ops import count_macs
@@ -69,6 +71,16 @@ def test_uniform_layers_are_read_by_transformers_alone(
     narrower = [key for key in keys if config[key] < before[key]]
     assert narrower
     assert "autoprune" not in config
+
+
+@pytest.mark.parametrize("deploy", ["onnx", "tensorrt", "hf-uniform", "vllm-deci", "gguf-deci"])
+def test_zeros_are_numbers_that_every_container_holds(deploy: str) -> None:
+    structure = with_weights(analysed("grouped queries"))
+    groups = [group for group in structure if group.kind == "weight"]
+    assert groups
+    policy = Policy.of(Policy.dense(structure).as_dict() | {group.name: group.grid[3] for group in groups})
+    assert misfits(structure, policy, deploy) == []
+    assert set(groups) <= set(plugins.load("deploy", deploy)().restrict(structure))
 
 
 def test_a_llama_keeps_a_number_of_heads_that_its_configuration_takes() -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from autoprune.evaluation import Ask
 from autoprune.evaluator.finetune import Course, Recipe, usual_rate
-from autoprune.evaluator.keep_best import Best, Kept, checks, find_rate, keep_best, scorings
+from autoprune.evaluator.keep_best import Best, Kept, checks, find_rate, keep_best, probe_lengths, scorings
 from autoprune.protocols import Progress
 from tests.evaluator.test_tiers import evaluator, narrow
 from tests.small import World, world, world_of
@@ -100,13 +100,29 @@ def test_the_best_so_far_goes_on_elsewhere_and_knows_how_long_nothing_got_better
 def test_the_rate_of_least_loss_is_found_in_few_probes(peak: float) -> None:
     asked: list[float] = []
 
-    def probe(rate: float) -> float:
+    def probe(rate: float, steps: int) -> float:
         asked.append(rate)
         return abs(math.log(rate / (0.02 * peak)))
 
-    assert find_rate(probe, 0.02) == pytest.approx(0.02 * peak, rel=1e-3)
-    assert len(asked) <= 3 + max(0, round(-math.log(peak, 3)))
-    assert find_rate(lambda rate: math.inf if rate > 1e-3 else 1.0, 0.02) < 1e-3
+    for lengths in ((15,), (15, 80)):
+        asked.clear()
+        assert find_rate(probe, 0.02, 9.0, lengths) == pytest.approx(0.02 * peak, rel=1e-3)
+        assert len(asked) <= 3 + max(0, round(-math.log(peak, 3)))
+    assert find_rate(lambda rate, _: math.inf if rate > 1e-3 else 1.0, 0.02, 2.0, (15,)) < 1e-3
+
+
+def test_probes_that_better_nothing_give_way_to_longer_ones() -> None:
+    """At first each step harms, the larger the more, as from a start that a refit has made good."""
+    asked: list[tuple[float, int]] = []
+
+    def probe(rate: float, steps: int) -> float:
+        asked.append((rate, steps))
+        return 1.0 + rate if steps < 80 else 1.0 - 20 * rate + 400 * rate**2
+
+    assert find_rate(probe, 0.02, 1.0, probe_lengths(1240)) == pytest.approx(0.02)
+    assert [steps for _, steps in asked] == [15, 15, 80, 80, 80]
+    assert find_rate(probe, 0.02, 1.0, (15,)) < 0.001
+    assert (probe_lengths(8), probe_lengths(40), probe_lengths(100)) == ((8,), (15,), (15, 25))
 
 
 @pytest.mark.parametrize("kind", ["enlarge", "projection"])

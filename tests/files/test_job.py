@@ -9,8 +9,10 @@ import yaml
 
 from autoprune.criteria import build_criterion
 from autoprune.errors import InputError
+from autoprune.evaluator.settings import COSTS
 from autoprune.files.job import Job, changed_keys
 from autoprune.protocols import Budget
+from autoprune.run.prepare import settings_of
 from autoprune.space import Space
 
 MINIMAL = {"task": {"name": "digits"}}
@@ -90,6 +92,14 @@ def test_every_published_job_loads_and_survives_being_dumped(path: Path) -> None
         ("space.granularity=true", "True is no granularity; allowed: auto, channel"),
         ("space.granularity=4.0", "4.0 is no granularity; allowed: auto, channel"),
         ("space.granularity=chanel", "unknown granularity 'chanel'; did you mean 'channel'"),
+        ("space.granularity=[weight, '2:4']", "granularity: weight and 2:4 exclude each other; name one of them"),
+        ("space.granularity=['4:8', channel, '2:4']", "granularity: 4:8 and 2:4 exclude each other"),
+        ("space.granularity='4:2'", "granularity: '4:2' is no pattern n:m with n below m, such as 2:4"),
+        ("space.granularity='0:4'", "granularity: '0:4' is no pattern n:m with n below m"),
+        ("space.granularity='a:4'", "granularity: 'a:4' is no pattern n:m"),
+        ("space.granularity=[auto, weight]", "auto stands alone, it is all structured kinds"),
+        ("space.granularity=weight", "cost 'macs' does not see zeros, .*; take nonzeros, effective_macs or bytes"),
+        ("space.granularity=['2:4', bits]", "cost 'macs' does not see zeros"),
         ("space.overrides={a: {max_sparsty: 0.1}}", "max_sparsty'; did you mean 'max_sparsity'"),
         ("evaluator.device=cpuu", "evaluator.device"),
         ("latency.runtime=onnx", "unknown runtime 'onnx'; did you mean 'onnxruntime'"),
@@ -257,3 +267,23 @@ def test_a_task_that_cannot_be_built_is_one_line(module: str, task: dict[str, ob
     job = Job.from_dict({"task": task})
     with pytest.raises(InputError, match=message):
         job.build_task()
+
+
+@pytest.mark.parametrize("kinds", ["weight", "2:4", ["channel", "weight"], ["channel", "4:8", "bits"]])
+def test_zeros_are_searched_by_name_with_the_costs_that_see_them(kinds: str | list[str]) -> None:
+    budget = {"nonzeros": [0.05, 0.7], "at": [0.3]}
+    job = Job.from_dict(
+        {**MINIMAL, "space": {"granularity": kinds}, "objectives": {"costs": ["nonzeros"]}, "budget": budget}
+    )
+    assert job.search_space().granularity == ((kinds,) if isinstance(kinds, str) else tuple(kinds))
+    assert job.space.counted == ("nonzeros", "effective_macs")
+    assert Job.loads(job.dump()).sha256 == job.sha256
+    assert settings_of(job).costs == (*COSTS, "nonzeros", "effective_macs")
+
+
+def test_a_job_without_zeros_tells_the_costs_that_it_told(tmp_path: Path) -> None:
+    job = Job.from_dict(MINIMAL)
+    assert job.space.counted == ()
+    assert settings_of(job).costs == COSTS
+    asked = Job.from_dict({**MINIMAL, "objectives": {"costs": ["macs", "nonzeros"]}})
+    assert settings_of(asked).costs == (*COSTS, "nonzeros")

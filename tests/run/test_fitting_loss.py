@@ -140,7 +140,10 @@ def test_kl_over_one_value_is_refused_before_anything_is_computed(tmp_path: Path
         ({"evaluator": {**JOB["evaluator"], "validation": 40}}, "the split has 32 samples, the job asks for 40"),
         ({"space": {"granularity": "head"}}, "the model has no groups of kind head; it has channel"),
         ({"space": {"granularity": 124}}, "YAML reads 2:4 so unless it is quoted: '2:4'"),
-        ({"space": {"granularity": ["channel", "2:4"]}}, "granularity '2:4' is not in this version"),
+        (
+            {"space": {"granularity": ["channel", "2:4"], "multiple_of": 1}},
+            "let multiple_of be auto or a multiple of 4",
+        ),
     ],
 )
 def test_what_the_data_or_this_version_does_not_have_is_refused(

@@ -9,9 +9,11 @@ import pytest
 
 from autoprune.errors import InputError
 from autoprune.run import needs as rooms
-from autoprune.run.needs import Needs, measured
+from autoprune.run.needs import Needs, database_bytes, entry_bytes, gram_columns, measured
 from autoprune.run.run import search
+from autoprune.structure import Op, Structure, TensorSpec
 from tests.killable_compare import tiny_job
+from tests.synthetic import sparse
 
 GB = 10**9
 
@@ -46,3 +48,15 @@ def test_memory_that_was_held_for_a_while_is_measured() -> None:
         del held
     if most:  # where the system tells
         assert most[0] - before[0] > 200e6
+
+
+def test_weights_take_a_bit_each_and_their_values_at_every_density_and_a_score_each() -> None:
+    conv, turned = TensorSpec("c.weight", (8, 4, 3, 3), 4), TensorSpec("t.weight", (16, 8), 4)
+    ops = (
+        Op("c", "Conv2d", 0, 9, conv.name, tensors=(conv,)),
+        Op("t", "Conv1D", 1, 1, turned.name, tensors=(turned,), outputs=1),
+    )
+    structure = sparse(Structure((), ops), "2:4")
+    assert gram_columns(structure) == {"c.weight": 36, "t.weight": 16}
+    assert entry_bytes(structure) == (288 + 128) / 8 + 4 * (144 + 64)
+    assert database_bytes(structure) == 4 * (288 + 128) + 8 * (36**2 + 16**2)
