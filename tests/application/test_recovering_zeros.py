@@ -18,27 +18,13 @@ from autoprune.evaluator.tiers import TieredEvaluator
 from autoprune.matrices import with_weights
 from autoprune.policy import Policy
 from autoprune.protocols import Progress, Step, finished
-from autoprune.recovery._masking import largest
+from autoprune.tracing.copies import copied
+from autoprune.tracing.slim import slim
 from tests.application.test_recovering import RATE, STEPS, bench_of, early_of, training, watched
 from tests.small import World, nonzeros, world
 
 NAMES = ("one_shot", "rewind", "gradual", "rigl", "lottery")
 OWN: Mapping[str, Mapping[str, Any]] = {"gradual": {"every": 2}, "rigl": {"every": 2}, "lottery": {"rounds": 2}}
-
-
-class Thinning(Bench):
-    """One whose matrices have as many weights as the policy says, the largest ones."""
-
-    def settled(self, evaluator: TieredEvaluator, policy: Policy, keep: Kept) -> nn.Module:
-        widths = policy.as_dict()
-        full = {g.name: g.width for g in self.structure if g.kind == "weight"}
-        model = super().settled(evaluator, Policy.of({**widths, **full}), keep)
-        with torch.no_grad():
-            for group in self.structure:
-                if group.kind == "weight" and widths[group.name] < group.width:
-                    p = model.get_parameter(group.name)
-                    p.mul_(largest(p.abs(), round(widths[group.name] / group.width * p.numel())))
-        return model
 
 
 @pytest.fixture(scope="module")
@@ -49,13 +35,13 @@ def w() -> World:
 
 @pytest.fixture(scope="module")
 def bench(w: World) -> Bench:
-    return Thinning(**vars(bench_of(w)))
+    return bench_of(w)
 
 
 def thinned(w: World) -> Policy:
     """Three quarters of the atoms, and three tenths of the weights that are left."""
-    shares = {"weight": 0.3}
-    return Policy.of({g.name: round(shares.get(g.kind, 0.75) * g.width) for g in w.structure})
+    shares = {g.name: 0.3 if g.kind == "weight" else 0.75 for g in w.structure}
+    return Policy.of({g.name: min(g.grid, key=lambda n: abs(n - shares[g.name] * g.width)) for g in w.structure})
 
 
 @dataclass(frozen=True)
@@ -137,6 +123,12 @@ def test_what_finds_masks_of_its_own_starts_from_all_weights_of_the_atoms_that_a
     assert nonzeros(model) == nonzeros(cut.settled)
     assert {n: p.shape for n, p in whole.named_parameters()} == {n: p.shape for n, p in model.named_parameters()}
     assert all(p.numel() == nonzeros(whole)[n] for n, p in whole.named_parameters() if p.dim() > 1)
-    rows = list(cut.kept["conv1"])
-    first = cut.bench.dense.get_parameter("conv1.weight")[rows] + (0.25 if name == "lottery" else 0.0)
-    assert torch.equal(whole.get_parameter("conv1.weight"), first)
+    if name == "gradual":
+        full = {g.name: g.width for g in w.structure if g.kind == "weight"}
+        opened = Policy.of({**cut.policy.as_dict(), **full})
+        expected = cut.bench.settled(cut.evaluator, opened, cut.kept)
+    else:
+        expected = copied(cut.bench.dense)
+        expected.load_state_dict(early_of(cut.bench, tmp_path / "again.safetensors"))
+        slim(expected, cut.bench.structure, cut.kept)
+    assert all(torch.equal(v, expected.state_dict()[k]) for k, v in whole.state_dict().items())
