@@ -101,7 +101,7 @@ def carried(point: Point, sibling: Sibling, cost: str = "macs", deploy: str | No
         costs = {name: build_cost(name, structure) for name in names}
         ratios = np.array([wanted[g.name].ratio for g in structure])
         policy = fitted(structure, costs, ratios, {cost: point.ratio(cost)})
-        if cost != "bytes":  # what a precision costs nothing of would all come back
+        if cost not in ("bytes", "nonzeros", "effective_macs"):  # what costs nothing of it would all come back
             policy = _as_precise(structure, policy, wanted)
     except InputError as error:
         raise InputError(f"--transfer of point {point.id} to {sibling.name}: {error}") from error
@@ -110,14 +110,15 @@ def carried(point: Point, sibling: Sibling, cost: str = "macs", deploy: str | No
     return replace(
         point,
         policy=policy,
-        keep={name: tuple(range(width)) for name, width in policy.widths},
+        keep={g.name: tuple(range(policy.as_dict()[g.name])) for g in structure if g.kind != "weight"},
+        masks={},
         costs=_absolute(costs, reached),
         base=_base(base, sibling, structure, costs, told),
     )
 
 
 def _as_precise(structure: Structure, policy: Policy, wanted: Mapping[str, Wish]) -> Policy:
-    """`policy` with the bits that are wished for."""
+    """`policy` with the bits and densities that are wished for."""
     widths = policy.as_dict()
     for group in (g for g in structure if g.matrices):
         widths[group.name] = min(group.grid, key=lambda w: abs(w - wanted[group.name].ratio * group.width))
@@ -139,11 +140,11 @@ def within(base: Base, sibling: Sibling, deploy: str | None) -> Sibling:
 def _space_of(base: Base, sibling: Sibling, deploy: str | None) -> Structure:
     """The sibling's groups with the steps of the policy's space, and what a container leaves of them."""
     kinds = {g.kind for g in sibling.structure} & {g.kind for g in base.groups}
-    kinds |= {g.kind for g in base.groups if g.matrices}
+    kinds |= {g.pattern or g.kind for g in base.groups if g.matrices}
     if not kinds:
         return replace(sibling.structure, groups=())
     step = base.space.get("multiple_of", 1)
-    bits = PRECISIONS if any(g.matrices for g in base.groups) else ()
+    bits = PRECISIONS if any(g.kind == "bits" for g in base.groups) else ()
     space = Space(granularity=tuple(sorted(kinds)), multiple_of=step, max_sparsity=1.0, bits=bits)
     found = restrict(sibling.structure, space)
     held: Structure = found if deploy is None else plugins.load("deploy", deploy)().restrict(found)
