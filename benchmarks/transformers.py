@@ -113,7 +113,7 @@ ARMS = {
     "depth_width": Arm(sampler="depth_width"),
     "widths": Arm(sampler="evolution", kinds=WIDTHS),
     "neurons": Arm(sampler="evolution", kinds=("neuron",), budgets=(0.5,)),
-    "heads": Arm(sampler="evolution", kinds=("head",), budgets=(0.5,)),
+    "heads": Arm(sampler="evolution", kinds=("head",), budgets=(0.75,)),  # all of them are less than a third
     "blocks": Arm(sampler="evolution", kinds=("block",), budgets=(0.5,)),
 }
 UNREPAIRED = ("uniform", "global", "minitron", "flap", "shortgpt", "knapsack")
@@ -175,12 +175,13 @@ def stages(name: str, at: str, only: Sequence[str]) -> Iterator[tuple[str, str]]
 
 
 def job_of(world: World, arm: Arm, trials: int, repair: str = "full", seed: int = 0, precision: str = "fp32") -> Job:
+    budgets = arm.budgets or world.budgets
     return Job.from_dict(
         {
             "task": dict(world.task),
             "space": {"granularity": "auto" if arm.kinds == ("auto",) else list(arm.kinds)},
             "criterion": arm.criterion,
-            "budget": {"macs": [world.low, 0.9], "at": list(world.budgets)},
+            "budget": {"macs": [0.95 * min(arm.budgets, default=world.low / 0.95), 0.9], "at": list(budgets)},
             "search": {"sampler": arm.sampler or "random", "trials": trials, "seed": seed},
             "evaluator": {
                 **{"calibration": world.calibration, "validation": world.validation, "fitness": "refit"},
