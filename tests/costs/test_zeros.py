@@ -63,6 +63,8 @@ def counted(structure: Structure, policy: Policy) -> dict[str, float]:
 )
 def test_costs_are_what_counting_gives(n_groups: int, seed: int, pattern: str, more: str, alone: bool) -> None:
     plain = with_blocks(chain(n_groups, seed)) if more == "blocks" else chain(n_groups, seed)
+    of = int(pattern[2:] or 1)
+    assume(any(spec.shape[1] % of == 0 for _, spec in weights_of(plain)))
     structure = sparse(plain, pattern, alone and more != "blocks")
     assume(more != "bits" or any(min(s.shape[0], prod(s.shape[1:])) >= LEAST_SIDE for _, s in weights_of(structure)))
     structure = with_precisions(structure, (32, 8)) if more == "bits" else structure
