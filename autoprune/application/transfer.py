@@ -139,7 +139,8 @@ def within(base: Base, sibling: Sibling, deploy: str | None) -> Sibling:
 
 def _space_of(base: Base, sibling: Sibling, deploy: str | None) -> Structure:
     """The sibling's groups with the steps of the policy's space, and what a container leaves of them."""
-    kinds: set[str] = {g.kind for g in sibling.structure} & {g.kind for g in base.groups}
+    own = {g.kind for g in base.groups}
+    kinds = {str(g.kind) for g in sibling.structure if g.kind in own}
     kinds |= {g.pattern or g.kind for g in base.groups if g.matrices}
     if not kinds:
         return replace(sibling.structure, groups=())
