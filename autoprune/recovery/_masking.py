@@ -42,7 +42,7 @@ class Target:
                 counts = alive.movedim(dim, -1).reshape(-1, of).sum(1)
                 each = int(counts.max())
                 if 0 < each < of and float(counts.float().mean()) >= FILLED * each:
-                    return Target(each * len(counts), each, of, dim)
+                    return Target(int(alive.sum()), each, of, dim)
         return Target(int(alive.sum()), dim=dim)
 
     def mask(self, weight: Tensor, kept: int, held: Tensor | None = None) -> Tensor:
