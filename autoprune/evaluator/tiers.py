@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -318,6 +319,7 @@ class TieredEvaluator:
     def _course(self, steps: int, rate: float, schedule: int | None = None) -> Course:
         """A fine-tune of the resident model from where it stands, on the lesson of `steps`."""
         lesson, at_once = self.lesson(steps), self.samples.trained_at_once
+        lesson = replace(lesson, patterned=lesson.patterned | self.stitcher.masks.keys())
         self.stitcher.mark_dirty()  # before the first step: whatever happens in it
         return Course(self.stitcher.model, lesson, schedule or steps, self.settings.seed, at_once, Recipe(rate))
 
