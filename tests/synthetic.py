@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 
 import numpy as np
 
@@ -19,6 +20,7 @@ from autoprune.matrices import with_weights
 from autoprune.pareto import hypervolume, pareto_front
 from autoprune.policy import Policy
 from autoprune.protocols import Budget, Cost, Problem, Sampler
+from autoprune.space import Space, restrict
 from autoprune.strategies.global_ import global_
 from autoprune.strategies.uniform import uniform
 from autoprune.structure import Group, Op, Slice, Stand, Structure, TensorSpec
@@ -74,6 +76,21 @@ def with_blocks(plain: Structure) -> Structure:
 def sparse(plain: Structure, pattern: str = "", alone: bool = False) -> Structure:
     """`plain` with groups of weights, or those `alone`."""
     return with_weights(Structure((), plain.ops, plain.frozen) if alone else plain, pattern)
+
+
+SPARSE: Mapping[str, tuple[float, Callable[[], Structure]]] = {
+    "alone": (0.1, lambda: sparse(chain(4, grid_step=2), alone=True)),
+    "pattern": (0.5, lambda: restrict(chain(4, grid_step=2), Space(("channel", "2:4"), multiple_of=4))),
+    "mixed": (0.1, lambda: sparse(chain(4, grid_step=2))),
+    "blocks": (0.1, lambda: sparse(with_blocks(chain(4, grid_step=2)))),
+}
+"""Spaces with groups of weights, alone and beside other kinds: how few nonzeros they reach, and how they are made."""
+
+
+@cache
+def sparse_problem(space: str) -> Problem:
+    """`make_problem` over one of SPARSE."""
+    return make_problem(SPARSE[space][1]())
 
 
 def attending() -> Structure:

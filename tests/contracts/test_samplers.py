@@ -21,8 +21,9 @@ from autoprune.record.record import Record
 from autoprune.record.storage import JOURNAL
 from autoprune.run.loop import search_loop
 from autoprune.samplers import build_sampler, needs
+from autoprune.structure import Structure
 from tests.plugged import Rough
-from tests.synthetic import Asks, Hills, MakeHills, chain, make_problem, with_blocks
+from tests.synthetic import SPARSE, Asks, Hills, MakeHills, chain, make_problem, sparse_problem, with_blocks
 
 STRUCTURE = with_blocks(chain(4, grid_step=2))
 PROBLEM = make_problem(STRUCTURE)
@@ -43,9 +44,9 @@ def build(request: pytest.FixtureRequest) -> Build:
     return make
 
 
-def drive(sampler: Sampler, n: int, window: int = 1) -> list[Ask]:
+def drive(sampler: Sampler, n: int, window: int = 1, structure: Structure = STRUCTURE) -> list[Ask]:
     """Ask and tell `n` times with `window` asks in flight."""
-    evaluate = Hills(STRUCTURE, fail_share=0.1)
+    evaluate = Hills(structure, fail_share=0.1)
     asks: list[Ask] = []
     for told in range(n):
         while len(asks) < min(n, told + window):
@@ -132,3 +133,21 @@ def test_who_reads_the_table_or_seeds_declares_it(request: pytest.FixtureRequest
 
 def test_no_seeds_are_needed(build: Build) -> None:
     assert len(drive(build(replace(PROBLEM, seeds=())), 6)) == 6
+
+
+@pytest.mark.parametrize("space", SPARSE)
+def test_groups_of_weights_are_proposed_on_their_grids_within_the_budget(build: Build, space: str) -> None:
+    problem = sparse_problem(space)
+    low = replace(problem, budget=replace(problem.budget, low=SPARSE[space][0], limits={"bytes": 0.8}))
+    try:
+        asks = drive(build(low, 1), 10, structure=problem.structure)
+    except InputError as error:
+        if "needs blocks" not in str(error):
+            raise
+        return
+    for ask in asks:
+        ask.policy.check(problem.structure)
+        assert problem.costs["nonzeros"](ask.policy.array(problem.structure)) <= 0.9 + 1e-12
+        assert problem.costs["bytes"](ask.policy.array(problem.structure)) <= 0.8 + 1e-12
+    assert len({ask.policy for ask in asks}) > 4
+    assert drive(build(low, 1), 10, structure=problem.structure) == asks

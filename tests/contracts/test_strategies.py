@@ -15,7 +15,7 @@ from autoprune.protocols import Problem, Strategy
 from autoprune.strategies import load_strategy
 from autoprune.structure import Stand, Structure
 from tests.plugged import Rough
-from tests.synthetic import chain, make_problem, single_steps
+from tests.synthetic import SPARSE, chain, make_problem, single_steps, sparse_problem
 
 STRUCTURE = chain()
 
@@ -105,3 +105,32 @@ def test_a_strategy_that_takes_some_kinds_alone_says_which() -> None:
 def test_who_reads_the_table_declares_it(strategy: Strategy, problem: Problem) -> None:
     if not getattr(strategy, "uses_table", False):
         strategy(replace(problem, table=None), 0.5).check(STRUCTURE)
+
+
+@pytest.mark.parametrize("space", SPARSE)
+@pytest.mark.parametrize("name", plugins.names("strategies"))
+def test_groups_of_weights_meet_a_target_to_the_cell_or_are_refused(name: str, space: str) -> None:
+    problem = sparse_problem(space)
+    structure, cost = problem.structure, problem.costs["nonzeros"]
+    try:
+        strategy = load_strategy(name, structure)
+    except InputError as error:
+        if "and the space has" not in str(error):
+            raise
+        return
+    for target in (SPARSE[space][0], 0.5, 0.77):
+        policy = strategy(problem, target)
+        policy.check(structure)
+        assert cost(policy.array(structure)) <= target + 1e-12
+        assert all(cost(p.array(structure)) > target for p in single_steps(structure, policy))
+        assert strategy(problem, target) == policy
+    assert strategy(problem, 1.0) == Policy.dense(structure)
+    with pytest.raises(InputError, match=r"nonzeros=0\.0001 is out of reach: nonzeros can be between"):
+        strategy(problem, 0.0001)
+    blank = replace(problem, scores={g: np.zeros_like(s) for g, s in problem.scores.items()})
+    assert cost(strategy(blank, 0.5).array(structure)) <= 0.5 + 1e-12
+
+
+def test_all_strategies_take_weights_alone() -> None:
+    for name in ("uniform", "global", "lamp", "erk", "owl", "knapsack", "fastnas"):
+        assert load_strategy(name, sparse_problem("alone").structure)
