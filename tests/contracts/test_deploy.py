@@ -43,7 +43,6 @@ def test_what_it_holds_is_part_of_what_there_is_and_the_rest_says_why(name: str,
 
 
 @each
-<<<<<<< HEAD
 def test_it_holds_zeros_or_says_why_not(name: str, llama: Structure) -> None:
     there = {g.name for g in sparse(llama) if g.kind == "weight"}
     held = searched(llama, Space(("kv_group", "neuron", "weight")), name)
@@ -51,14 +50,6 @@ def test_it_holds_zeros_or_says_why_not(name: str, llama: Structure) -> None:
     told = there & held.frozen.keys()
     assert kept | told == there
     assert not kept & told
-=======
-def test_it_holds_zeros_or_says_why_it_does_not(name: str, llama: Structure) -> None:
-    there = {g.name for g in sparse(llama) if g.kind == "weight"}
-    held = searched(llama, Space(("kv_group", "neuron", "weight")), name)
-    kept = {g.name for g in held if g.kind == "weight"}
-    assert kept | (held.frozen.keys() & there) == there
-    assert not kept & held.frozen.keys()
->>>>>>> zeros-space
 
 
 @each
