@@ -112,6 +112,7 @@ ARMS = {
     "evolution": Arm(sampler="evolution"),
     "depth_width": Arm(sampler="depth_width"),
     "widths": Arm(sampler="evolution", kinds=WIDTHS),
+    "fluctuation": Arm(sampler="evolution", kinds=WIDTHS, criterion=f"{RULES}:Fluctuation"),
     "neurons": Arm(sampler="evolution", kinds=("neuron",), budgets=(0.5,)),
     "heads": Arm(sampler="evolution", kinds=("head",), budgets=(0.75,)),  # all of them are less than a third
     "blocks": Arm(sampler="evolution", kinds=("block",), budgets=(0.5,)),
