@@ -164,17 +164,18 @@ def applying(
     if task is None:
         keep = dict(point.keep) if replayed else ranked(point, model, structure, manner.criterion)
         small = sliced(point, model, structure, keep, manner.criterion)
-        validation, recipe, course = None, {}, {}
+        validation, recipe, course, masks = None, {}, {}, None
     else:
         made = yield from repairing(point, model, structure, task, manner, point.keep if replayed else None)
         small, keep, validation, recipe = made.model, dict(made.keep), dict(made.validation), dict(made.recipe)
+        masks = made.masks
         course = dict(made.course)
     yield Step("verification")
     error = verify(small, model, structure, keep, example)
     lent = dict(model.named_parameters())
     for name, mine in small.named_parameters():
         mine.requires_grad_(lent[name].requires_grad)
-    masks = masks_of(small, structure, point.policy.as_dict())
+    masks = masks_of(small, structure, point.policy.as_dict()) if masks is None else masks
     base = point.base if replayed else replace(point.base, weights_fingerprint=weights, order={})
     facts: dict[str, Any] = {
         "point": point.id,
@@ -217,6 +218,5 @@ def _atoms(point: Point, keep: Mapping[str, tuple[int, ...]], masks: Mapping[str
         return f"ranked anew ({'another structure' if KEY in point.base.space else 'other weights'})"
     if keep != dict(point.keep):
         return "ranked anew (by the recovery)"
-    rounded = {name for g in point.base.groups if g.kind == "bits" for name in g.matrices}  # to more zeros
-    other = [name for name, mask in masks.items() if name not in rounded and mask != point.masks.get(name)]
+    other = [name for name, mask in masks.items() if mask != point.masks.get(name)]
     return "replayed" if not other else f"replayed, but for the zeros of {len(other)} weights (made anew here)"

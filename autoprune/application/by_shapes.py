@@ -29,17 +29,21 @@ def ranked(point: Point, model: nn.Module, structure: Structure, criterion: Crit
         InputError: it looks at more.
     """
     if not getattr(criterion, "weights_only", False):
-        free = [n for n in plugins.names("criteria") if getattr(plugins.load("criteria", n), "weights_only", False)]
         raise InputError(
             "the model has other weights than the policy was found on, so its atoms must be ranked anew, and that "
-            f"needs data: give a task, or a criterion that looks at weights alone: {', '.join(free)}"
+            f"needs data: give a task, or a criterion that looks at weights alone: {', '.join(_weights_only())}"
         )
     widths = point.policy.as_dict()
     narrow = [g for g in structure if g.narrows]
     scores = criterion(model, narrow, NO_DATA) if narrow else {}
-    best = {name: score.argsort(descending=True, stable=True)[: widths[name]] for name, score in scores.items()}
-    kept = {name: tuple(sorted(atoms.tolist())) for name, atoms in best.items()}
+    first = {name: score.argsort(descending=True, stable=True)[: widths[name]] for name, score in scores.items()}
+    kept = {name: tuple(sorted(atoms.tolist())) for name, atoms in first.items()}
     return kept | {g.name: tuple(range(widths[g.name])) for g in structure if g.kind in ("block", "bits")}
+
+
+def _weights_only() -> list[str]:
+    """Criteria that ask nothing of a task."""
+    return [n for n in plugins.names("criteria") if getattr(plugins.load("criteria", n), "weights_only", False)]
 
 
 def sliced(
@@ -74,9 +78,10 @@ def _give_zeros(
     if not sparse:
         return
     if not (getattr(criterion, "weights_only", False) and isinstance(criterion, WeightCriterion)):
+        free = [name for name in _weights_only() if hasattr(plugins.load("criteria", name), "weights")]
         raise InputError(
-            "which weights stay is decided by data here: give a task, or a criterion that looks at weights alone, such "
-            "as l1_norm"
+            "which weights stay was decided by data: give a task, or a criterion that looks at weights alone, which "
+            f"gives other masks than the search had: {', '.join(free)}"
         )
     held = dict(small.named_parameters())
     scores = criterion.weights(model, [g.name for g in sparse if g.name in held], NO_DATA)

@@ -180,7 +180,8 @@ class Tuition:
         e, steps = self._evaluator, self._attempt.epochs * self._per_epoch
         e.stitcher.mark_dirty()  # before the first step: whatever happens in it
         lesson, at_once = e.lesson(math.ceil(_n_train(e) / BATCH_SIZE)), e.samples.trained_at_once
-        return Course(e.stitcher.model, lesson, steps, e.settings.seed, at_once, self._attempt.recipe)
+        masks = dict(e.stitcher.masks)
+        return Course(e.stitcher.model, lesson, steps, e.settings.seed, at_once, self._attempt.recipe, masks=masks)
 
 
 def untrained(evaluator: TieredEvaluator, policy: Policy) -> float:

@@ -36,7 +36,8 @@ from autoprune.tracing.rounding import round_weights
 class Repaired:
     """The model, its kept atoms, its figures on validation and what trained it (recipe, steps, seed).
 
-    `course` says how its training went: `before` are the figures that it started from.
+    `course` says how its training went: `before` are the figures that it started from. `masks` are the hashes of the
+    masks of its weights; None where a recovery may have moved them.
     """
 
     model: nn.Module
@@ -44,6 +45,7 @@ class Repaired:
     validation: Mapping[str, Any]
     recipe: Mapping[str, Any]
     course: Mapping[str, Any] = field(default_factory=dict)
+    masks: Mapping[str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,7 @@ def repairing(
         {"loss": {"name": name, "loss": score.loss}, "metrics": dict(score.metrics)},
         told,
         course,
+        None if training.kind == "full" else evaluator.stitcher.mask_digests(),
     )
 
 

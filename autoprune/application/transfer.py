@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,8 @@ KEY = "transfer"
 """What policy.json (under space) and apply.json call what is known of a transfer."""
 HINT = "--transfer carries it over to a sibling, approximately (autoprune.transfer in Python)"
 """What may be done with a policy of another structure."""
+SEEN_BY = {"bits": ("bytes",), "weight": ("bytes", "nonzeros", "effective_macs")}
+"""Kinds that leave every shape, and the costs that they are not free of."""
 SAME = "--transfer: the model has the policy's own structure, so the point is applied as it is"
 SAID = (
     "approximate: the widths were carried over from a policy of {model} by stage and relative depth (groups: {groups}) "
@@ -101,8 +103,7 @@ def carried(point: Point, sibling: Sibling, cost: str = "macs", deploy: str | No
         costs = {name: build_cost(name, structure) for name in names}
         ratios = np.array([wanted[g.name].ratio for g in structure])
         policy = fitted(structure, costs, ratios, {cost: point.ratio(cost)})
-        if cost not in ("bytes", "nonzeros", "effective_macs"):  # what costs nothing of it would all come back
-            policy = _as_precise(structure, policy, wanted)
+        policy = _as_wished(structure, policy, wanted, [kind for kind, seen in SEEN_BY.items() if cost not in seen])
     except InputError as error:
         raise InputError(f"--transfer of point {point.id} to {sibling.name}: {error}") from error
     reached = {name: float(c(policy.array(structure))) for name, c in costs.items()}
@@ -117,10 +118,10 @@ def carried(point: Point, sibling: Sibling, cost: str = "macs", deploy: str | No
     )
 
 
-def _as_precise(structure: Structure, policy: Policy, wanted: Mapping[str, Wish]) -> Policy:
-    """`policy` with the bits and densities that are wished for."""
+def _as_wished(structure: Structure, policy: Policy, wanted: Mapping[str, Wish], kinds: Collection[str]) -> Policy:
+    """`policy` with the bits or densities that are wished for: where they cost nothing, all would come back."""
     widths = policy.as_dict()
-    for group in (g for g in structure if g.matrices):
+    for group in (g for g in structure if g.kind in kinds):
         widths[group.name] = min(group.grid, key=lambda w: abs(w - wanted[group.name].ratio * group.width))
     return Policy.from_array(structure, [widths[name] for name in structure.names])
 

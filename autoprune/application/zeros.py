@@ -31,14 +31,18 @@ def zeros_in(model: nn.Module, point: Point, path: Path) -> dict[str, Any]:
     patterns = {g.matrices[0]: g.pattern for g in point.base.groups if g.pattern}
     layers = {name: _layer(model, name, weight, patterns) for name, weight in weights.items()}
     kept, count = sum(layer["nonzeros"] for layer in layers.values()), sum(w.numel() for w in weights.values())
-    sizes = bytes_by_format(weights)
+    sizes = bytes_by_format({name: weight.movedim(_output_dim(model, name), 0) for name, weight in weights.items()})
     return {"zeros": {"nonzeros": kept, "weights": count, "density": kept / count, "layers": layers, "bytes": sizes}}
 
 
 def _layer(model: nn.Module, name: str, weight: Tensor, patterns: Mapping[str, str]) -> dict[str, Any]:
     """Density, nonzeros and, where it holds one, the pattern of one weight."""
-    inputs = 1 - output_dim(model.get_submodule(name.rpartition(".")[0]))
+    inputs = 1 - _output_dim(model, name)
     asked = (patterns[name],) if name in patterns else ()
     held = next((p for p in (*asked, SEMI_STRUCTURED) if follows(weight, *parsed(p), inputs)), None)
     kept = int(weight.count_nonzero())
     return {"density": kept / weight.numel(), "nonzeros": kept, **({"pattern": held} if held else {})}
+
+
+def _output_dim(model: nn.Module, name: str) -> int:
+    return output_dim(model.get_submodule(name.rpartition(".")[0]))

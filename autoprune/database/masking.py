@@ -2,7 +2,7 @@
 
 By the Gram of the inputs that is SparseGPT (Frantar & Alistarh 2023): the mask of a block of columns is chosen by what
 each number costs in the outputs once those behind it are settled, and every number that goes is made up for. By the
-scores of another criterion the best stay as they are.
+scores of another criterion the best stay as they are, and so do those of a pattern over more columns than one Gram has.
 """
 
 from __future__ import annotations
@@ -154,8 +154,12 @@ def weight_scores(model: nn.Module, group: Group, consumers: Sequence[Consumer])
 
 def _most(scores: Tensor, count: int) -> Tensor:
     """The `count` largest of each row [rows, n], bool; of equal ones the first."""
-    mask = torch.zeros_like(scores, dtype=torch.bool)
-    return mask.scatter_(1, torch.sort(scores, dim=1, descending=True, stable=True).indices[:, :count], True)
+    least = scores.shape[1] - count
+    if count <= 0 or least <= 0:
+        return torch.full_like(scores, count > 0, dtype=torch.bool)
+    edge = scores.kthvalue(least + 1, dim=1, keepdim=True).values  # no sort: numbers are many
+    above, level = scores > edge, scores == edge
+    return above | (level & (level.cumsum(1) <= count - above.sum(1, keepdim=True)))
 
 
 def _in_runs(scores: Tensor, n: int, m: int) -> Tensor:

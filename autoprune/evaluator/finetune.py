@@ -86,8 +86,9 @@ class Course:
     and dropout depend on `seed` alone, so that all candidates learn alike. The forward runs in the lesson's precision,
     weights and loss are float32; a batch goes through in parts of `at_once` samples. `after_step` is told each step's
     rate. With an average of the weights, that is what the model holds between two calls. Weights that 8 bits hold are
-    so at every step. Zeros of `masked_weights` and of the lesson's patterned ones stay zero, in an average as well, and
-    have no part in the clipping and in what the optimizer keeps; `follow` has them change.
+    so at every step. What `masks` leave out stays zero (where none are given, the zeros of `masked_weights`), and so do
+    the zeros of the lesson's patterned weights, in an average as well; they have no part in the clipping and in what
+    the optimizer keeps; `follow` has them change.
     """
 
     def __init__(
@@ -99,13 +100,15 @@ class Course:
         at_once: int = BATCH_SIZE,
         recipe: Recipe | None = None,
         after_step: Callable[[float], None] | None = None,
+        masks: Masks | None = None,
     ) -> None:
         self.done, self.seen, self.loss = 0, 0, math.nan
         self._model, self._lesson, self._steps, self._seed, self._at_once = model, lesson, steps, seed, at_once
         self._recipe, self._after_step = recipe or Recipe(), after_step
         self._named = dict(model.named_parameters())
-        held = masked_weights(model) | lesson.patterned
-        self._held: Masks = {name: p.detach() != 0 for name, p in self._named.items() if name in held}
+        guessed = lesson.patterned | (masked_weights(model) if masks is None else frozenset())
+        known = {name: alive for name, alive in (masks or {}).items() if name in self._named}  # absent blocks have none
+        self._held: Masks = {n: p.detach() != 0 for n, p in self._named.items() if n in guessed} | known
         self._masking: Masking | None = None
         recipe = self._recipe
         self._optimizer = recipe.optimizer.build(model, bool(batch_norms(model)), recipe.learning_rate)

@@ -6,7 +6,6 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
 from functools import partial
 
 import torch
@@ -319,9 +318,9 @@ class TieredEvaluator:
     def _course(self, steps: int, rate: float, schedule: int | None = None) -> Course:
         """A fine-tune of the resident model from where it stands, on the lesson of `steps`."""
         lesson, at_once = self.lesson(steps), self.samples.trained_at_once
-        lesson = replace(lesson, patterned=lesson.patterned | self.stitcher.masks.keys())
         self.stitcher.mark_dirty()  # before the first step: whatever happens in it
-        return Course(self.stitcher.model, lesson, schedule or steps, self.settings.seed, at_once, Recipe(rate))
+        masks, seed = dict(self.stitcher.masks), self.settings.seed
+        return Course(self.stitcher.model, lesson, schedule or steps, seed, at_once, Recipe(rate), masks=masks)
 
     def _probed(self, train: Callable[[float, int], object], usual: Callable[[nn.Module], float], steps: int) -> float:
         """The peak rate for a policy that depends on nothing but the structure, so that any ask finds the same."""

@@ -297,15 +297,26 @@ def _check_front(front: Front, path: str) -> None:
             raise InputError(f"{path}: point {point.id}: {error}") from error
 
 
+def _check_masks(point: Point, base: Base) -> None:
+    """A mask for every group of kind weight that has zeros, but for points that were carried over; none for others."""
+    widths = point.policy.as_dict()
+    sparse = {g.name for g in base.groups if g.kind == "weight" and widths[g.name] < g.width}
+    if other := sorted(point.masks.keys() - sparse):
+        raise InputError(f"it has a mask for {other[0]!r}, which is no group of kind weight with zeros")
+    if missing := sorted(sparse - point.masks.keys()) if "transfer" not in base.space else []:
+        raise InputError(f"group {missing[0]!r} is of kind weight and has zeros: its keep is a mask, and there is none")
+
+
 def _check_point(point: Point, base: Base) -> None:
     widths = point.policy.as_dict()
     names = {group.name for group in base.groups}
     ranked = {group.name for group in base.groups if group.kind != "weight"}
+    if listed := sorted(point.keep.keys() & (names - ranked)):
+        raise InputError(f"group {listed[0]!r} is of kind weight: its keep is a mask, not atoms")
     for what, given, wanted in (("widths", set(widths), names), ("keep", set(point.keep), ranked)):
         if given != wanted:
             raise InputError(f"its {what} must name every group once; wrong or missing: {sorted(given ^ wanted)}")
-    if other := sorted(point.masks.keys() - (names - ranked)):
-        raise InputError(f"it has a mask for {other[0]!r}, which is no group of kind weight")
+    _check_masks(point, base)
     for group in base.groups:
         group.check(widths[group.name])
         if group.name not in ranked:

@@ -6,7 +6,7 @@ import math
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -19,6 +19,7 @@ from autoprune.errors import InputError
 from autoprune.evaluator.settings import Settings
 from autoprune.files.machine import free_memory, own_memory, size
 from autoprune.matrices import WEIGHT
+from autoprune.protocols import Criterion, GramCriterion
 from autoprune.structure import Structure
 
 SHARE = 0.9
@@ -73,6 +74,13 @@ class Needs:
     def facts(self, workers: int) -> dict[str, Any]:
         """Plain values for log.jsonl."""
         return {**asdict(self), "workers": workers}
+
+
+def with_grams(structure: Structure, criterion: Criterion) -> Structure:
+    """The groups whose Grams are collected: masks by a criterion that scores single weights want none."""
+    if isinstance(criterion, GramCriterion):
+        return structure
+    return replace(structure, groups=tuple(g for g in structure if g.kind != WEIGHT))
 
 
 def check_room(structure: Structure, inputs: Any, settings: Settings) -> None:

@@ -42,7 +42,7 @@ from autoprune.run.before import needs_table, usable
 from autoprune.run.constraints import parse_constraints
 from autoprune.run.kept_analysis import Kept, kept_analysis
 from autoprune.run.ledger import Prices
-from autoprune.run.needs import Needs, check_room, database_bytes, drop_work, entry_bytes
+from autoprune.run.needs import Needs, check_room, database_bytes, drop_work, entry_bytes, with_grams
 from autoprune.run.plan import Plan, expected
 from autoprune.run.rehearsal import rehearse_executor
 from autoprune.run.setting import Setting, idle_words
@@ -119,7 +119,7 @@ def _preparing(
     kept = kept_analysis(task.build(), task.example_inputs(), job.space.kinds, place)
     step = runtime_step(job, settings.torch_device, recorded)
     structure, whole, levelled = _spaces(job, kept.analysis.structure, step, priced)
-    check_room(levelled, task.example_inputs(), settings)
+    check_room(with_grams(levelled, criterion), task.example_inputs(), settings)
     timing = latency_table(job, structure, model, task, place, bool(recorded))
     latency = (yield from timing) if LATENCY in settings.costs else None
     problem = _problem(job, structure, latency)
@@ -255,7 +255,7 @@ def _built(
     if path.exists():
         return path, 0.0
     started = time.perf_counter()
-    drops_s = drop_work(structure) / DROPS_A_SECOND / max(1, job.executor.n_workers)
+    drops_s = drop_work(with_grams(structure, criterion)) / DROPS_A_SECOND / max(1, job.executor.n_workers)
     for step in building(path, model, structure, seen, criterion, _maker(job)):
         yield replace(step, ahead_s=ahead_s + (drops_s if step.stage == STATISTICS else 0.0))
     return path, time.perf_counter() - started

@@ -54,7 +54,9 @@ class CsrConv2d(nn.Module):
         product = self.weight @ columns
         if self.bias is not None:
             product += self.bias[:, None]
-        return product.view(-1, len(x), height, width).transpose(0, 1).contiguous()
+        out, last = product.view(-1, len(x), height, width).transpose(0, 1), torch.channels_last
+        as_given = not x.is_contiguous() and x.is_contiguous(memory_format=last)
+        return out.contiguous(memory_format=last if as_given else torch.contiguous_format)
 
 
 def csr(weight: Tensor) -> Tensor:

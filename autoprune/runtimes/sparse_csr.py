@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from autoprune.runtimes._csr import csr_twin, why_not
 from autoprune.runtimes._torch import torch_runner
@@ -19,6 +20,8 @@ LEAST_ZEROS = 0.5
 """Share of zeros from which a sparse product is tried at all: none with fewer was ever the faster one."""
 WORTH = 0.95
 """Of the dense layer's time, which a sparse one must stay under: so that noise alone puts none in its place."""
+CLOSE = 1e-4
+"""How far outputs may be from the dense ones, of these and of the largest."""
 ROUNDS, CALLS = 5, 3
 BATCHED = 4
 """Dimensions of what a convolution in two dimensions takes, its samples among them."""
@@ -50,12 +53,34 @@ class SparseCsr:
             for name, child in parent._modules.items():
                 if id(child) in chosen:
                     parent._modules[name] = chosen[id(child)]
-        run = torch_runner(chosen.get(id(twin), twin), inputs)
+        sparse = chosen.get(id(twin), twin)
+        if not _same(sparse, model, inputs):
+            return dense
+        run = torch_runner(sparse, inputs)
         return run if _takes_less(run, dense, clock) else dense  # whole models may fuse what single layers do not
 
     def operation(self, module: nn.Module, x: Tensor, threads: int) -> Callable[[], object]:
         """A single layer is a model of one."""
         return self(module, (x,), threads)
+
+
+def _same(sparse: nn.Module, dense: nn.Module, inputs: tuple[Any, ...]) -> bool:
+    """Whether the sparse twin gives what the dense model gives: a forward may ask more of a layer than to be called."""
+    try:
+        found, wanted = (tree_leaves(_outputs(model, inputs)) for model in (sparse, dense))
+    except Exception:  # whatever a forward does with its layers
+        return False
+    pairs = [(a, b) for a, b in zip(found, wanted, strict=True) if isinstance(b, Tensor)]
+    return all(a.shape == b.shape and torch.allclose(a, b, rtol=CLOSE, atol=CLOSE * _size(b)) for a, b in pairs)
+
+
+def _outputs(model: nn.Module, inputs: tuple[Any, ...]) -> object:
+    with torch.inference_mode(), evaluating(model), without_cache(model):
+        return call_model(model, inputs)
+
+
+def _size(wanted: Tensor) -> float:
+    return float(wanted.abs().max()) if wanted.numel() and wanted.is_floating_point() else 0.0
 
 
 def _candidate(module: nn.Module) -> bool:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
+from torch import nn
 
 from autoprune.evaluation import Ask
+from autoprune.matrices import with_weights
 from autoprune.policy import Policy
+from autoprune.structure import Structure
 from tests.database.test_numbers import at, sparse_world
 from tests.evaluator.test_tiers import evaluator
-from tests.small import World
+from tests.small import World, world_of
 
 
 def lost(w: World, tier: str, repair: str = "full") -> float:
@@ -58,3 +63,19 @@ def test_the_dense_policy_is_exact() -> None:
     e = evaluator(w)(Ask(Policy.dense(w.structure), "refit", split="validation"))
     assert abs(e.loss) <= 1e-7
     assert e.masks == {}
+
+
+def test_masks_are_held_where_zeros_do_not_show_them() -> None:
+    """A single output has no zeros but whole columns, and a weight that begins at zero has nothing else."""
+    net = nn.Sequential(nn.Flatten(), nn.Linear(24, 16), nn.ReLU(), nn.Linear(16, 16, bias=False), nn.Linear(16, 1))
+    net[3].weight.data.zero_()
+    w = world_of(net, (24,), 64)
+    structure = with_weights(w.structure)
+    w = replace(w, structure=Structure(tuple(g for g in structure if g.matrices), structure.ops))
+    evaluate = evaluator(w)
+    policy = at(w, 0.3)
+    model = evaluate.repaired(Ask(policy, "tune"))
+    assert evaluate.stitcher.masks.keys() == set(policy.as_dict())
+    for name, mask in evaluate.stitcher.masks.items():
+        assert int(mask.sum()) == policy.as_dict()[name]
+        assert bool((model.get_parameter(name)[~mask] == 0).all()), name

@@ -62,9 +62,23 @@ def test_a_mask_that_is_none_or_of_another_group_is_refused_in_one_line(path: Pa
         assert "\n" not in str(caught.value)
 
 
+def test_zeros_without_a_mask_and_a_mask_without_zeros_are_refused(path: Path) -> None:
+    text = path.read_text()
+    data = json.loads(text)
+    del data["points"][1]["keep"][WEIGHT]
+    path.write_text(json.dumps(data))
+    with pytest.raises(InputError, match="has zeros: its keep is a mask, and there is none"):
+        load_front(path)
+    data = json.loads(text)
+    data["points"][0]["keep"][WEIGHT] = {"mask": MASK}
+    path.write_text(json.dumps(data))
+    with pytest.raises(InputError, match="no group of kind weight with zeros"):
+        load_front(path)
+
+
 def test_atoms_of_a_weight_group_are_refused(path: Path) -> None:
     data = json.loads(path.read_text())
     data["points"][1]["keep"][WEIGHT] = [0, 1]
     path.write_text(json.dumps(data))
-    with pytest.raises(InputError, match="keep must name every group once"):
+    with pytest.raises(InputError, match="is of kind weight: its keep is a mask, not atoms"):
         load_front(path)

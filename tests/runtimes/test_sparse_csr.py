@@ -48,7 +48,7 @@ def test_a_twin_computes_what_its_layer_does(layer: nn.Module, shape: tuple[int,
         for given in (x, x.to(memory_format=torch.channels_last) if x.dim() == 4 else x):
             wanted, got = layer(given), twin(given)
             torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
-            assert got.is_contiguous()
+            assert got.is_contiguous(memory_format=torch.contiguous_format if given is x else torch.channels_last)
 
 
 @pytest.mark.parametrize(
@@ -197,3 +197,20 @@ def test_where_torch_multiplies_no_sparse_matrices_it_is_refused_in_one_line(mon
         runtime.load(thinned(nn.Sequential(nn.Linear(8, 8))), (torch.randn(2, 8),))
     assert "\n" not in str(caught.value)
     runtime.load(nn.Sequential(nn.Linear(8, 8)).eval(), (torch.randn(2, 8),))
+
+
+class Asking(nn.Module):
+    """Looks at its layer beside calling it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(256, 256)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.fc(x)
+        return y[:, : self.fc.out_features // 2]
+
+
+def test_a_forward_that_asks_more_of_a_layer_than_to_be_called_stays_dense(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sparse_csr, "_takes_less", lambda *_: True)
+    SparseCsr()(thinned(Asking()), (torch.randn(4, 256),), 1)()
