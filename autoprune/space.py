@@ -106,9 +106,27 @@ def restrict(structure: Structure, space: Space, step: int = 1) -> Structure:
             frozen[group.name] = reason
     _check_rows(structure, [g.name for g in groups if g.kind == WEIGHT and not g.pattern], space)
     if not groups:
-        why = "; ".join(f"{name}: {reason}" for name, reason in list(frozen.items())[:5]) or "the model has no groups"
-        raise InputError(f"nothing is left to search ({why})")
+        raise InputError(f"nothing is left to search ({_why_nothing(structure, space, frozen)})")
     return Structure(tuple(groups), structure.ops, frozen, structure.fingerprint)
+
+
+def _why_nothing(structure: Structure, space: Space, frozen: Mapping[str, str]) -> str:
+    """The commonest reasons, of groups of the kinds that are searched before others."""
+    other = {g.name for g in structure if (reason := _other_kind(g, space)) and reason == frozen.get(g.name)}
+    of: dict[str, list[str]] = {}
+    for name in sorted(frozen, key=lambda name: name in other):
+        of.setdefault(frozen[name], []).append(name)
+    told = (
+        f"{names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''}: {reason}" for reason, names in of.items()
+    )
+    return "; ".join([*told][:3]) or "the model has no groups"
+
+
+def _other_kind(group: Group, space: Space) -> str | None:
+    """Why a group is not of a kind that is searched, or None."""
+    if group.kind in (*space.granularity, *SHAPELESS) or space.granularity == (AUTO,):
+        return None
+    return f"its kind is {group.kind}, the job searches {', '.join(space.granularity)} (space.granularity)"
 
 
 def _kept_blocks(structure: Structure, space: Space) -> set[str]:
@@ -131,8 +149,8 @@ def _named(group: Group, glob: str) -> bool:
 
 def _left_out(group: Group, space: Space, step: int) -> str | None:
     """Why the group is not searched, or None."""
-    if group.kind not in (*space.granularity, *SHAPELESS) and space.granularity != (AUTO,):
-        return f"its kind is {group.kind}, the job searches {', '.join(space.granularity)} (space.granularity)"
+    if (other := _other_kind(group, space)) is not None:
+        return other
     if not any(fnmatchcase(group.name, glob) for glob in space.include):
         return "not among space.include"
     for glob in space.exclude:

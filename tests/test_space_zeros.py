@@ -138,3 +138,9 @@ def test_bits_and_zeros_of_one_matrix_are_two_groups() -> None:
 def test_kinds_that_exclude_each_other_make_no_space(kinds: tuple[str, ...]) -> None:
     with pytest.raises(InputError, match=r"space\.granularity: .*(exclude each other|is no pattern)"):
         Space(kinds)
+
+
+def test_what_is_excluded_is_said_before_what_nobody_asked_for() -> None:
+    with pytest.raises(InputError, match=r"\S+ and \d+ more: excluded by '\*'.*its kind is") as caught:
+        restrict(STRUCTURE, Space(("weight",), exclude=("*",)))
+    assert "\n" not in str(caught.value)

@@ -160,7 +160,8 @@ class Projector:
             if name not in self.costs:
                 raise InputError(f"unknown cost {name!r}; {did_you_mean(name, self.costs)}")
             if self.costs[name].monotone and self._reach(name)[0] > limit + SLACK:
-                hint = "ask for more, or allow narrower groups (space.max_sparsity)"
+                narrows = any(g.narrows for g in self.codec.structure)
+                hint = "ask for more" + (", or allow narrower groups (space.max_sparsity)" if narrows else "")
                 raise InputError(f"budget {name}={limit:g} is out of reach: {self._ranges({name: limit})}; {hint}")
 
     def _reach(self, name: str) -> tuple[float, float]:

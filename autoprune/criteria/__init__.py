@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from autoprune import plugins
 from autoprune.errors import InputError
+from autoprune.matrices import sparse_pattern
 from autoprune.protocols import Criterion
 
 Named = str | Mapping[str, Any]
 """A criterion as a job or a policy file names it: its name, or {"name": ..., "options": {...}}."""
 
 
-def build_criterion(given: Named) -> Criterion:
+def build_criterion(given: Named, granularity: Sequence[str] = ()) -> Criterion:
     """The criterion that `given` names, a file of this folder or a user's "module:Class", with its options.
 
     Raises:
-        InputError: no such criterion, it is no class, or it does not take these options or their values.
+        InputError: no such criterion, it is no class, it does not take these options or their values, or it scores no
+            single weights where a space of this `granularity` has some.
     """
     name, options = _parts(given)
     criterion: Criterion = plugins.build("criteria", name, options, "criterion.options")
+    if sparse_pattern(granularity) is not None:
+        from autoprune.database.scored import check_weights  # torch, which who only reads a job does without
+
+        check_weights(criterion)
     return criterion
 
 

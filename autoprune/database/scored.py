@@ -24,6 +24,16 @@ def scored(criterion: Criterion, model: nn.Module, groups: Sequence[Group], task
     return _called(criterion, criterion, model, groups, task)
 
 
+def check_weights(criterion: Criterion | GramCriterion) -> None:
+    """InputError where no mask can be made by a criterion."""
+    if not isinstance(criterion, WeightCriterion | GramCriterion):
+        able = [n for n in plugins.names("criteria") if hasattr(plugins.load("criteria", n), "weights")]
+        raise InputError(
+            f"criterion {plugins.name_of('criteria', criterion)} scores no single weights, and the space has some: "
+            f"take {', '.join(('obs', *able))}"
+        )
+
+
 def scored_weights(
     criterion: Criterion | GramCriterion, model: nn.Module, groups: Sequence[Group], task: Task
 ) -> Mapping[str, Tensor]:
@@ -34,12 +44,8 @@ def scored_weights(
     """
     if not groups:
         return {}
-    if not isinstance(criterion, WeightCriterion):
-        able = [n for n in plugins.names("criteria") if hasattr(plugins.load("criteria", n), "weights")]
-        raise InputError(
-            f"criterion {plugins.name_of('criteria', criterion)} scores no single weights, and the space has some: "
-            f"take {', '.join(('obs', *able))}"
-        )
+    check_weights(criterion)
+    assert isinstance(criterion, WeightCriterion)
     found = _called(criterion, criterion.weights, model, [g.name for g in groups], task)
     shapes = {g.name: model.get_parameter(g.name).shape for g in groups}
     for g in groups:

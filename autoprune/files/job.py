@@ -50,6 +50,8 @@ PLUGGED: Mapping[Plugged, tuple[plugins.Folder, str]] = {
 """The sections with options of their own: the folder of their plug-in, and the key that names it."""
 SHAPED = ("macs", "params", "kv_bytes")
 """Costs of shapes alone."""
+LATENCY = "latency"
+"""The cost that sees bits as well, and no zeros: no runtime is timed with them."""
 TASK_MEMBERS = ("build", "example_inputs", "split", "loss", "metrics", "directions")
 
 
@@ -89,7 +91,8 @@ class Job(Part):
             raise ValueError(
                 f"the budget's cost {budget.cost!r} must be one of objectives.costs {self.objectives.costs}"
             )
-        if self.space.counted and self.space.shapeless and budget.cost in SHAPED:
+        blind = SHAPED if "bits" in self.space.kinds or self.space.bits else (*SHAPED, LATENCY)
+        if self.space.counted and self.space.shapeless and budget.cost in blind:
             raise ValueError(
                 f"the budget's cost {budget.cost!r} does not see zeros, and space.granularity names nothing that it "
                 f"sees; take {', '.join(self.space.counted)} or bytes"

@@ -111,7 +111,7 @@ def _preparing(
 ) -> Generator[Step, None, Setting]:
     lent, task = task, task or job.build_task()
     settings = with_direction(as_recorded(settings_of(job), recorded or {}, job.executor.kind), task)
-    criterion = build_criterion(job.criterion_named)
+    criterion = build_criterion(job.criterion_named, job.space.kinds)
     constraints = parse_constraints(job.constraints, task.directions)
     model = _fit_model(job, task, settings)
     place = (shared or folder).resolve() / "database"  # workers may stand in other folders

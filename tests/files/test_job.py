@@ -287,3 +287,10 @@ def test_a_job_without_zeros_tells_the_costs_that_it_told(tmp_path: Path) -> Non
     assert settings_of(job).costs == COSTS
     asked = Job.from_dict({**MINIMAL, "objectives": {"costs": ["macs", "nonzeros"]}})
     assert settings_of(asked).costs == (*COSTS, "nonzeros")
+
+
+def test_a_latency_sees_bits_and_no_zeros() -> None:
+    parts = {"task": {"name": "digits"}, "objectives": {"costs": ["latency"]}, "budget": {"latency": [0.3, 0.9]}}
+    with pytest.raises(InputError, match="cost 'latency' does not see zeros"):
+        Job.from_dict({**parts, "space": {"granularity": "weight"}})
+    Job.from_dict({**parts, "space": {"granularity": ["weight", "bits"]}})
