@@ -18,7 +18,7 @@ from autoprune import plugins
 from autoprune.allocation.polynomial import macs_polynomial
 from autoprune.application.delivery import apply_file
 from autoprune.application.order import Order
-from autoprune.deploy import IN_FULL, misfits, searched
+from autoprune.deploy import misfits, searched
 from autoprune.deploy.hf_uniform import HfUniform
 from autoprune.errors import InputError
 from autoprune.families import analyze
@@ -132,10 +132,3 @@ def test_a_job_names_its_container(tmp_path: Path) -> None:
     net = nn.Sequential(nn.Conv2d(1, 5, 3), nn.ReLU(), nn.Conv2d(5, 2, 3)).eval()
     with pytest.raises(InputError, match="deploy: hf-uniform can hold nothing of what the job searches"):
         searched(analyze(net, (torch.randn(2, 1, 8, 8),)), Space(), "hf-uniform")
-
-
-@pytest.mark.parametrize("name", ["hf-uniform", "gguf-deci", "vllm-deci"])
-def test_a_container_of_plain_tensors_stores_zeros_as_numbers(name: str) -> None:
-    held = searched(analysed("grouped queries"), Space(("kv_group", "neuron", "weight")), name)
-    assert held.frozen["model.layers.0.mlp.up_proj.weight"] == IN_FULL
-    assert not any(g.kind == "weight" for g in held)
