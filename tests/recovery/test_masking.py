@@ -299,3 +299,23 @@ def test_zeros_of_a_pattern_that_the_dense_model_brings_stay_under_a_mask() -> N
     course = Distilled(point={"0.weight": Masked(torch.arange(96).view(16, 6) < 90)})
     expected = (own.model[0].weight != 0) & (torch.arange(96).view(16, 6) < 90)
     assert torch.equal(course.masks_for(own.model, own.model)["0.weight"], expected)
+
+
+@pytest.mark.parametrize("outputs", [2, 10])
+@pytest.mark.parametrize("density", [0.3, 0.85])
+@pytest.mark.parametrize("name", ["gradual", "lottery"])
+def test_a_mask_by_chance_is_no_pattern_and_as_many_weights_train(
+    name: str, density: float, outputs: int, tmp_path: Path
+) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        own = world_of(nn.Sequential(nn.Linear(6, 64), nn.ReLU(), nn.Linear(64, outputs)), (6,), 256)
+    student = thin(copy.deepcopy(own.model), density)
+    given, mask = nonzeros(student), student[2].weight.detach() != 0
+    save_file({k: v.contiguous() for k, v in own.model.state_dict().items()}, tmp_path / "early.safetensors")
+    options = {"weights": tmp_path / "early.safetensors"} if name == "lottery" else {"every": 2}
+    made = build_recovery(name, {"learning_rate": 0.01, **options})
+    made.at_point({n: student.get_parameter(n).detach() != 0 for n in given}, {})
+    assert targets_of(student, own.model, made.course)["2.weight"] == Target(int(mask.sum()))
+    list(made.begun(student, own.model, own.task, 8, 0))
+    assert nonzeros(student) == given
