@@ -43,14 +43,15 @@ class Bench:
         yield Step(REPAIR)
         return TieredEvaluator(self.task, structure, database, self.settings, model, parts=self.parts)
 
-    def cut(self, model: nn.Module, policy: Policy, keep: Kept | None) -> Generator[Step, None, tuple[nn.Module, Kept]]:
-        """(`model` at `policy`, repaired, what it keeps): among `keep`, where that is given."""
+    def cutter(
+        self, model: nn.Module, policy: Policy, keep: Kept | None
+    ) -> Generator[Step, None, tuple[TieredEvaluator, Kept]]:
+        """(What cuts `model` to `policy`, what it keeps there): among `keep`, where that is given."""
         widths = policy.as_dict()
         grids = {g.name: tuple(sorted({widths[g.name], g.width})) for g in self.structure}
         structure = replace(self.structure, groups=tuple(replace(g, grid=grids[g.name]) for g in self.structure))
         evaluator = yield from self.evaluator(model, structure, keep)
-        kept = self.kept(evaluator, policy)
-        return self.settled(evaluator, policy, kept), kept
+        return evaluator, self.kept(evaluator, policy)
 
     def settled(self, evaluator: TieredEvaluator, policy: Policy, keep: Kept) -> nn.Module:
         """The model of `evaluator` at `policy`, repaired, as a module of its own that holds the atoms of `keep`."""

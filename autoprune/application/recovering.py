@@ -204,21 +204,30 @@ class _Session:
         if part.policy is None:
             return model_copy(source)
         if len(self.parts) > 1 or isinstance(made, PathRecovery):
-            model, self.state.keep = yield from bench.cut(source, part.policy, self.state.keep)
-            return model
+            evaluator, self.state.keep = yield from bench.cutter(source, part.policy, self.state.keep)
+            return self._settled(evaluator, part.policy, self.state.keep)
         self.state.keep = self._keep
         thins = callable(getattr(made, "thin", None))  # it is given the early weights beside the model of the point
         if callable(getattr(made, "start", None)) and isinstance(made, RewoundRecovery) and not thins:
-            if not (thinned := self._thinned()):
+            if not self._thinned():
                 return self._early(made)
             yield Step(REPAIR)
-            early, settled = self._early(made), bench.settled(self._evaluator, part.policy, self._keep)
+            self._settled(self._evaluator, part.policy, self._keep)
+            early, masks = self._early(made), self._evaluator.stitcher.masks
             with torch.no_grad():
-                for name in (name for group in thinned for name in group.matrices):
-                    early.get_parameter(name).masked_fill_(settled.get_parameter(name) == 0, 0.0)
+                for name, parameter in early.named_parameters():
+                    if name in masks:
+                        parameter.masked_fill_(~masks[name], 0.0)
             return early
         yield Step(REPAIR)
-        return bench.settled(self._evaluator, part.policy, self._keep)
+        return self._settled(self._evaluator, part.policy, self._keep)
+
+    def _settled(self, evaluator: TieredEvaluator, policy: Policy, keep: Kept) -> nn.Module:
+        """The model at `policy`; the recovery is told its masks."""
+        model = self._bench.settled(evaluator, policy, keep)
+        patterns = {name: g.pattern for g in self._bench.structure if g.kind == "weight" for name in g.matrices}
+        self._recovery.at_point(evaluator.stitcher.masks, patterns)
+        return model
 
     def _early(self, made: RewoundRecovery) -> nn.Module:
         """The model with the weights that its recovery goes back to, all those of the atoms that are kept."""

@@ -58,7 +58,7 @@ def best(scores: Tensor, zeros: Zeros, outputs: int = 0) -> Tensor:
     if zeros.pattern is None:
         return _most(scores.flatten()[None], zeros.count(scores.numel())).view(scores.shape)
     channels = scores.movedim(1 - outputs, -1)
-    return _in_runs(channels.contiguous(), *zeros.pattern).movedim(-1, 1 - outputs)
+    return in_runs(channels.contiguous(), *zeros.pattern).movedim(-1, 1 - outputs)
 
 
 def sparse(weight: Tensor, kind: str, factors: Sequence[tuple[Tensor, Tensor]], zeros: Zeros) -> tuple[Tensor, Tensor]:
@@ -113,7 +113,7 @@ class _Walk:
         cost = (wanted * self.factor.diagonal()[columns]).square()
         if self._zeros.pattern is not None:
             by_channel = cost.view(len(cost), -1, self._taps).transpose(1, 2).contiguous()
-            mask = _in_runs(by_channel, *self._zeros.pattern).transpose(1, 2).reshape(cost.shape)
+            mask = in_runs(by_channel, *self._zeros.pattern).transpose(1, 2).reshape(cost.shape)
         else:
             until = self._zeros.count(len(cost) * (self._columns - columns.start))
             mask = _most(cost.flatten()[None], until - self._stayed).view(cost.shape)
@@ -162,7 +162,7 @@ def _most(scores: Tensor, count: int) -> Tensor:
     return above | (level & (level.cumsum(1) <= count - above.sum(1, keepdim=True)))
 
 
-def _in_runs(scores: Tensor, n: int, m: int) -> Tensor:
+def in_runs(scores: Tensor, n: int, m: int) -> Tensor:
     """The n largest of every m along the last dimension, bool."""
     length = scores.shape[-1]
     padded = nn.functional.pad(scores, (0, -length % m), value=-torch.inf).view(-1, m)

@@ -32,8 +32,8 @@ def patterned_weights(model: nn.Module) -> frozenset[str]:
 def masked_weights(model: nn.Module, dense: nn.Module | None = None) -> frozenset[str]:
     """The parameters of a model whose zeros a training keeps.
 
-    With the `dense` model of a pruned one, zeros of whole rows and columns count as well where its weight of the same
-    name has no such row or column: the mask emptied them. What 8 bits round to zero is no mask.
+    With the `dense` model of a pruned one, whose shapes may be cut, zeros of whole rows and columns count as well, but
+    for as many as its weight of the same name has: the mask emptied the others. What 8 bits round to zero is no mask.
     """
     own = {} if dense is None else dict(dense.named_parameters())
     with torch.no_grad():
@@ -58,7 +58,7 @@ def _share(weight: Tensor) -> float:
     if weight.dim() < 2:
         return 0.0
     zero = _by_sides(weight == 0)
-    alive = zero[~zero.all(2).all(1)][:, ~zero.all(2).all(0)]
+    alive = zero[~_empty(zero, 0)][:, ~_empty(zero, 1)]
     return float(alive.float().mean()) if alive.numel() else 0.0
 
 
@@ -67,12 +67,22 @@ def _by_sides(flags: Tensor) -> Tensor:
     return flags.flatten(2) if flags.dim() > 2 else flags[:, :, None]
 
 
+def _empty(zero: Tensor, side: int) -> Tensor:
+    """Which rows (`side` 0) or columns (1) are zero as a whole, bool."""
+    return zero.all(2).all(1 - side)
+
+
 def _emptied(weight: Tensor, dense: Tensor) -> bool:
-    """Whether a weight has zeros in number, and its dense one no row or column of zeros."""
-    if weight.dim() < 2 or float((weight == 0).float().mean()) < MEANT:
+    """Whether a weight has zeros in number, as many empty rows and columns set aside as its dense one has."""
+    if weight.dim() < 2:
         return False
-    zero = _by_sides(dense == 0).all(2)
-    return not bool(zero.all(0).any() or zero.all(1).any())
+    zero, own = _by_sides(weight == 0), _by_sides(dense == 0)
+    for side in (0, 1):
+        aside = _empty(zero, side).nonzero().flatten()[: int(_empty(own, side).sum())]
+        left = torch.ones(zero.shape[side], dtype=torch.bool, device=zero.device)
+        left[aside] = False
+        zero = zero[left] if side == 0 else zero[:, left]
+    return zero.numel() > 0 and float(zero.float().mean()) >= MEANT
 
 
 def _rounded_off(model: nn.Module, name: str, weight: Tensor) -> bool:

@@ -7,13 +7,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from autoprune import plugins
 from autoprune.errors import InputError, did_you_mean
 from autoprune.policy import Policy
 from autoprune.protocols import Progress, Recovery, Task, ThinningRecovery
-from autoprune.recovery._distilled import WHERE, Distilled
+from autoprune.recovery._distilled import WHERE, Distilled, Masked
 from autoprune.structure import Structure
 
 COURSE = "course"
@@ -57,6 +57,12 @@ class Watched:
         """Its courses have this peak rate from now on."""
         if self.course is not None:
             setattr(self.recovery, COURSE, replace(self.course, learning_rate=rate))
+
+    def at_point(self, masks: Mapping[str, Tensor], patterns: Mapping[str, str]) -> None:
+        """Its courses are those of a model whose weights have these masks, in these patterns, from now on."""
+        if self.course is not None:
+            point = {name: Masked(mask, patterns.get(name, "")) for name, mask in masks.items()}
+            setattr(self.recovery, COURSE, replace(self.course, point=point))
 
     def check(self, dense: nn.Module) -> None:
         """Have it look at what it needs, before any work.

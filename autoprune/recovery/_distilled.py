@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from autoprune import plugins
 from autoprune.database.batches import drawing
@@ -19,7 +19,7 @@ from autoprune.database.zeros import masked_weights, patterned_weights
 from autoprune.errors import InputError, did_you_mean
 from autoprune.evaluator.features import Features
 from autoprune.evaluator.fidelity import AUTO, fidelity_for
-from autoprune.evaluator.finetune import MAX_NORM, Course, Lesson, Recipe
+from autoprune.evaluator.finetune import MAX_NORM, Course, Lesson, Masks, Recipe
 from autoprune.evaluator.keep_best import CHECKS
 from autoprune.evaluator.material import BATCH_SIZE, Reading, material_for
 from autoprune.evaluator.optimizers import OptimizerChoice
@@ -34,6 +34,8 @@ from autoprune.tracing.wiring import batch_norms, find_sites
 AT_ONCE = 256
 """Samples that the dense model sees at a time."""
 WHERE = "recovery.options"
+PLACE = "in the job file: recovery: {options: {...}}"
+"""Where options go, for who is told that one is missing."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,14 @@ class _LastLesson:
 
 
 @dataclass(frozen=True)
+class Masked:
+    """What a point says of a weight: `mask`, bool like it, where it has numbers; `pattern` is "n:m", or "" for none."""
+
+    mask: Tensor
+    pattern: str = ""
+
+
+@dataclass(frozen=True)
 class Distilled:
     """What a recovery's options say of its courses. docs/production.md has them in a table.
 
@@ -94,7 +104,8 @@ class Distilled:
     train split is read anew at every epoch, and the dense model asked for each batch, where it gives others each time
     or is large; `fresh` says that it must be. Batch norms keep what the repair gave them, with `norm_statistics:
     running` they go by each batch and gather anew. The caller scores `scorings` times, stops after `patience` of them
-    without a better one, and keeps the course at each, and every `checkpoint_every` steps.
+    without a better one, and keeps the course at each, and every `checkpoint_every` steps. `point` is no option: who
+    cuts the model puts there which of its weights have masks; None: the zeros of the model say so.
 
     Raises:
         InputError: an option is out of its range, or names what there is not.
@@ -122,6 +133,7 @@ class Distilled:
     scorings: int = CHECKS
     patience: int | None = None
     checkpoint_every: int | None = None
+    point: Mapping[str, Masked] | None = field(default=None, repr=False, compare=False)
     last_lesson: _LastLesson = field(default_factory=_LastLesson, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -177,8 +189,15 @@ class Distilled:
                 its parameters.
         """
         lesson = self.lesson(dense, task, steps, seed)
-        lesson = replace(lesson, patterned=lesson.patterned | masked_weights(model, dense))
-        return self._begun(model, lesson, steps, seed, after_step)
+        masks = self.masks_for(model, dense)
+        lesson = replace(lesson, patterned=(lesson.patterned | masked_weights(model, dense)) - masks.keys())
+        return self._begun(model, lesson, steps, seed, after_step, masks)
+
+    def masks_for(self, model: nn.Module, dense: nn.Module) -> dict[str, Tensor]:
+        """The masks of the point for the weights of `model`; without the zeros of a pattern that `dense` brings."""
+        held, own = dict(model.named_parameters()), patterned_weights(dense)
+        known = {name: of.mask.to(held[name].device) for name, of in (self.point or {}).items() if name in held}
+        return {name: mask & (held[name].detach() != 0) if name in own else mask for name, mask in known.items()}
 
     def probe(self, model: nn.Module, lesson: Lesson, seed: int, rate: float, steps: int) -> None:
         """A course as short as `steps` at a peak rate, to its end: a whole cosine, of which no average is taken.
@@ -228,11 +247,12 @@ class Distilled:
         steps: int,
         seed: int,
         after_step: Callable[[float], None] | None = None,
+        masks: Masks | None = None,
     ) -> Course:
         with _in_options():
             if lesson.features is not None:
                 lesson.features.check(model)
-            return Course(model, lesson, steps, seed, self.batch_size, self._recipe(), after_step)
+            return Course(model, lesson, steps, seed, self.batch_size, self._recipe(), after_step, masks)
 
     @one_thread()
     def _lesson(self, dense: nn.Module, task: Task, steps: int, seed: int) -> Lesson:

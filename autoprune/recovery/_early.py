@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import nn
 
 from autoprune.errors import InputError
-from autoprune.recovery._distilled import WHERE
+from autoprune.recovery._distilled import PLACE, WHERE
 from autoprune.tasks._weights import fill, read_checkpoint
 from autoprune.tracing.copies import copied
 
@@ -26,7 +26,7 @@ class Early:
 
     def __post_init__(self) -> None:
         if self.weights is None:
-            raise InputError(f"{WHERE}: {self.name} needs weights, an early checkpoint of the dense model")
+            raise InputError(f"{WHERE}: {self.name} needs weights, an early checkpoint of the dense model; {PLACE}")
         if not Path(self.weights).is_file():
             raise InputError(f"{WHERE}: {self.name}: no weights file {self.weights}")
 

@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from autoprune.database.masking import in_runs
 from autoprune.database.zeros import masked_weights
 from autoprune.errors import InputError
 from autoprune.evaluator.finetune import Course, Masks
 from autoprune.policy import Policy
 from autoprune.protocols import Progress
-from autoprune.recovery._distilled import COUNT, WHERE
+from autoprune.recovery._distilled import COUNT, WHERE, Distilled
 from autoprune.structure import Group, Structure
 from autoprune.tracing.rounding import is_rounded, nearest, output_dim
-
-LONGEST = 64
-"""Inputs that a pattern n of m may span, at most."""
-FILLED = 0.9
-"""Share of the n of every m that are kept where a mask has a pattern; some of them 8 bits may have rounded to zero."""
 
 
 @dataclass(frozen=True)
@@ -33,33 +29,33 @@ class Target:
     of: int = 0
     dim: int = 1
 
-    @staticmethod
-    def of_weight(weight: Tensor, dim: int) -> Target:
-        """That of a masked weight whose dimension `dim` counts its inputs."""
-        alive = weight != 0
-        for of in range(2, min(LONGEST, weight.shape[dim]) + 1):
-            if weight.shape[dim] % of == 0:
-                counts = alive.movedim(dim, -1).reshape(-1, of).sum(1)
-                each = int(counts.max())
-                if 0 < each < of and float(counts.float().mean()) >= FILLED * each:
-                    return Target(int(alive.sum()), each, of, dim)
-        return Target(int(alive.sum()), dim=dim)
-
     def mask(self, weight: Tensor, kept: int, held: Tensor | None = None) -> Tensor:
         """The `kept` largest weights among those that are `held`; what breaks the pattern, if any, goes first."""
         sizes = weight.detach().abs()
         if self.of:
-            blocks = sizes.movedim(self.dim, -1).unflatten(-1, (-1, self.of))
-            rank = blocks.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
-            fits = (rank < self.each).flatten(-2).movedim(-1, self.dim)
+            channels = sizes.movedim(self.dim, -1).contiguous()
+            fits = in_runs(channels, self.each, self.of).movedim(-1, self.dim)
             sizes = torch.where(fits, sizes + 2 * sizes.max() + 1.0, sizes)
         return largest(sizes, kept, held)
 
 
-def targets_of(model: nn.Module, dense: nn.Module) -> dict[str, Target]:
-    """What each masked weight of a pruned model keeps."""
-    found = sorted(masked_weights(model, dense))
-    return {n: Target.of_weight(model.get_parameter(n).detach(), 1 - _outputs(model, n)) for n in found}
+def targets_of(model: nn.Module, dense: nn.Module, course: Distilled) -> dict[str, Target]:
+    """What each masked weight of a pruned model keeps: as the point of `course` says, else by its zeros, patterns none.
+
+    Zeros alone show no pattern: a few that lie by chance look like n of some m.
+    """
+    point, found, alive = course.point or {}, dict[str, Target](), course.masks_for(model, dense)
+    if course.point is None:
+        alive = {name: model.get_parameter(name).detach() != 0 for name in masked_weights(model, dense)}
+    for name, mask in sorted(alive.items()):
+        each, _, of = (point[name].pattern if name in point else "").partition(":")
+        found[name] = Target(int(mask.sum()), int(each or 0), int(of or 0), 1 - _outputs(model, name))
+    return found
+
+
+def unmasked(course: Distilled) -> Distilled:
+    """The same without the masks of a point, for a model that has all its weights when it begins."""
+    return replace(course, point=None)
 
 
 def _outputs(model: nn.Module, name: str) -> int:

@@ -12,7 +12,7 @@ from autoprune.evaluator.finetune import Masks
 from autoprune.policy import Policy
 from autoprune.protocols import Progress, Task
 from autoprune.recovery._distilled import Distilled
-from autoprune.recovery._masking import MaskedCourse, Target, check_pace, targets_of, with_zeros
+from autoprune.recovery._masking import MaskedCourse, Target, check_pace, targets_of, unmasked, with_zeros
 from autoprune.structure import Structure
 
 
@@ -50,9 +50,10 @@ class Gradual:
             ArithmeticError: the loss is not finite.
         """
         last = max(0, min(steps, round(self._until * steps)) - 1)
-        make = partial(self.course.course, model, dense, task, steps, seed)
+        make = partial(unmasked(self.course).course, model, dense, task, steps, seed)
         start = partial(model.load_state_dict, whole.state_dict())
-        return MaskedCourse("gradual", make, _Cubic(self._every, last), targets_of(model, dense), last + 1, start)
+        targets = targets_of(model, dense, self.course)
+        return MaskedCourse("gradual", make, _Cubic(self._every, last), targets, last + 1, start)
 
 
 class _Cubic:

@@ -15,7 +15,7 @@ from autoprune.policy import Policy
 from autoprune.protocols import Progress, Task
 from autoprune.recovery._distilled import WHERE, Distilled
 from autoprune.recovery._early import Early
-from autoprune.recovery._masking import Target, keep_masked, needed, read, stored, targets_of, with_zeros
+from autoprune.recovery._masking import Target, keep_masked, needed, read, stored, targets_of, unmasked, with_zeros
 from autoprune.structure import Structure
 from autoprune.tracing.copies import copied
 
@@ -74,11 +74,11 @@ class Lottery:
         """
 
         def make(steps: int) -> Course:
-            return self.course.course(model, dense, task, steps, seed)
+            return unmasked(self.course).course(model, dense, task, steps, seed)
 
         rounds = min(self._rounds, steps - 1)
         lengths = [steps // (rounds + 1)] * rounds
-        return _Rounds(model, whole, make, [*lengths, steps - sum(lengths)], targets_of(model, dense))
+        return _Rounds(model, whole, make, [*lengths, steps - sum(lengths)], targets_of(model, dense, self.course))
 
 
 class _Rounds:

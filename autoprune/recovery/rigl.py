@@ -53,7 +53,7 @@ class Rigl:
         """
         make = partial(self.course.course, model, dense, task, steps, seed)
         schedule = _Exchange(self._every, self._fraction, round(self._until * steps), masked_weights(dense))
-        return MaskedCourse("rigl", make, schedule, targets_of(model, dense))
+        return MaskedCourse("rigl", make, schedule, targets_of(model, dense, self.course))
 
 
 class _Exchange:

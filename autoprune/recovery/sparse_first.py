@@ -24,19 +24,20 @@ class SparseFirst:
 
     group_lasso: the norm of all that produces an atom (Wen et al. 2016, Learning Structured Sparsity); bn_l1: the size
     of the batch norm scale behind it (Liu et al. 2017, Network Slimming); l1: the size of each weight of the matrices
-    whose zeros are searched (Tibshirani 1996), for groups of kind weight. All act as their proximal step after each
-    step of the optimizer: a norm falls by `strength` times the learning rate, and stays at zero once it is there.
-    Weights under the penalty are not averaged: in an average nothing would be zero.
+    whose zeros are searched (Tibshirani 1996), for groups of kind weight. None: group_lasso where atoms are removed, l1
+    where only weights go. All act as their proximal step after each step of the optimizer: a norm falls by `strength`
+    (None: the penalty's usual one) times the learning rate, and stays at zero once it is there. Weights under the
+    penalty are not averaged: in an average nothing would be zero.
     """
 
     def __init__(
         self,
-        penalty: str = "group_lasso",
+        penalty: str | None = None,
         strength: float | None = None,
         share: float = 0.5,
         course: Distilled | None = None,
     ) -> None:
-        if penalty not in get_args(Penalty):
+        if penalty is not None and penalty not in get_args(Penalty):
             raise InputError(
                 f"recovery.options: unknown penalty {penalty!r}; {did_you_mean(penalty, get_args(Penalty))}"
             )
@@ -44,10 +45,7 @@ class SparseFirst:
             raise InputError(f"recovery.options: strength must be above 0, not {strength}")
         if not 0.0 < share < 1.0:
             raise InputError(f"recovery.options: share must lie between 0 and 1, not {share}")
-        self._penalty, self.share = penalty, share
-        self._strength = next(usual for name, usual in STRENGTHS.items() if name == penalty)
-        if strength is not None:
-            self._strength = strength
+        self._penalty, self._strength, self.share = penalty, strength, share
         self.course = course or Distilled()
 
     def before(
@@ -60,7 +58,10 @@ class SparseFirst:
             ArithmeticError: the loss is not finite.
         """
         own = replace(self.course, ema=None)
-        return own.course(model, dense, task, steps, seed, _shrinking(self._under(model, groups), self._strength))
+        penalty = self._penalty or ("group_lasso" if any(g.narrows for g in groups) else "l1")
+        usual = next(usual for name, usual in STRENGTHS.items() if name == penalty)
+        after_step = _shrinking(_under(model, groups, penalty), usual if self._strength is None else self._strength)
+        return own.course(model, dense, task, steps, seed, after_step)
 
     def __call__(self, model: nn.Module, dense: nn.Module, task: Task, steps: int, seed: int) -> Iterable[Progress]:
         """Train `model` in place, as one_shot does.
@@ -70,28 +71,29 @@ class SparseFirst:
         """
         return self.course.course(model, dense, task, steps, seed)
 
-    def _under(self, model: nn.Module, groups: Sequence[Group]) -> Sequence[_Shrinks]:
-        """What of `model` the penalty is on."""
-        if self._penalty == "l1":
-            names = [name for g in groups if g.kind == "weight" for name in g.matrices]
-            if not names:
-                raise InputError(
-                    "recovery.options: penalty l1 needs weights whose zeros are searched (space.granularity: weight, "
-                    "or a pattern such as 2:4); take group_lasso"
-                )
-            return [_Weights(model.get_parameter(name)) for name in names]
-        role = "produce" if self._penalty == "group_lasso" else "carry"
-        if not any(g.narrows for g in groups):
-            raise InputError(f"recovery.options: penalty {self._penalty} needs groups whose atoms are removed; take l1")
-        atoms = [found for g in groups if g.narrows and (found := _Atoms.of(model, g, role)) is not None]
-        if not atoms:
-            raise InputError("recovery.options: penalty bn_l1 needs batch norms behind the groups; take group_lasso")
-        return atoms
-
 
 class _Shrinks(Protocol):
     def shrink(self, by: float) -> None:
         """The proximal step of `by` times a penalty."""
+
+
+def _under(model: nn.Module, groups: Sequence[Group], penalty: str) -> Sequence[_Shrinks]:
+    """What of `model` a penalty is on."""
+    if penalty == "l1":
+        names = [name for g in groups if g.kind == "weight" for name in g.matrices]
+        if not names:
+            raise InputError(
+                "recovery.options: penalty l1 needs weights whose zeros are searched (space.granularity: weight, "
+                "or a pattern such as 2:4); take group_lasso"
+            )
+        return [_Weights(model.get_parameter(name)) for name in names]
+    role = "produce" if penalty == "group_lasso" else "carry"
+    if not any(g.narrows for g in groups):
+        raise InputError(f"recovery.options: penalty {penalty} needs groups whose atoms are removed; take l1")
+    atoms = [found for g in groups if g.narrows and (found := _Atoms.of(model, g, role)) is not None]
+    if not atoms:
+        raise InputError("recovery.options: penalty bn_l1 needs batch norms behind the groups; take group_lasso")
+    return atoms
 
 
 class _Weights:

@@ -111,7 +111,7 @@ def test_the_steps_count_what_is_trained_and_to_how_much(bench: Bench, w: World)
 def test_rounds_share_the_steps_and_what_is_gone_stays_gone(
     bench: Bench, w: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    on_the_way, cut, repaired = list[Any](), Bench.cut, list[Ask]()
+    on_the_way, cut, repaired = list[Any](), Bench.cutter, list[Ask]()
 
     def watched(self: Bench, model: nn.Module, policy: Policy, keep: Any) -> Any:
         found = yield from cut(self, model, policy, keep)
@@ -123,7 +123,7 @@ def test_rounds_share_the_steps_and_what_is_gone_stays_gone(
         return whole(self, ask)
 
     whole = TieredEvaluator.repaired
-    monkeypatch.setattr(Bench, "cut", watched)
+    monkeypatch.setattr(Bench, "cutter", watched)
     monkeypatch.setattr(TieredEvaluator, "repaired", asked)
     found = recovered(bench, w, "iterative", {"rounds": 3, **RATE})
     sets = [{name: set(atoms) for name, atoms in keep.items()} for keep in on_the_way]

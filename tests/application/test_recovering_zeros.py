@@ -21,7 +21,7 @@ from autoprune.protocols import Progress, Step, finished
 from autoprune.tracing.copies import copied
 from autoprune.tracing.slim import slim
 from tests.application.test_recovering import RATE, STEPS, bench_of, early_of, training, watched
-from tests.small import World, nonzeros, world
+from tests.small import World, nonzeros, world, world_of
 
 NAMES = ("one_shot", "rewind", "gradual", "rigl", "lottery")
 OWN: Mapping[str, Mapping[str, Any]] = {"gradual": {"every": 2}, "rigl": {"every": 2}, "lottery": {"rounds": 2}}
@@ -132,3 +132,41 @@ def test_what_finds_masks_of_its_own_starts_from_all_weights_of_the_atoms_that_a
         expected.load_state_dict(early_of(cut.bench, tmp_path / "again.safetensors"))
         slim(expected, cut.bench.structure, cut.kept)
     assert all(torch.equal(v, expected.state_dict()[k]) for k, v in whole.state_dict().items())
+
+
+def at_density(outputs: int, density: float, pattern: str = "") -> Cut:
+    """A network of a 64 x 32 and an outputs x 64 matrix, whose weights alone are thinned.
+
+    That of one output has a zero of its own, so that no zeros show which ones a mask made.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, outputs))
+    if outputs == 1:
+        with torch.no_grad():
+            model[2].weight[:, 5] = 0.0
+    plain = world_of(model, (32,), 256)
+    whole = with_weights(plain.structure, pattern)
+    widths = {g.name: round(density * g.width) for g in whole if g.kind == "weight"}
+    groups = tuple(replace(g, grid=(widths[g.name], g.width)) for g in whole if g.kind == "weight")
+    bench = bench_of(replace(plain, structure=replace(whole, groups=groups)))
+    return Cut(bench, finished(bench.evaluator(bench.dense, bench.structure, None)), Policy.of(widths))
+
+
+@pytest.mark.filterwarnings("ignore:.*steps of training did not make the model better")
+@pytest.mark.parametrize("outputs", [1, 2, 10])
+@pytest.mark.parametrize("density", [0.3, 0.85])
+def test_scattered_zeros_are_no_pattern_and_their_number_is_exact(outputs: int, density: float, tmp_path: Path) -> None:
+    cut = at_density(outputs, density)
+    given = nonzeros(cut.settled)
+    assert given == cut.policy.as_dict()
+    for name in NAMES:
+        assert nonzeros(finished(started(cut, name, tmp_path)).model) == given, name
+
+
+@pytest.mark.filterwarnings("ignore:.*steps of training did not make the model better")
+@pytest.mark.parametrize("name", ["one_shot", "rewind", "gradual", "lottery"])
+def test_a_pattern_of_the_point_is_there_at_the_end(name: str, tmp_path: Path) -> None:
+    cut = at_density(10, 0.5, "2:4")
+    for weight in (p for p in finished(started(cut, name, tmp_path)).model.parameters() if p.dim() > 1):
+        assert bool(((weight != 0).unflatten(1, (-1, 4)).sum(2) == 2).all())

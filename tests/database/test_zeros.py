@@ -90,8 +90,25 @@ def test_rows_that_are_zero_as_a_whole_are_a_mask_where_the_dense_model_has_none
     assert masked_weights(small, dense) == {"0.weight", "1.weight"}
     with torch.no_grad():
         dense[1].weight[:, 5] = 0.0
-    assert masked_weights(small, dense) == {"0.weight"}, "the dense model has dead columns of its own"
+    assert masked_weights(small, dense) == {"0.weight", "1.weight"}, "one column of two is the mask's"
+    with torch.no_grad():
+        dense[1].weight[:, 6] = 0.0
+    assert masked_weights(small, dense) == {"0.weight"}, "the dense model has as many dead columns of its own"
     assert masked_weights(dense, dense) == frozenset()
+
+
+def test_a_mask_of_a_single_output_shows_beside_a_dead_input_of_the_dense_model() -> None:
+    dense, small = nn.Sequential(nn.Linear(16, 1)), nn.Sequential(nn.Linear(16, 1))
+    with torch.no_grad():
+        dense[0].weight.fill_(1.0)[:, 3] = 0.0
+        small[0].weight.copy_(dense[0].weight)
+    assert masked_weights(small, dense) == frozenset()
+    with torch.no_grad():
+        small[0].weight[:, 8:] = 0.0
+    assert masked_weights(small, dense) == {"0.weight"}
+    with torch.no_grad():
+        dense[0].weight.zero_()
+    assert masked_weights(small, dense) == frozenset(), "what begins at zero shows no mask"
 
 
 def test_what_8_bits_round_to_zero_is_no_mask() -> None:

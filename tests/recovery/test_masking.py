@@ -16,11 +16,11 @@ from autoprune.errors import InputError
 from autoprune.matrices import with_weights
 from autoprune.policy import Policy
 from autoprune.recovery import build_recovery
-from autoprune.recovery._distilled import Distilled
+from autoprune.recovery._distilled import Distilled, Masked
 from autoprune.recovery._masking import MaskedCourse, Target, largest, targets_of
 from autoprune.recovery.iterative import Iterative
 from autoprune.recovery.rigl import exchanged
-from autoprune.recovery.sparse_first import SparseFirst
+from autoprune.recovery.sparse_first import STRENGTHS, SparseFirst
 from autoprune.tracing.rounding import is_rounded, nearest
 from tests.small import World, nonzeros, student_of, thin, world, world_of
 
@@ -145,19 +145,22 @@ def two_of_four(weight: Tensor, dim: int) -> Tensor:
 
 
 @pytest.mark.parametrize("name", ["gradual", "lottery"])
-def test_a_pattern_is_seen_and_kept(w: World, name: str, tmp_path: Path) -> None:
+def test_a_pattern_of_the_point_is_kept(w: World, name: str, tmp_path: Path) -> None:
     student, given = student_of(w), dict[str, int]()
     with torch.no_grad():
         for key, p in student.named_parameters():
             if p.dim() > 1 and p.shape[1] % 4 == 0:
                 p.copy_(two_of_four(p.detach(), 1))
                 given[key] = p.numel() // 2
-    targets = targets_of(student, w.model)
+    point = {n: Masked(student.get_parameter(n) != 0, "2:4") for n in given}
+    targets = targets_of(student, w.model, Distilled(point=point))
     assert set(targets) == set(given)
     assert all(target == Target(given[n], 2, 4, 1) for n, target in targets.items())
     save_file({k: v.contiguous() for k, v in w.model.state_dict().items()}, tmp_path / "early.safetensors")
     own = {"weights": tmp_path / "early.safetensors"} if name == "lottery" else {"every": 1}
-    made = build_recovery(name, {"learning_rate": 0.01, **own}).begun(student, w.model, w.task, 8, 0)
+    recovery = build_recovery(name, {"learning_rate": 0.01, **own})
+    recovery.at_point({n: masked.mask for n, masked in point.items()}, dict.fromkeys(point, "2:4"))
+    made = recovery.begun(student, w.model, w.task, 8, 0)
     dense = 0
     for _ in made:
         counts = {key: (student.get_parameter(key) != 0).unflatten(1, (-1, 4)).sum(2) for key in given}
@@ -167,7 +170,7 @@ def test_a_pattern_is_seen_and_kept(w: World, name: str, tmp_path: Path) -> None
     assert all(bool((c == 2).all()) for c in counts.values())
 
 
-def test_targets_of_scattered_zeros_have_no_pattern_and_sideways_weights_count_their_inputs() -> None:
+def test_a_pattern_is_the_points_and_sideways_weights_count_their_inputs() -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(64, 64), nn.ConvTranspose2d(16, 6, 3), nn.Linear(3, 3))
@@ -175,7 +178,12 @@ def test_targets_of_scattered_zeros_have_no_pattern_and_sideways_weights_count_t
     thin(model[0], 0.3)
     with torch.no_grad():
         model[1].weight.copy_(two_of_four(model[1].weight.detach(), 0))
-    found = targets_of(model, dense)
+    alive = {n: model.get_parameter(n) != 0 for n in ("0.weight", "1.weight")}
+    guessed = targets_of(model, dense, Distilled())
+    assert guessed == {n: Target(int(mask.sum()), dim=int(n == "0.weight")) for n, mask in alive.items()}
+    assert targets_of(model, dense, Distilled(point={})) == {}
+    point = {"0.weight": Masked(alive["0.weight"]), "1.weight": Masked(alive["1.weight"], "2:4")}
+    found = targets_of(model, dense, Distilled(point={**point, "absent": point["0.weight"]}))
     assert found == {"0.weight": Target(round(0.3 * 64 * 64)), "1.weight": Target(16 * 6 * 9 // 2, 2, 4, 0)}
     for target, weight in ((found["0.weight"], dense[0].weight), (found["1.weight"], dense[1].weight)):
         assert int(target.mask(weight, target.kept).sum()) == target.kept
@@ -245,3 +253,69 @@ def test_an_l1_pulls_the_weights_of_matrices_to_zero_one_by_one(w: World) -> Non
     ):
         with pytest.raises(InputError, match=said):
             SparseFirst(penalty=penalty).before(copy.deepcopy(w.model), w.model, groups, w.task, 4, 0)
+
+
+def test_without_a_penalty_atoms_are_pulled_where_there_are_any_else_weights(w: World) -> None:
+    structure = with_weights(w.structure)
+    for penalty, groups in (
+        ("group_lasso", structure.groups),
+        ("l1", [g for g in structure if g.kind == "weight"]),
+    ):
+        usual, named = copy.deepcopy(w.model), copy.deepcopy(w.model)
+        for model, options in ((usual, {}), (named, {"penalty": penalty, "strength": STRENGTHS[penalty]})):
+            made = SparseFirst(**options, course=Distilled(learning_rate=0.02))
+            list(made.before(model, w.model, groups, w.task, 3, 0))
+        assert all(torch.equal(a, b) for a, b in zip(usual.parameters(), named.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("name", ["lottery", "rewind"])
+def test_a_recovery_that_lacks_an_option_says_where_it_goes(name: str) -> None:
+    with pytest.raises(InputError, match=r"needs weights, .*; in the job file: recovery: \{options: \{\.\.\.\}\}$"):
+        build_recovery(name, {})
+
+
+def test_a_mask_of_the_point_is_held_where_the_zeros_of_the_weight_show_none() -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        own = world_of(nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 3)), (6,), 256)
+    with torch.no_grad():
+        own.model[2].weight.zero_()
+    mask = torch.arange(48).view(3, 16) % 3 == 0
+    for masks, left in (({"2.weight": mask}, 16), ({}, 48)):
+        student = copy.deepcopy(own.model)
+        made = build_recovery("one_shot", {"learning_rate": 0.1, "distillation": 0.0})
+        made.at_point(masks, {})
+        list(made.begun(student, own.model, own.task, 4, 0))
+        assert int((student[2].weight != 0).sum()) == left
+
+
+def test_zeros_of_a_pattern_that_the_dense_model_brings_stay_under_a_mask() -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        own = world_of(nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 3)), (6,), 256)
+    with torch.no_grad():
+        own.model[0].weight[::2, ::2] = 0.0
+        own.model[0].weight[1::2, 1::2] = 0.0
+    course = Distilled(point={"0.weight": Masked(torch.arange(96).view(16, 6) < 90)})
+    expected = (own.model[0].weight != 0) & (torch.arange(96).view(16, 6) < 90)
+    assert torch.equal(course.masks_for(own.model, own.model)["0.weight"], expected)
+
+
+@pytest.mark.parametrize("outputs", [2, 10])
+@pytest.mark.parametrize("density", [0.3, 0.85])
+@pytest.mark.parametrize("name", ["gradual", "lottery"])
+def test_a_mask_by_chance_is_no_pattern_and_as_many_weights_train(
+    name: str, density: float, outputs: int, tmp_path: Path
+) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        own = world_of(nn.Sequential(nn.Linear(6, 64), nn.ReLU(), nn.Linear(64, outputs)), (6,), 256)
+    student = thin(copy.deepcopy(own.model), density)
+    given, mask = nonzeros(student), student[2].weight.detach() != 0
+    save_file({k: v.contiguous() for k, v in own.model.state_dict().items()}, tmp_path / "early.safetensors")
+    options = {"weights": tmp_path / "early.safetensors"} if name == "lottery" else {"every": 2}
+    made = build_recovery(name, {"learning_rate": 0.01, **options})
+    made.at_point({n: student.get_parameter(n).detach() != 0 for n in given}, {})
+    assert targets_of(student, own.model, made.course)["2.weight"] == Target(int(mask.sum()))
+    list(made.begun(student, own.model, own.task, 8, 0))
+    assert nonzeros(student) == given
