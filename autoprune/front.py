@@ -15,6 +15,9 @@ from autoprune.front_table import base_words, flat_row, front_html, front_words,
 from autoprune.policy import Policy
 from autoprune.structure import FINGERPRINT_VERSION, Group
 
+COUNTS = ("macs", "params", "bytes", "nonzeros", "effective_macs")
+"""Costs that are counts, whatever arithmetic they came from."""
+
 
 @dataclass(frozen=True)
 class Base:

@@ -14,6 +14,10 @@ DENSE = "dense"
 """What the row of the dense model is called."""
 TUNED = {"validation": "", "finetuned": " tuned"}
 """What is known of a point: as it was cut and repaired, and after its fine-tune."""
+WORDS = {"macs": "MACs", "nonzeros": "nonzero weights", "effective_macs": "effective MACs"}
+"""Costs whose name in files is not the word for people."""
+OF_SHAPES = ("macs", "params")
+"""Costs that stay as they are where no shape changes."""
 TOLD = 4
 """Figures that one line names."""
 
@@ -22,8 +26,9 @@ TOLD = 4
 class FrontTable:
     """The dense model and the points: `headings` and, for each row, its id and as many figures; None where unknown.
 
-    Costs are ratios to the dense model; losses and metrics are those on validation, and "tuned" those after the
-    fine-tune that the point was given. The dense model has no loss of its own: the others are measured against it.
+    Costs are ratios to the dense model; MACs and parameters that are dense in every point have no column unless they
+    are an objective. Losses and metrics are those on validation, and "tuned" those after the fine-tune that the point
+    was given. The dense model has no loss of its own: the others are measured against it.
     """
 
     headings: tuple[str, ...]
@@ -32,7 +37,8 @@ class FrontTable:
 
 def front_table(front: Front) -> FrontTable:
     """The points of `front` in its own order, below the dense model."""
-    costs = costs_of(front)
+    asked = front.provenance.get("objectives") or [front.cost]
+    costs = [c for c in costs_of(front) if c in asked or not unchanged(c, (ratio_of(p, c) for p in front))]
     dense = front.base.metrics.get("validation", {})
     metrics = list(dict.fromkeys([*dense, *_names(p.metrics.get("validation", {}) for p in front)]))
     tuned = _names(p.metrics.get("finetuned", {}) for p in front)
@@ -81,7 +87,13 @@ def flat_row(point: Point) -> dict[str, Any]:
 
 def cost_word(cost: str) -> str:
     """How a cost is written for people."""
-    return "MACs" if cost == "macs" else cost
+    return WORDS.get(cost, cost)
+
+
+def unchanged(cost: str, ratios: Iterable[float | None]) -> bool:
+    """Whether a table of these points need not show MACs or parameters: wherever they are known they are dense."""
+    known = {ratio for ratio in ratios if ratio is not None}
+    return cost in OF_SHAPES and known == {1.0}
 
 
 def figure(value: float | None) -> str:
@@ -112,7 +124,7 @@ def point_words(point: Point) -> str:
 
 def base_words(base: Base) -> str:
     """The dense model in one line."""
-    costs = ", ".join(f"{cost_word(name)} {_count(value)}" for name, value in base.costs.items())
+    costs = ", ".join(f"{cost_word(name)} {count_words(value)}" for name, value in base.costs.items())
     scores = _few(base.metrics.get("validation", {}))
     return f"<Base: {base.model}, {len(base.groups)} groups, {costs}{'; ' * bool(scores)}{scores}>"
 
@@ -128,7 +140,9 @@ def point_html(point: Point) -> str:
     """A point beside the dense model for a notebook, and the width of each group."""
     base = point.base
     there = [name for name in base.costs if name in point.costs]
-    rows = [(cost_word(n), _count(base.costs[n]), _count(point.costs[n]), figure(point.ratio(n))) for n in there]
+    rows = [
+        (cost_word(n), count_words(base.costs[n]), count_words(point.costs[n]), figure(point.ratio(n))) for n in there
+    ]
     if "latency" in point.costs:
         rows.append(("latency", "", "", figure(point.ratio("latency"))))
     for split, word in TUNED.items():
@@ -168,7 +182,8 @@ def _loss_name(point: Point) -> str:
     return str(point.losses.get("validation", {}).get("name") or "loss")
 
 
-def _count(value: Any) -> str:
+def count_words(value: Any) -> str:
+    """An absolute cost for people."""
     return f"{value:,.0f}" if float(value).is_integer() else figure(value)
 
 

@@ -19,6 +19,8 @@ WIDTHS, WIDE, WIDE_STEP = 32, 128, 8
 """`auto` leaves so many widths at most; from so many atoms on a step has so many channels at least (ALGORITHMS 2a)."""
 STEPS = 4
 """A step that is given from outside holds for groups of channels that are at least so many steps wide."""
+OTHER_KIND = "its kind is"
+"""How the reason begins for which groups of a kind that is not searched are frozen."""
 OVERRIDABLE = ("max_sparsity", "multiple_of")
 
 
@@ -126,7 +128,7 @@ def _other_kind(group: Group, space: Space) -> str | None:
     """Why a group is not of a kind that is searched, or None."""
     if group.kind in (*space.granularity, *SHAPELESS) or space.granularity == (AUTO,):
         return None
-    return f"its kind is {group.kind}, the job searches {', '.join(space.granularity)} (space.granularity)"
+    return f"{OTHER_KIND} {group.kind}, the job searches {', '.join(space.granularity)} (space.granularity)"
 
 
 def _kept_blocks(structure: Structure, space: Space) -> set[str]:
@@ -158,7 +160,7 @@ def _left_out(group: Group, space: Space, step: int) -> str | None:
             return f"excluded by {glob!r} (space.exclude)"
     multiple_of, max_sparsity = space.settings(group.name)
     if group.kind == WEIGHT:
-        why = "space.overrides keeps it dense" if len(group.grid) > 1 else "its outputs read one number each"
+        why = _kept_dense(group, max_sparsity) if len(group.grid) > 1 else "its outputs read one number each"
         return why if len(_grid(group, space, step)) < 2 else None
     if group.matrices:
         held = space.overridden(group.name).get("max_sparsity", 1) < 1 - group.grid[0] / group.width
@@ -166,6 +168,14 @@ def _left_out(group: Group, space: Space, step: int) -> str | None:
     if len(_grid(group, space, step)) < 2:
         return f"{group.width} wide: no smaller width with multiple_of {multiple_of} and max_sparsity {max_sparsity}"
     return None
+
+
+def _kept_dense(group: Group, max_sparsity: float) -> str:
+    """Why an override leaves a group of weights no width but the dense one."""
+    said = "space.overrides keeps it dense"
+    taken = 1 - group.grid[0] / group.width
+    more = f": max_sparsity {max_sparsity:g} is less than the {taken:g} that {group.pattern} takes"
+    return said + more if group.pattern else said
 
 
 def _grid(group: Group, space: Space, channels: int) -> tuple[int, ...]:

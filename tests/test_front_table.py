@@ -11,7 +11,7 @@ from html.parser import HTMLParser
 import pytest
 
 from autoprune.errors import InputError
-from autoprune.files.policy_file import csv_text
+from autoprune.files.policy_file import csv_text, front_text
 from autoprune.front import Front
 from autoprune.front_table import front_table
 from tests.fronts import resnet50_front, synthetic_front, with_points
@@ -123,3 +123,32 @@ def test_names_of_a_user_are_text_in_a_notebook() -> None:
     for text in (shown._repr_html_(), shown[0]._repr_html_()):
         assert "<script>" not in text
         assert "&lt;script&gt;" in text
+
+
+def sparse_front() -> Front:
+    """Points of the dense shapes, with numbers that are not zero as their first cost."""
+    front = synthetic_front()
+    base = replace(front.base, costs={**front.base.costs, "nonzeros": 1000, "effective_macs": 2000.0})
+    dense = {**base.costs, "macs_ratio": 1.0}
+    points = tuple(
+        replace(p, base=base, costs={**dense, "nonzeros": 500 + i, "effective_macs": 1200.5})
+        for i, p in enumerate(front)
+    )
+    return replace(front, base=base, points=points, provenance={**front.provenance, "objectives": ["nonzeros"]})
+
+
+def test_macs_and_parameters_that_are_dense_in_every_point_have_no_column_but_as_an_objective() -> None:
+    front = sparse_front()
+    assert front_table(front).headings[:3] == ("nonzero weights", "effective MACs", "loss")
+    asked = replace(front, provenance={"objectives": ["macs", "nonzeros"]})
+    assert front_table(asked).headings[:4] == ("MACs", "nonzero weights", "effective MACs", "loss")
+    smaller = replace(front[0], costs={**front[0].costs, "macs": 1, "params": 1})
+    assert {"MACs", "params"} <= set(front_table(with_points(front, (smaller, *front[1:]))).headings)
+    assert "nonzero weights 1,000, effective MACs 2,000" in repr(front.base)
+
+
+def test_counts_are_whole_in_the_file() -> None:
+    text = front_text(sparse_front())
+    assert '"nonzeros": 1000,' in text
+    assert '"effective_macs": 2000' in text
+    assert "2000.0" not in text

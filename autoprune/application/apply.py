@@ -27,6 +27,7 @@ from autoprune.errors import InputError
 from autoprune.evaluator.settings import Settings
 from autoprune.files.job import checked_task
 from autoprune.front import Point
+from autoprune.front_table import ratio_of
 from autoprune.protocols import Criterion, Step, Task, finished
 from autoprune.recovery import build_recovery
 from autoprune.tracing.copies import check_module
@@ -206,8 +207,8 @@ def _kept(kept: Point, found: Mapping[str, Any] | None) -> Point:
 
 
 def _costs(point: Point) -> dict[str, dict[str, int]]:
-    """MACs a sample and parameters of both models."""
-    known = [name for name in ("macs", "params") if name in point.base.costs]
+    """MACs a sample, parameters and, where the point has them, numbers that are not zero, of both models."""
+    known = [n for n in ("macs", "params", "nonzeros", "effective_macs") if ratio_of(point, n) is not None]
     dense = {name: float(point.base.costs[name]) for name in known}
     return {n: {"dense": round(dense[n]), "pruned": round(dense[n] * point.ratio(n))} for n in known}
 

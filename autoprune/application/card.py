@@ -6,8 +6,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from autoprune.application.plain import recipe
-from autoprune.costs._latency_words import rest_words
+from autoprune.costs._latency_words import rest_words, same_shape_words
 from autoprune.front import Point
+from autoprune.front_table import OF_SHAPES
 
 FILES = {
     "model.safetensors": "the weights",
@@ -23,6 +24,16 @@ FILES = {
     "model.mlpackage": "Core ML; converted only: nothing but macOS runs it, so its outputs are not checked",
     "model.pt2": "read by `torch.export.load`, without the model's code",
 }
+
+COSTS = {
+    "macs": "multiply-accumulates a sample",
+    "params": "parameters",
+    "nonzeros": "weights that are not zero",
+    "effective_macs": "multiply-accumulates a sample with weights that are not zero",
+}
+"""What the table says of absolute costs."""
+NAMED = 3
+"""Weights that a line names one by one."""
 
 FORMATS = {
     "dense": "dense",
@@ -50,12 +61,24 @@ def card(facts: Mapping[str, Any], point: Point) -> str:
 
 
 def extent(facts: Mapping[str, Any]) -> str:
-    """How much is left: of the multiply-accumulates, of masked weights, and of the time where that was measured."""
-    said = f"{facts['macs_ratio']:.1%} of its multiply-accumulates"
-    if told := facts.get("zeros"):
-        said += f", {told['density']:.1%} of the numbers in its masked weights"
-    found = facts.get("latency")
-    return said if not found else f"{said}, {found['ratio']:.0%} of its latency"
+    """How much is left: of the multiply-accumulates, of weights, and of the time where that was measured.
+
+    Where the search counted weights that are not zero, all prunable ones are meant, and no MACs named that are dense.
+    """
+    counted, told, found = (facts.get("costs") or {}).get("nonzeros"), facts.get("zeros"), facts.get("latency")
+    said = [] if counted and _same_shapes(facts) else [f"{facts['macs_ratio']:.1%} of its multiply-accumulates"]
+    if counted:
+        said.append(f"{counted['pruned'] / counted['dense']:.1%} of its prunable weights")
+    elif told:
+        said.append(f"{told['density']:.1%} of the numbers in its masked weights")
+    return ", ".join([*said, *([f"{found['ratio']:.0%} of its latency"] if found else [])])
+
+
+def _same_shapes(facts: Mapping[str, Any]) -> bool:
+    """Whether nothing became smaller: at most zeros or fewer bits are in it."""
+    costs = facts.get("costs") or {}
+    same = all(costs[name]["dense"] == costs[name]["pruned"] for name in OF_SHAPES if name in costs)
+    return bool(facts["macs_ratio"] == 1 and same)
 
 
 def _opening(facts: Mapping[str, Any], point: Point) -> str:
@@ -102,9 +125,9 @@ def rows(facts: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
     for name, value in (test.get("dense") or {}).items():
         yield f"{name} on the test split".replace("_", " "), f"{value:.4g}", f"{test['pruned'][name]:.4g}"
     costs = facts.get("costs") or {}
-    for name, words in (("macs", "multiply-accumulates a sample"), ("params", "parameters")):
-        if name in costs:
-            yield words, f"{costs[name]['dense']:,}", f"{costs[name]['pruned']:,}"
+    for name in (n for n in COSTS if n in costs):
+        dense, pruned = f"{costs[name]['dense']:,}", f"{costs[name]['pruned']:,}"
+        yield COSTS[name], dense, "the same" if dense == pruned else pruned
     sizes = facts.get("bytes") or {}
     if sizes:
         yield "bytes of weights on disk", f"{sizes['dense']:,}", f"{sizes['pruned']:,}"
@@ -113,8 +136,8 @@ def rows(facts: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
             yield f"{name}, int8 file".replace("_", " "), "", f"{value:.4g}"
         yield "bytes of the int8 file", "", f"{eight['bytes']:,}"
     if found := facts.get("latency"):
-        dense, own = found["dense_ms"], found["dense_ms"] * found["ratio"]
-        yield f"latency, ms ({_where(found)})", f"{dense:.3g}", f"{own:.3g}"
+        own = found["dense_ms"] * found["ratio"]
+        yield f"latency, ms ({_where(found)})", f"{found['dense_ms']:.3g}", f"{own:.3g}"
 
 
 def _where(found: Mapping[str, Any]) -> str:
@@ -128,12 +151,11 @@ def _threads(number: int) -> str:
 def timing(facts: Mapping[str, Any]) -> Iterator[str]:
     """Sentences on the measured latency, if there is one: how much is left and where the rest goes; the 8-bit file."""
     if found := facts.get("latency"):
-        parts = found.get("parts") or {}
-        yield (
+        said = (
             f"Latency is {found['ratio']:.2f} of dense (interquartile range {found['iqr']:.2f}, {found['rounds']} "
-            f"rounds in turns, {found['device']}) at {facts['macs_ratio']:.2f} of the multiply-accumulates; "
-            f"{rest_words(parts.get('pruned'), parts.get('dense'))}."
+            f"rounds in turns, {found['device']})"
         )
+        yield f"{said}{_rest(facts, found)}."
         if "instead_of" in found:
             yield f"It was measured in this way, for another did not go: {found['instead_of']}"
     if eight := facts.get("int8"):
@@ -145,17 +167,27 @@ def timing(facts: Mapping[str, Any]) -> Iterator[str]:
         )
 
 
+def _rest(facts: Mapping[str, Any], found: Mapping[str, Any]) -> str:
+    """Where the rest of the time goes; where no shape has changed, what zeros do to it."""
+    if _same_shapes(facts):
+        said = same_shape_words(found["runtime"], "zeros" in facts)
+        return said and f"; {said}"
+    parts = found.get("parts") or {}
+    rest = rest_words(parts.get("pruned"), parts.get("dense"))
+    return f" at {facts['macs_ratio']:.2f} of the multiply-accumulates; {rest}"
+
+
 def zeros(facts: Mapping[str, Any]) -> Iterator[str]:
     """The section on zeros, if there are any: how many, what they weigh by format, density and pattern by layer."""
     if not (told := facts.get("zeros")):
         return
     layers, total = told["layers"], f"{told['nonzeros']:,} of the {told['weights']:,} numbers"
     yield "## Zeros"
-    densities = ", ".join(f"{name} {layer['density']:.3g}" for name, layer in layers.items())
-    yield f"{total} in masked weights are not zero ({told['density']:.1%}). By weight: {densities}."
+    yield f"{total} in masked weights are not zero ({told['density']:.1%}). {_densities(layers)}"
     for pattern in sorted({layer["pattern"] for layer in layers.values() if "pattern" in layer}):
         held = [name for name, layer in layers.items() if layer.get("pattern") == pattern]
-        who = "all of them" if len(held) == len(layers) else ", ".join(held)
+        some = ", ".join(held) if len(held) <= NAMED else f"{len(held)} of the {len(layers)} weights"
+        who = "all of them" if len(held) == len(layers) else some
         yield f"At most {pattern.replace(':', ' of every ')} inputs that lie side by side are not zero: {who}."
     sizes = told["bytes"]
     kinds = list(sizes["dense"])
@@ -163,6 +195,17 @@ def zeros(facts: Mapping[str, Any]) -> Iterator[str]:
     table = [f"| format of these weights | {' | '.join(heads[k] for k in kinds)} |", "|---" * (len(kinds) + 1) + "|"]
     table += [f"| {FORMATS[f]} | {' | '.join(f'{own[k]:,}' for k in kinds)} |" for f, own in sizes.items()]
     yield "\n".join(table)
+
+
+def _densities(layers: Mapping[str, Any]) -> str:
+    """The densities of a few weights; of many the least, the middle and the most."""
+    ranked = sorted(layers, key=lambda name: float(layers[name]["density"]))
+    few = len(ranked) <= NAMED
+    named = list(layers) if few else [ranked[0], ranked[len(ranked) // 2], ranked[-1]]
+    said = [f"{name} {layers[name]['density']:.3g}" for name in named]
+    if few:
+        return f"By weight: {', '.join(said)}."
+    return f"Of {len(ranked)} weights the least dense is {said[0]}, the middle one {said[1]}, the densest {said[2]}."
 
 
 def _made(facts: Mapping[str, Any], point: Point) -> Iterator[str]:

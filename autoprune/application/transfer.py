@@ -17,9 +17,8 @@ from autoprune.allocation.sibling import Network, Wish, fitted, wishes
 from autoprune.application.match import unlike
 from autoprune.costs import build_cost
 from autoprune.errors import InputError
-from autoprune.evaluator.settings import COSTS
 from autoprune.families import analysed
-from autoprune.front import Base, Point
+from autoprune.front import COUNTS, Base, Point
 from autoprune.matrices import PRECISIONS
 from autoprune.policy import Policy
 from autoprune.protocols import Cost
@@ -166,7 +165,7 @@ def _floored(group: Group, least: float) -> Group:
 def _absolute(costs: Mapping[str, Cost], ratios: Mapping[str, float]) -> dict[str, Any]:
     """Costs of a point as a policy file has them: counts, and the ratio of MACs."""
     found = {name: ratio * costs[name].dense for name, ratio in ratios.items()}
-    whole = {name: round(value) if name in COSTS else value for name, value in found.items()}
+    whole = {name: round(value) if name in COUNTS else value for name, value in found.items()}
     return {**whole, "macs_ratio": ratios["macs"]}
 
 

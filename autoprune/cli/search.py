@@ -65,7 +65,8 @@ def search(  # noqa: PLR0913  # the options of the command line
         extra: dict[str, Any] = {"finetune": tuned} if the_job.finetune is not None else {}
         extra |= {"price": list(done.price)} if done.price else {}
         return {"out": str(done.path), "points": len(done.front), "summary": rows, "spent": dict(done.spent), **extra}
-    print_summary(rows, (*the_job.objectives.costs, *the_job.budget.plain().limits))
+    budget = the_job.budget.plain()
+    print_summary(rows, (*the_job.objectives.costs, budget.cost, *budget.limits))
     print_spent(done.spent, done.setting.built_s)
     if tuned:
         print_finetune(tuned)

@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from autoprune.front_table import cost_word, unchanged
+
 PLAIN_WIDTH = 140
 NARROW = 80
 """Of a table that is cut into parts, where there is no terminal."""
@@ -148,20 +150,25 @@ def _print_sensitivity(facts: Mapping[str, Any]) -> None:
 def print_summary(rows: Sequence[Mapping[str, Any]], costs: Sequence[str] = ()) -> None:
     """The table of the asked budgets, search beside uniform and global, and what the run says about them.
 
-    `costs` have a column of their own beside the MACs, as ratios to dense; latencies as measured, where they were.
+    `costs` have a column of their own beside the MACs, as ratios to dense; latencies as measured, where they were. MACs
+    that are dense in every row have none unless they are among `costs`.
     """
     metrics = list(dict.fromkeys(name for row in rows for name in row.get("metrics") or {}))
     table = Table(title="best point at each asked budget (validation)", title_justify="left")
     timed = any(row.get("latency") for row in rows)
     more = [cost for cost in dict.fromkeys(costs) if cost != "macs" and not (timed and cost == "latency")]
     clock = ["latency"] if timed else []
-    headings = ["budget", "arm", "point", "MACs", *clock, *more, "loss", *metrics, *(f"{m} tuned" for m in metrics)]
+    dense = "macs" not in costs and unchanged("macs", (row.get("macs_ratio") for row in rows))
+    macs = [] if dense else ["macs"]
+    words = map(cost_word, [*macs, *clock, *more])
+    headings = ["budget", "arm", "point", *words, "loss", *metrics, *(f"{m} tuned" for m in metrics)]
     for heading in headings:  # a long name of a metric may break where its words do
         table.add_column(heading.replace("_", " "), justify="left" if heading in ("arm", "point") else "right")
     for row in rows:
         ours = row["arm"] == "search"
         plain, tuned = row.get("metrics") or {}, row.get("finetuned") or {}
-        cells = [short(row["budget"]), row["arm"], row.get("point") or "", short(row.get("macs_ratio"))]
+        cells = [short(row["budget"]), row["arm"], row.get("point") or ""]
+        cells += [short(row.get("macs_ratio")) for _ in macs]
         cells += [short((row.get("latency") or {}).get("ratio"))] if timed else []
         cells += [*(short(row["costs"].get(cost)) for cost in more), short(row.get("loss"))]
         cells += [short(plain.get(m)) for m in metrics]
@@ -210,7 +217,7 @@ def print_comparison(document: Mapping[str, Any]) -> None:
     measured = any(row["value"] is not None for row in rows)
     timed = ["latency_ratio"] if any(row.get("latency_ratio") is not None for row in rows) else []
     fields = ["cost_ratio", *timed, "loss", *(["value"] if measured else []), "hypervolume"]
-    titles = {"cost_ratio": document["cost"].replace("macs", "MACs"), "value": document["metric"] or ""}
+    titles = {"cost_ratio": cost_word(document["cost"]), "value": document["metric"] or ""}
     titles |= {"latency_ratio": "latency"}
     n_seeds = max(row["seeds"] for row in rows)
     title = f"compare, on validation: mean ± sd over {n_seeds} seed{'s' * (n_seeds > 1)}"
@@ -236,7 +243,7 @@ def print_comparison(document: Mapping[str, Any]) -> None:
 
 def reference_words(point: Mapping[str, float]) -> str:
     """Where a hypervolume ends."""
-    return f"reference point {', '.join(f'{name} {short(value)}' for name, value in point.items())}"
+    return f"reference point {', '.join(f'{cost_word(name)} {short(value)}' for name, value in point.items())}"
 
 
 def _side(heading: str) -> Literal["left", "right"]:

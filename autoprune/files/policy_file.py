@@ -18,12 +18,10 @@ from autoprune.errors import InputError
 from autoprune.files import old_form
 from autoprune.files.policy_form import SCHEMA, FrontFile, GroupFile, MaskFile, PointFile
 from autoprune.files.whole import write_whole
-from autoprune.front import Base, Front, Point
+from autoprune.front import COUNTS, Base, Front, Point
 from autoprune.front_table import flat_row
 from autoprune.policy import Policy
 from autoprune.structure import Group, Size, Slice, Stand
-
-NUMBER_COSTS = ("macs", "params", "bytes")
 
 
 def save_front(front: Front, path: str | Path) -> None:
@@ -183,8 +181,8 @@ def _first(base: Base, group: str, width: int) -> tuple[int, ...] | None:
 
 
 def _whole_numbers(costs: Mapping[str, Any]) -> dict[str, Any]:
-    """MACs, parameters and bytes are counts, whatever arithmetic they came from."""
-    return {k: int(v) if k in NUMBER_COSTS and float(v).is_integer() else v for k, v in costs.items()}
+    """Counts as whole numbers, whatever arithmetic they came from."""
+    return {k: int(v) if k in COUNTS and float(v).is_integer() else v for k, v in costs.items()}
 
 
 def _front_from_file(parsed: FrontFile, path: str) -> Front:

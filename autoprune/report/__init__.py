@@ -14,6 +14,7 @@ from autoprune.files.job import Job
 from autoprune.files.policy_file import load_front
 from autoprune.files.whole import write_whole
 from autoprune.front import Front
+from autoprune.front_table import count_words, unchanged
 from autoprune.report.figures import (
     cost_ratio,
     cost_word,
@@ -67,7 +68,8 @@ def _short_name(model: str) -> str:
 def _subtitle(front: Front) -> str:
     costs, dense = front.base.costs, front.base.metrics.get("validation", {})
     scores = ", ".join(f"{name} {value:.4g}" for name, value in dense.items())
-    sizes = ", ".join(f"{value:,} {'MACs a sample' if name == 'macs' else name}" for name, value in costs.items())
+    words = {name: cost_word(name) + " a sample" * name.endswith("macs") for name in costs}
+    sizes = ", ".join(f"{count_words(value)} {words[name]}" for name, value in costs.items())
     return f"Dense model: {sizes}; on validation: {scores}. MACs count matrix products and convolutions only."
 
 
@@ -77,6 +79,7 @@ def _table(rows: Sequence[Mapping[str, Any]], objectives: Sequence[str]) -> str:
     metrics = list(dict.fromkeys(name for row in rows for name in row.get("metrics") or {}))
     timed = any(row.get("latency") for row in rows)
     costs = [c for c in dict.fromkeys(["macs", *objectives]) if not (timed and c == "latency")]
+    costs = [c for c in costs if c in objectives or not unchanged(c, (cost_ratio(row, c) for row in rows))]
     headings = ["budget", "arm", "point", *map(cost_word, costs), *(["latency"] if timed else [])]
     headings += ["loss", *metrics, *(f"{m}, tuned" for m in metrics)]
     lines = ["<table><tr>", *(_cell("th", h.replace("_", " "), h in ("arm", "point")) for h in headings), "</tr>"]

@@ -15,9 +15,9 @@ from autoprune.database.store import LevelDatabase
 from autoprune.errors import RunError
 from autoprune.estimates import loss_interval
 from autoprune.evaluation import Evaluation
-from autoprune.evaluator.settings import COSTS, Settings
+from autoprune.evaluator.settings import Settings
 from autoprune.files.job import Job
-from autoprune.front import Base, Point
+from autoprune.front import COUNTS, Base, Point
 from autoprune.pareto import front_volume, reference_point
 from autoprune.policy import Policy
 from autoprune.protocols import Problem
@@ -74,8 +74,8 @@ def points_of(
 
 
 def _absolute(cost: str, value: float) -> float:
-    """MACs, parameters and bytes are counts; of a cost's own unit nothing is known."""
-    return round(value) if cost in COSTS else value
+    """Counts are whole; of a cost's own unit nothing is known."""
+    return round(value) if cost in COUNTS else value
 
 
 def scored_base(base: Base, dense: Evaluation, database: LevelDatabase) -> Base:

@@ -26,6 +26,7 @@ from autoprune.run.loop import evaluate_all
 from autoprune.run.pace import Pace
 from autoprune.run.prepare import preparing
 from autoprune.run.setting import Setting
+from autoprune.space import OTHER_KIND
 from autoprune.structure import Structure
 from autoprune.tracing.inputs import described
 
@@ -57,7 +58,21 @@ def inspect_facts(structure: Structure, task: Task) -> dict[str, Any]:
         "inputs": shapes_in,
         "dense": {"macs": sum(macs.values()), "params": params},
         "groups": groups,
-        "frozen": dict(structure.frozen),
+        "frozen": _frozen(structure),
+    }
+
+
+def _frozen(structure: Structure) -> dict[str, str]:
+    """What is frozen and why, without modules whose own weight is searched where that says no more of them.
+
+    It does where others are narrowed, and this one is not for a reason of its own.
+    """
+    weighed = {name.rpartition(".")[0] for g in structure if g.kind == WEIGHT for name in g.matrices}
+    narrowed = any(g.narrows for g in structure)
+    return {
+        name: reason
+        for name, reason in structure.frozen.items()
+        if name not in weighed or (narrowed and not reason.startswith(OTHER_KIND))
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +22,7 @@ from autoprune.errors import InputError
 from autoprune.evaluator.settings import Settings
 from autoprune.files.job import Job
 from autoprune.files.policy_file import load_front
-from autoprune.front import Front, Point
+from autoprune.front import COUNTS, Front, Point
 from autoprune.protocols import finished
 from autoprune.run.run import search
 from autoprune.tasks.digits import Digits
@@ -58,6 +59,8 @@ def front(tmp_path_factory: pytest.TempPathFactory) -> Front:
     run = search(job("obs", "weight"), out=tmp_path_factory.mktemp("obs"))
     found = load_front(run.finish().path / "policy.json")
     assert found.points == run.front.points
+    counts = [p.costs[name] for p in found for name in COUNTS]
+    assert all(isinstance(count, int) for count in [*counts, *found.base.costs.values()])
     return found
 
 
@@ -129,6 +132,10 @@ def test_without_data_zeros_go_by_size_and_by_nothing_else(front: Front, by_size
 def test_an_applied_folder_gives_the_zeros_back(front: Front, digits: Digits, tmp_path: Path) -> None:
     small = autoprune.apply(front[0], digits.build(), digits.example_inputs(), task=digits, finetune="none")
     autoprune.save(small, tmp_path)
+    costs = json.loads((tmp_path / "apply.json").read_text())["costs"]
+    assert costs["nonzeros"] == {"dense": front.base.costs["nonzeros"], "pruned": front[0].costs["nonzeros"]}
+    assert costs["effective_macs"]["pruned"] < costs["macs"]["pruned"] == costs["macs"]["dense"]
+    assert f"pruned to {front[0].ratio('nonzeros'):.1%} of its prunable weights" in (tmp_path / "README.md").read_text()
     again = autoprune.load(tmp_path)
     assert isinstance(again, nn.Module)
     for (name, a), b in zip(small.state_dict().items(), again.state_dict().values(), strict=True):

@@ -222,10 +222,15 @@ def test_inspect_shows_the_densities_of_weights_and_what_stays_dense(capsys: pyt
     assert re.search(r"layer2\.0\.conv1\.weight +│ weight +│ +\d+x\d+x3x3 +│ +\d[\d.]*\.\.100 % \(\d+\)", out)
     assert "frozen: linear.weight: excluded by 'linear.weight' (space.exclude)" in out
     assert "frozen: conv1.weight: each of its outputs reads one channel: it stays dense" in out
+    assert "frozen: conv1: its kind is channel, the job searches weight (space.granularity)" in out
+    assert "frozen: linear: its channels are the model's output" in out, "its weight is not searched"
     assert run(["inspect", DIGITS, *arguments, "--set", "space.granularity='2:4'", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert all(g["pattern"] == "2:4" and len(g["grid"]) == 2 and g["macs_share"] > 0 for g in facts["groups"])
-    assert "linear.weight" in facts["frozen"]
+    assert set(facts["frozen"]) == {"linear", "linear.weight", "conv1", "conv1.weight"}
+    both = [*arguments[:4], "--set", "space.granularity=[channel, weight]", "--json"]
+    assert run(["inspect", DIGITS, *both]) == 0
+    assert set(json.loads(capsys.readouterr().out)["frozen"]) == {"linear", "conv1.weight"}, "linear has a reason"
 
 
 def test_inspect_measures_the_sensitivity_table_and_says_what_it_predicts(

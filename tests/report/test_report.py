@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,23 @@ def test_the_report_says_plainly_when_search_did_not_beat_a_control(tmp_path: Pa
     text = build_report(tmp_path).read_text()
     assert text.count("<li class=bad>at 0.7: the search did NOT beat global 0.2</li>") == 1
     assert text.count("<li class=bad>") == 2
+
+
+def test_without_smaller_shapes_there_are_no_macs_in_the_table_and_costs_have_words(tmp_path: Path) -> None:
+    front = synthetic_front()
+    base = replace(front.base, costs={**front.base.costs, "nonzeros": 43584.0, "effective_macs": 414528.0})
+    points = tuple(replace(p, base=base, costs={**p.costs, "nonzeros": 9, "effective_macs": 9}) for p in front)
+    provenance = {**front.provenance, "objectives": ["nonzeros"]}
+    write_run(tmp_path, replace(front, base=base, points=points, provenance=provenance))
+    (tmp_path / "study.journal").unlink()  # its trials have no such costs
+    text = build_report(tmp_path).read_text()
+    assert "43,584 nonzero weights, 414,528 effective MACs a sample;" in text
+    assert "<th>MACs</th><th>nonzero weights</th>" in text
+    log = tmp_path / "log.jsonl"
+    log.write_text(re.sub(r'"macs_ratio": [\d.]+', '"macs_ratio": 1.0', log.read_text()))
+    text = build_report(tmp_path).read_text()
+    assert "<th>MACs</th>" not in text
+    assert "<th class=left>point</th><th>nonzero weights</th><th>loss</th>" in text
 
 
 def test_the_report_says_plainly_when_search_won(tmp_path: Path) -> None:
