@@ -300,7 +300,9 @@ def test_a_mirror_that_fails_in_the_middle_is_said_and_the_search_goes_on(
             away.rename(shared)
     assert figures(run.front) == figures(plain.front)
     assert any(note.startswith(f"cannot mirror to {shared}: No such file") for note in notes)
-    assert events(run.path)[:2] == ["failed", "recovered"]
+    told = events(run.path)  # one more line where it fails over another file
+    assert told[0] == "failed"
+    assert set(told[: told.index("recovered")]) == {"failed"}
     assert (shared / JOURNAL).read_bytes() == (run.path / JOURNAL).read_bytes()
 
 
