@@ -35,8 +35,10 @@ def sparse_pattern(granularity: Sequence[str]) -> str | None:
     """
     patterns = [word for word in granularity if ":" in word]
     for word in patterns:
-        if not PATTERN.fullmatch(word) or numbers_of(word)[0] >= numbers_of(word)[1]:
-            raise InputError(f"space.granularity: {word!r} is no pattern n:m with n below m, such as 2:4")
+        try:
+            numbers_of(word)
+        except InputError as error:
+            raise InputError(f"space.granularity: {error}") from None
     found = [word for word in granularity if word in (WEIGHT, *patterns)]
     if len(found) > 1:
         raise InputError(f"space.granularity: {' and '.join(found)} exclude each other; name one of them")
@@ -44,8 +46,14 @@ def sparse_pattern(granularity: Sequence[str]) -> str | None:
 
 
 def numbers_of(pattern: str) -> tuple[int, int]:
-    """(n, m) of "n:m"."""
-    kept, of = pattern.split(":")
+    """(n, m) of "n:m".
+
+    Raises:
+        InputError: it is no such pattern.
+    """
+    kept, _, of = pattern.partition(":")
+    if not PATTERN.fullmatch(pattern) or int(kept) >= int(of):
+        raise InputError(f"{pattern!r} is no pattern n:m with n below m, such as 2:4")
     return int(kept), int(of)
 
 

@@ -195,8 +195,8 @@ class _Patterned:
     """What the groups do to the inputs of the matrices that `held`, groups of weights, may give a pattern n:m."""
 
     def __init__(self, structure: Structure, held: Sequence[Group]) -> None:
-        self._pattern = held[0].pattern if held else "0:1"
-        self._of = numbers_of(self._pattern)[1]
+        self._pattern = held[0].pattern if held else ""
+        self._of = numbers_of(self._pattern)[1] if held else 1
         names = {g.name for g in held}
         self._inputs = {(spec.name, 1 - op.outputs) for op, spec in weights_of(structure) if spec.name in names}
 

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from autoprune.application.formats import bytes_by_format
 from autoprune.application.masks import names_in, read_whole
 from autoprune.front import Point
-from autoprune.tracing.patterns import follows, parsed
+from autoprune.matrices import numbers_of
+from autoprune.tracing.patterns import follows
 from autoprune.tracing.rounding import output_dim
 
 SEMI_STRUCTURED = "2:4"
@@ -39,7 +40,7 @@ def _layer(model: nn.Module, name: str, weight: Tensor, patterns: Mapping[str, s
     """Density, nonzeros and, where it holds one, the pattern of one weight."""
     inputs = 1 - _output_dim(model, name)
     asked = (patterns[name],) if name in patterns else ()
-    held = next((p for p in (*asked, SEMI_STRUCTURED) if follows(weight, *parsed(p), inputs)), None)
+    held = next((p for p in (*asked, SEMI_STRUCTURED) if follows(weight, *numbers_of(p), inputs)), None)
     kept = int(weight.count_nonzero())
     return {"density": kept / weight.numel(), "nonzeros": kept, **({"pattern": held} if held else {})}
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from autoprune.database.columns import Settle, walked
 from autoprune.database.consumers import Consumer
 from autoprune.database.factors import ridged
+from autoprune.matrices import numbers_of
 from autoprune.structure import Group
 from autoprune.tracing.calls import from_matrix, to_matrix
 
@@ -42,8 +43,7 @@ class Zeros:
     @staticmethod
     def of(group: Group, width: int) -> Zeros:
         """What a group of kind `weight` says at a width."""
-        n, _, m = group.pattern.partition(":")
-        return Zeros(width, group.width, (int(n), int(m)) if group.pattern else None)
+        return Zeros(width, group.width, numbers_of(group.pattern) if group.pattern else None)
 
     def count(self, numbers: int) -> int:
         """How many of so many numbers stay."""
@@ -56,7 +56,7 @@ def best(scores: Tensor, zeros: Zeros, outputs: int = 0) -> Tensor:
     Of equal ones those that come first stay.
     """
     if zeros.pattern is None:
-        return _most(scores.flatten()[None], zeros.count(scores.numel())).view(scores.shape)
+        return most(scores.flatten()[None], zeros.count(scores.numel())).view(scores.shape)
     channels = scores.movedim(1 - outputs, -1)
     return in_runs(channels.contiguous(), *zeros.pattern).movedim(-1, 1 - outputs)
 
@@ -116,7 +116,7 @@ class _Walk:
             mask = in_runs(by_channel, *self._zeros.pattern).transpose(1, 2).reshape(cost.shape)
         else:
             until = self._zeros.count(len(cost) * (self._columns - columns.start))
-            mask = _most(cost.flatten()[None], until - self._stayed).view(cost.shape)
+            mask = most(cost.flatten()[None], until - self._stayed).view(cost.shape)
             self._stayed = until
         self._masks.append(mask)
 
@@ -152,7 +152,7 @@ def weight_scores(model: nn.Module, group: Group, consumers: Sequence[Consumer])
     return found.flatten().float().cpu()
 
 
-def _most(scores: Tensor, count: int) -> Tensor:
+def most(scores: Tensor, count: int) -> Tensor:
     """The `count` largest of each row [rows, n], bool; of equal ones the first."""
     least = scores.shape[1] - count
     if count <= 0 or least <= 0:
@@ -166,4 +166,4 @@ def in_runs(scores: Tensor, n: int, m: int) -> Tensor:
     """The n largest of every m along the last dimension, bool."""
     length = scores.shape[-1]
     padded = nn.functional.pad(scores, (0, -length % m), value=-torch.inf).view(-1, m)
-    return _most(padded, n).view(*scores.shape[:-1], -1)[..., :length]
+    return most(padded, n).view(*scores.shape[:-1], -1)[..., :length]

@@ -9,10 +9,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from autoprune.database.masking import in_runs
+from autoprune.database.masking import in_runs, most
 from autoprune.database.zeros import masked_weights
 from autoprune.errors import InputError
 from autoprune.evaluator.finetune import Course, Masks
+from autoprune.matrices import numbers_of
 from autoprune.policy import Policy
 from autoprune.protocols import Progress
 from autoprune.recovery._distilled import COUNT, WHERE, Distilled
@@ -48,8 +49,9 @@ def targets_of(model: nn.Module, dense: nn.Module, course: Distilled) -> dict[st
     if course.point is None:
         alive = {name: model.get_parameter(name).detach() != 0 for name in masked_weights(model, dense)}
     for name, mask in sorted(alive.items()):
-        each, _, of = (point[name].pattern if name in point else "").partition(":")
-        found[name] = Target(int(mask.sum()), int(each or 0), int(of or 0), 1 - _outputs(model, name))
+        pattern = point[name].pattern if name in point else ""
+        each, of = numbers_of(pattern) if pattern else (0, 0)
+        found[name] = Target(int(mask.sum()), each, of, 1 - _outputs(model, name))
     return found
 
 
@@ -69,9 +71,7 @@ def largest(scores: Tensor, kept: int, among: Tensor | None = None) -> Tensor:
     if among is not None:
         flat = torch.where(among.flatten(), flat, -torch.inf)
         kept = min(kept, int(among.sum()))
-    mask = torch.zeros(flat.shape, dtype=torch.bool, device=flat.device)
-    mask[flat.argsort(descending=True, stable=True)[:kept]] = True
-    return mask.view(scores.shape)
+    return most(flat[None], kept).view(scores.shape)
 
 
 @torch.no_grad()

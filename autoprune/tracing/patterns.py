@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from autoprune.errors import InputError
-from autoprune.structure import PATTERN
-
 MATRIX = 2
 """Dimensions of a weight that has inputs and outputs, at least."""
 
@@ -21,15 +18,3 @@ def follows(weight: Tensor, n: int, m: int, dim: int = 1) -> bool:
         return False
     runs = (weight.detach() != 0).movedim(dim, -1).unflatten(-1, (-1, m))
     return bool((runs.sum(-1) <= n).all())
-
-
-def parsed(pattern: str) -> tuple[int, int]:
-    """(n, m) of "n:m".
-
-    Raises:
-        InputError: it is no such pattern.
-    """
-    n, _, m = pattern.partition(":")
-    if not PATTERN.fullmatch(pattern) or int(n) >= int(m):
-        raise InputError(f"{pattern!r} is no pattern n:m with n below m, such as 2:4")
-    return int(n), int(m)

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from autoprune.errors import InputError
-from autoprune.tracing.patterns import follows, parsed
+from autoprune.matrices import numbers_of
+from autoprune.tracing.patterns import follows
 
 
 def test_a_matrix_holds_a_pattern_along_its_inputs_alone() -> None:
@@ -38,5 +39,5 @@ def test_inputs_that_it_does_not_divide_and_vectors_hold_none() -> None:
 @pytest.mark.parametrize("wrong", ["2", "4:2", "2:2", "0:4", "2:4:8", "a:b", ""])
 def test_what_is_no_pattern_is_said(wrong: str) -> None:
     with pytest.raises(InputError, match=r"is no pattern n:m with n below m, such as 2:4"):
-        parsed(wrong)
-    assert parsed("2:4") == (2, 4)
+        numbers_of(wrong)
+    assert numbers_of("2:4") == (2, 4)
