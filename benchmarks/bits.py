@@ -13,8 +13,6 @@ JPEG set. Cells are kept in results/bits.json, and what is there is not measured
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -24,11 +22,10 @@ from typing import Any
 
 from autoprune.evaluation import Ask
 from autoprune.files.job import Job
-from autoprune.files.whole import write_whole
 from autoprune.policy import Policy
 from autoprune.run.prepare import prepare
-from autoprune.run.run import Run
 from autoprune.run.setting import Setting
+from benchmarks.cells import keep, points, read
 from benchmarks.resnet20 import OnTest
 
 RESULTS = Path(__file__).resolve().parent / "results" / "bits.json"
@@ -62,11 +59,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/benchmark-bits"))
     parser.add_argument("--show", action="store_true", help="the table of what there is")
     args = parser.parse_args()
-    cells: dict[str, Any] = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
-    for name, cell in () if args.show else measured(args, cells):
-        cells[name] = {**cell, "load": round(os.getloadavg()[0], 1)}
-        write_whole(RESULTS, json.dumps(cells, indent=1, sort_keys=True) + "\n")
-        print(name, {k: v for k, v in cell.items() if k != "widths"}, flush=True)
+    cells = read(RESULTS)
+    keep(RESULTS, cells, cells, () if args.show else measured(args, cells))
     print(table(cells))
 
 
@@ -111,10 +105,8 @@ def job(args: argparse.Namespace, name: str, seed: int) -> Job:
 def searched(args: argparse.Namespace, name: str, seed: int) -> dict[str, dict[str, int]]:
     """The point at each budget; a run that was cut off goes on."""
     folder = args.out / f"{name}-{seed}"
-    run = Run(job(args, name, seed), folder).finish()
-    by_id = {point.id: point.policy for point in run.front}
-    rows = [row for row in run.summary if row["arm"] == "search" and row["point"] is not None]
-    return {f"{row['budget']:g}": by_id[row["point"]].as_dict() for row in rows}
+    found = points(job(args, name, seed), folder)
+    return {f"{at:g}": policy.as_dict() for at, policy in found.items()}
 
 
 class Scorer:

@@ -15,8 +15,6 @@ Cells are kept in results/sparsity.json, and what is there is not measured again
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,11 +26,10 @@ from autoprune import plugins
 from autoprune.allocation.sensitivity import load_table
 from autoprune.evaluation import Ask
 from autoprune.files.job import Job
-from autoprune.files.whole import write_whole
 from autoprune.policy import Policy
 from autoprune.run.prepare import prepare
-from autoprune.run.run import Run
 from autoprune.run.setting import Setting
+from benchmarks.cells import keep, points, read
 from benchmarks.resnet20 import OnTest
 
 RESULTS = Path(__file__).resolve().parent / "results" / "sparsity.json"
@@ -79,11 +76,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/benchmark-sparsity"))
     parser.add_argument("--show", action="store_true", help="the table of what there is")
     args = parser.parse_args()
-    cells: dict[str, Any] = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
-    for name, cell in () if args.show else measured(args, cells):
-        cells[name] = {**cell, "load": round(os.getloadavg()[0], 1)}
-        write_whole(RESULTS, json.dumps(cells, indent=1, sort_keys=True) + "\n")
-        print(name, {k: v for k, v in cell.items() if k != "widths"}, flush=True)
+    cells = read(RESULTS)
+    keep(RESULTS, cells, cells, () if args.show else measured(args, cells))
     print(table(cells))
 
 
@@ -161,10 +155,7 @@ def searched(args: argparse.Namespace, sampler: str, name: str, seed: int, fitne
     """A sampler's point at each density, by the held-back samples; a run that was cut off goes on."""
     job = job_of("obs", "full", fitness, sampler, args.trials if fitness == "refit" else args.short, seed)
     folder = args.out / f"{name}-{fitness}-{seed}"
-    run = Run(job, folder, alone=prepare(job, folder, shared=args.out / "shared")).finish()
-    by_id = {point.id: point.policy for point in run.front}
-    rows = [row for row in run.summary if row["arm"] == "search" and row["point"] is not None]
-    return {row["budget"]: by_id[row["point"]] for row in rows}
+    return points(job, folder, args.out / "shared")
 
 
 def tabled(args: argparse.Namespace, fitness: str) -> Any:

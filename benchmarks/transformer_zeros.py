@@ -13,8 +13,6 @@ benchmarks.transformers. Cells are kept in results/transformer_zeros.json, and w
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,11 +23,10 @@ from typing import Any
 from autoprune import plugins
 from autoprune.allocation.sensitivity import load_table
 from autoprune.files.job import Job
-from autoprune.files.whole import write_whole
 from autoprune.policy import Policy
 from autoprune.run.prepare import prepare
-from autoprune.run.run import Run
 from autoprune.run.setting import Setting
+from benchmarks.cells import keep, points, read
 from benchmarks.transformers import WORLDS, Scorer
 
 RESULTS = Path(__file__).resolve().parent / "results" / "transformer_zeros.json"
@@ -75,12 +72,9 @@ def main() -> None:
     parser.add_argument("--show", action="store_true", help="the table of what there is")
     args = parser.parse_args()
     args.out = args.out / args.world
-    kept: dict[str, Any] = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
+    kept = read(RESULTS)
     cells: dict[str, Any] = kept.setdefault(args.world, {})
-    for name, cell in () if args.show else measured(args, cells):
-        cells[name] = {**cell, "load": round(os.getloadavg()[0], 1)}
-        write_whole(RESULTS, json.dumps(kept, indent=1, sort_keys=True) + "\n")
-        print(name, {k: v for k, v in cell.items() if k != "widths"}, flush=True)
+    keep(RESULTS, kept, cells, () if args.show else measured(args, cells))
     print(table(cells))
 
 
@@ -154,10 +148,7 @@ def searched(args: argparse.Namespace, name: str, seed: int) -> dict[float, Poli
     """A sampler's point at each density, by the held-back samples; a run that was cut off goes on."""
     job = job_of(args, ARMS[name], "obs", seed, "auto")
     folder = args.out / f"{name.replace(':', 'of').replace(' ', '-')}-{seed}"
-    run = Run(job, folder, alone=prepare(job, folder, shared=args.out / "shared")).finish()
-    by_id = {point.id: point.policy for point in run.front}
-    rows = [row for row in run.summary if row["arm"] == "search" and row["point"] is not None]
-    return {row["budget"]: by_id[row["point"]] for row in rows}
+    return points(job, folder, args.out / "shared")
 
 
 def tabled(args: argparse.Namespace) -> Any:

@@ -14,8 +14,6 @@ is there is not measured again; a search that was cut off goes on in --out.
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,11 +30,10 @@ from autoprune.estimates import spearman
 from autoprune.evaluation import Ask
 from autoprune.evaluator.tiers import TieredEvaluator
 from autoprune.files.job import Job
-from autoprune.files.whole import write_whole
 from autoprune.policy import Policy
 from autoprune.run.prepare import prepare
-from autoprune.run.run import Run
 from autoprune.run.setting import Setting
+from benchmarks.cells import keep, points, read
 from benchmarks.transformer_rules import block_influence, shortgpt
 
 HERE = Path(__file__).resolve().parent
@@ -131,12 +128,9 @@ def main() -> None:
     parser.add_argument("--show", action="store_true", help="the tables of what there is")
     args = parser.parse_args()
     args.out = args.out / args.world
-    kept: dict[str, Any] = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
+    kept = read(RESULTS)
     cells: dict[str, Any] = kept.setdefault(args.world, {})
-    for name, cell in () if args.show else measured(args, cells):
-        cells[name] = {**cell, "load": round(os.getloadavg()[0], 1)}
-        write_whole(RESULTS, json.dumps(kept, indent=1, sort_keys=True) + "\n")
-        print(name, {k: v for k, v in cell.items() if k != "widths"}, flush=True)
+    keep(RESULTS, kept, cells, () if args.show else measured(args, cells))
     print("\n\n".join(tables(cells, WORLDS[args.world].budgets)))
 
 
@@ -242,10 +236,7 @@ def searched(args: argparse.Namespace, world: World, name: str, seed: int) -> di
     arm = ARMS[name]
     job = job_of(world, arm, args.trials, seed=seed, precision="auto")
     folder = args.out / f"{name}-{seed}"
-    run = Run(job, folder, alone=prepare(job, folder, shared=args.out / "shared")).finish()
-    by_id = {point.id: point.policy for point in run.front}
-    rows = [row for row in run.summary if row["arm"] == "search" and row["point"] is not None]
-    return {row["budget"]: by_id[row["point"]] for row in rows}
+    return points(job, folder, args.out / "shared")
 
 
 class Scorer:
